@@ -1,0 +1,227 @@
+"""The artifact: a folder that the server loads, described by a `manifest.json` that is written last.
+
+Standard library (and tqdm) only, so that every stage can read one. A folder without a manifest is not an
+artifact; nothing is guessed from file names.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from tqdm import tqdm
+
+from pangu_training.errors import PanguError
+from pangu_training.output import write_file
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+Format = Literal["transformers", "ctranslate2", "gptq"]
+LIBRARIES = ("pangu-coder2", "ctranslate2", "torch", "transformers", "tokenizers", "safetensors", "gguf")
+HASH_CHUNK_BYTES = 8 << 20
+
+
+class ArtifactError(PanguError):
+    """The folder is not an artifact, or not the one its manifest describes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRecord:
+    """One file of an artifact."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """The checkpoint an artifact was converted from."""
+
+    name: str
+    sha256: str  # of the checkpoint's file names and hashes, see `combined_hash`
+    provenance: Mapping[str, Any] | None = None  # what the checkpoint says of itself (import.json, …)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What an artifact is and where it came from. Times are UTC, sizes bytes."""
+
+    name: str  # the model id that the server answers to
+    format: Format
+    architecture: str
+    quantization: str  # "none", "int8", …
+    dtype: str  # of what is not quantized
+    weight_files: tuple[str, ...]
+    context_length: int
+    end_token_ids: tuple[int, ...]
+    source: Source
+    files: Mapping[str, FileRecord]
+    library_versions: Mapping[str, str]
+    created_at: str
+    calibration: Mapping[str, Any] | None = None
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weight files on disk."""
+        return sum(self.files[name].size_bytes for name in self.weight_files)
+
+    def to_json(self) -> str:
+        """The manifest as it stands in `manifest.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """An artifact folder: every file its manifest names is there with its size."""
+
+    path: Path
+    manifest: Manifest
+
+
+def seal(
+    folder: Path,
+    *,
+    name: str,
+    format: Format,
+    architecture: str,
+    quantization: str,
+    dtype: str,
+    weight_files: Iterable[str],
+    context_length: int,
+    end_token_ids: Iterable[int],
+    source: Source,
+) -> Manifest:
+    """Hash every file of `folder` and write its manifest, which makes it an artifact."""
+    names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    manifest = Manifest(
+        name=name,
+        format=format,
+        architecture=architecture,
+        quantization=quantization,
+        dtype=dtype,
+        weight_files=tuple(weight_files),
+        context_length=context_length,
+        end_token_ids=tuple(end_token_ids),
+        source=source,
+        files={
+            name: FileRecord(sha256=sha256, size_bytes=(folder / name).stat().st_size)
+            for name, sha256 in hash_files(folder, names, "hashing the artifact").items()
+        },
+        library_versions=library_versions(),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    write_file(folder / MANIFEST, manifest.to_json().encode())
+    return manifest
+
+
+def read_artifact(path: Path) -> Artifact:
+    """Read the artifact at `path` and check that its files are there with their sizes (not their hashes).
+
+    Raises:
+        ArtifactError: no artifact, a newer kind of manifest, or a file that is missing or cut short.
+    """
+    if not path.is_dir():
+        raise ArtifactError(f"{path} is not a folder: give an artifact that pangu-convert wrote")
+    try:
+        text = (path / MANIFEST).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{path} is not an artifact (it has no {MANIFEST}): make one from a checkpoint with "
+            "pangu-convert ctranslate2 or pangu-convert transformers"
+        ) from None
+    except UnicodeDecodeError:
+        raise ArtifactError(f"{path / MANIFEST} is not text: convert the checkpoint again") from None
+    manifest = _parse(text, path / MANIFEST)
+    for name, record in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            raise ArtifactError(f"{file} is missing: convert the checkpoint again")
+        if file.stat().st_size != record.size_bytes:
+            raise ArtifactError(
+                f"{file} has {file.stat().st_size} bytes, not the {record.size_bytes} of the manifest: "
+                "convert the checkpoint again"
+            )
+    return Artifact(path=path, manifest=manifest)
+
+
+def verify(artifact: Artifact) -> None:
+    """Hash every file of the artifact; `ArtifactError` names those that differ from the manifest."""
+    records = artifact.manifest.files
+    hashes = hash_files(artifact.path, records, "checking hashes")
+    changed = [name for name, record in records.items() if hashes[name] != record.sha256]
+    if changed:
+        raise ArtifactError(
+            f"{', '.join(changed)} in {artifact.path} changed since the conversion (sha256 differs from the "
+            "manifest): convert the checkpoint again"
+        )
+
+
+def hash_files(folder: Path, names: Iterable[str], description: str) -> dict[str, str]:
+    """The sha256 of each of `names` in `folder`, with a progress bar in bytes."""
+    names = list(names)
+    total_bytes = sum((folder / name).stat().st_size for name in names)
+    with (
+        tqdm(total=total_bytes, desc=description, unit="B", unit_scale=True, leave=False, delay=1) as bar,
+        ThreadPoolExecutor(max_workers=2) as pool,
+    ):
+        return dict(zip(names, pool.map(lambda name: sha256_of(folder / name, bar), names), strict=True))
+
+
+def sha256_of(file: Path, bar: "tqdm[Any] | None" = None) -> str:
+    """The sha256 of one file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
+            if bar is not None:
+                bar.update(len(chunk))
+    return digest.hexdigest()
+
+
+def combined_hash(hashes: Mapping[str, str]) -> str:
+    """One sha256 over file names and their hashes: the identity of a checkpoint."""
+    lines = "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that have a hand in an artifact, those that are installed."""
+    versions = {}
+    for library in LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _parse(text: str, path: Path) -> Manifest:
+    try:
+        fields = json.loads(text)
+        if fields["schema_version"] != SCHEMA_VERSION:
+            raise ArtifactError(
+                f"{path} has schema version {fields['schema_version']}, this program reads "
+                f"{SCHEMA_VERSION}: install the pangu-coder2 that wrote it, or convert again"
+            )
+        manifest = Manifest(
+            **{
+                **fields,
+                "weight_files": tuple(fields["weight_files"]),
+                "end_token_ids": tuple(fields["end_token_ids"]),
+                "source": Source(**fields["source"]),
+                "files": {name: FileRecord(**record) for name, record in fields["files"].items()},
+            }
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}): convert the checkpoint again") from None
+    if manifest.format not in get_args(Format):
+        raise ArtifactError(f"{path} names the unknown format {manifest.format!r}")
+    return manifest

@@ -1,0 +1,36 @@
+"""`pangu-convert VERB …`: one module a verb."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from pangu_convert import ctranslate2, importer, inspection, transformers
+from pangu_training import command
+
+VERBS = {
+    "import": (importer, "make a checkpoint folder from a catalogue name, GGUF file, folder or hub id"),
+    "ctranslate2": (ctranslate2, "convert a checkpoint to CTranslate2, int8 by default"),
+    "transformers": (transformers, "make the unquantized artifact of a checkpoint"),
+    "inspect": (inspection, "print an artifact's manifest, or verify its files"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's argument parser."""
+    parser = argparse.ArgumentParser(
+        prog="pangu-convert",
+        description="From a pretrained code model to an artifact that pangu-serve loads.",
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for name, (module, help_text) in VERBS.items():
+        module.add_arguments(verbs.add_parser(name, help=help_text, description=module.__doc__))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `pangu-convert`."""
+    return command.run(parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

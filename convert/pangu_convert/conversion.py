@@ -1,0 +1,68 @@
+"""What every conversion of a checkpoint into an artifact shares: checks before, tokenizer and manifest after."""
+
+import argparse
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from pangu_convert.architectures import require_supported
+from pangu_convert.artifact import Artifact, Format, Source, combined_hash, hash_files, read_artifact, seal
+from pangu_convert.inspection import summary
+from pangu_training.checkpoint import Checkpoint, read_checkpoint
+from pangu_training.output import new_directory
+
+BYTES_PER_PARAMETER = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def add_conversion_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of every conversion verb."""
+    parser.add_argument("checkpoint", type=Path, help="the checkpoint folder (config.json, *.safetensors, …)")
+    parser.add_argument("--output", type=Path, required=True, help="the artifact folder to make")
+    parser.add_argument("--name", help="model id that the server answers to (default: from the checkpoint)")
+    parser.add_argument("--force", action="store_true", help="replace the output folder")
+
+
+def convert(
+    arguments: argparse.Namespace,
+    *,
+    format: Format,
+    quantization: str,
+    dtype: Callable[[Checkpoint], str],
+    bytes_per_weight: float,
+    write: Callable[[Checkpoint, Path], tuple[str, ...]],
+) -> Artifact:
+    """Read the checkpoint, let `write` put its weights into a new folder, add the rest and the manifest.
+
+    `write` returns the names of the weight files. `bytes_per_weight` is for the check of the free disk.
+
+    Raises:
+        CheckpointError, OutputError: see `read_checkpoint`, `new_directory`.
+    """
+    checkpoint, output = read_checkpoint(arguments.checkpoint), Path(arguments.output)
+    require_supported(checkpoint)
+    source_name = str((checkpoint.provenance or {}).get("source") or checkpoint.path.resolve().name)
+    source_name = source_name.rsplit("/", 1)[-1]
+    parameters = checkpoint.weight_bytes / BYTES_PER_PARAMETER.get(checkpoint.dtype, 2)
+    needed_bytes = int(parameters * bytes_per_weight)
+    with new_directory(output, force=arguments.force, needed_bytes=needed_bytes) as folder:
+        weight_files = write(checkpoint, folder)
+        for file in checkpoint.text_files:
+            shutil.copyfile(file, folder / file.name)
+        names = [file.name for file in (*checkpoint.weight_files, *checkpoint.text_files)]
+        hashes = hash_files(checkpoint.path, [*names, "config.json"], "hashing the checkpoint")
+        seal(
+            folder,
+            name=arguments.name
+            or (source_name if quantization == "none" else f"{source_name}-{quantization}"),
+            format=format,
+            architecture=checkpoint.architecture,
+            quantization=quantization,
+            dtype=dtype(checkpoint),
+            weight_files=weight_files,
+            context_length=checkpoint.context_length,
+            end_token_ids=checkpoint.end_token_ids,
+            source=Source(name=source_name, sha256=combined_hash(hashes), provenance=checkpoint.provenance),
+        )
+    artifact = read_artifact(output)
+    print(f"{output}: {summary(artifact)}")
+    return artifact

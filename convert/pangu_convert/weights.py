@@ -1,0 +1,68 @@
+"""Weight files: checked, then linked as they are or cast to another type, shard by shard."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from pangu_training.checkpoint import CONFIG, SHARD_INDEX, Checkpoint
+from pangu_training.errors import CheckpointError
+from pangu_training.output import link_or_copy, write_file
+
+if TYPE_CHECKING:
+    from safetensors import safe_open
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+@contextlib.contextmanager
+def open_weights(file: Path) -> "Iterator[safe_open]":
+    """Open a safetensors file for torch; a damaged one is a `CheckpointError`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        weights = safe_open(file, framework="pt")
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{file} is damaged or cut short ({error}): download or export it again"
+        ) from None
+    with weights:
+        yield weights
+
+
+def write_model(checkpoint: Checkpoint, folder: Path, dtype: str | None) -> None:
+    """Put `config.json`, weights and text files of `checkpoint` into `folder`.
+
+    `dtype` None keeps the weights: they are hard-linked where the file system allows. Otherwise each
+    floating-point tensor is cast; peak memory is one shard in both types.
+    """
+    for file in checkpoint.weight_files:
+        if dtype is None or dtype == checkpoint.dtype:
+            with open_weights(file):
+                pass  # the header names every byte: a file cut short does not open
+            link_or_copy(file, folder / file.name)
+        else:
+            _cast(file, folder / file.name, dtype)
+    for text in (*checkpoint.text_files, checkpoint.path / SHARD_INDEX):
+        if text.is_file():
+            shutil.copyfile(text, folder / text.name)
+    config: dict[str, Any] = {**checkpoint.config, "dtype": dtype or checkpoint.dtype}
+    config.pop("torch_dtype", None)
+    write_file(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def _cast(source: Path, target: Path, dtype: str) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    torch_dtype = getattr(torch, dtype)
+    with open_weights(source) as weights:
+        tensors = {}
+        for name in tqdm(weights.keys(), desc=f"casting {source.name} to {dtype}", delay=1):
+            tensor = weights.get_tensor(name)
+            tensors[name] = tensor.to(torch_dtype) if tensor.is_floating_point() else tensor
+        save_file(tensors, target, metadata=weights.metadata())

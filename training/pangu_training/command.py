@@ -1,0 +1,40 @@
+"""How every `pangu-*` command starts and ends: exit 0, or one line on stderr and exit 2 (130 for Ctrl-C).
+
+Verbs set `run` as a parser default; frameworks load inside it, after the arguments are parsed, so that
+`--help` stays fast.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from pangu_training.errors import PanguError
+
+
+def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
+    """Parse `argv`, call the verb's `run(arguments)`, return the exit code.
+
+    `PANGU_DEBUG=1` in the environment lets the traceback of an error through.
+    """
+    arguments = parser.parse_args(argv)
+    try:
+        code: int | None = arguments.run(arguments)
+        return code or 0
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: stopped; run the same command again to go on", file=sys.stderr)
+        return 130
+    except (PanguError, OSError) as error:
+        # OSError is the machine's word, not a fault of ours: no space, no permission, no such file.
+        if os.environ.get("PANGU_DEBUG"):
+            raise
+        print(f"{parser.prog}: error: {describe(error)}", file=sys.stderr)
+        return 2
+
+
+def describe(error: Exception) -> str:
+    """One line for `error`."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}"
+    return " ".join(str(error).split())

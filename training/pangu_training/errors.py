@@ -1,0 +1,21 @@
+"""The errors a user can cause, each mapped once: to an exit code here, to an HTTP status in the server.
+
+* PanguError              exit code 2
+  + CheckpointError       a folder that is not a checkpoint we can use
+  + OutputError           an output folder that exists, is being written, or does not fit
+  + ArtifactError         pangu_convert.artifact
+  + DownloadError         pangu_convert.download
+  + RequestError          pangu_server.errors, HTTP 400; Overloaded 429 and NotReady 503 beside it
+"""
+
+
+class PanguError(Exception):
+    """Base of them all. The message is one line and says what to do next."""
+
+
+class CheckpointError(PanguError):
+    """The folder is not a checkpoint, or not one of a supported kind."""
+
+
+class OutputError(PanguError):
+    """The output folder cannot be written as asked."""

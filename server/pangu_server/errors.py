@@ -1,0 +1,68 @@
+"""What can be wrong with a request, each with its HTTP status and OpenAI error `type`.
+
+* PanguError
+  + RequestError            400 invalid_request_error
+    x ContextLengthExceeded 400, code context_length_exceeded
+    x ModelNotFound         404, code model_not_found
+  + Overloaded              429 rate_limit_exceeded, Retry-After
+  + NotReady                503 server_error, Retry-After (loading or draining)
+  + GenerationFailed        500 server_error (a fault of ours, logged with its traceback)
+"""
+
+from typing import ClassVar
+
+from pangu_training.errors import PanguError
+
+
+class ServerError(PanguError):
+    """Base of the errors with an HTTP status. `param` names the request field at fault."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+    retry_after_seconds: ClassVar[int | None] = None
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class RequestError(ServerError):
+    """The request asks for something that is wrong or that this server does not do."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class ContextLengthExceeded(RequestError):
+    """Prompt and `max_tokens` together are longer than the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class ModelNotFound(RequestError):
+    """The request names a model that is not served here."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class Overloaded(ServerError):
+    """The queue is full."""
+
+    status = 429
+    type = "rate_limit_exceeded"
+    code = "rate_limit_exceeded"
+    retry_after_seconds = 1
+
+
+class NotReady(ServerError):
+    """The model is still loading, or the server is shutting down."""
+
+    status = 503
+    code = "not_ready"
+    retry_after_seconds = 5
+
+
+class GenerationFailed(ServerError):
+    """The backend raised; the cause is in the server's log."""

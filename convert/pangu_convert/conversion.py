@@ -8,6 +8,7 @@ from pathlib import Path
 from pangu_convert.architectures import require_supported
 from pangu_convert.artifact import Artifact, Format, Source, combined_hash, hash_files, read_artifact, seal
 from pangu_convert.inspection import summary
+from pangu_convert.weights import check_weights
 from pangu_training.checkpoint import Checkpoint, read_checkpoint
 from pangu_training.output import new_directory
 
@@ -40,6 +41,7 @@ def convert(
     """
     checkpoint, output = read_checkpoint(arguments.checkpoint), Path(arguments.output)
     require_supported(checkpoint)
+    check_weights(checkpoint)
     source_name = str((checkpoint.provenance or {}).get("source") or checkpoint.path.resolve().name)
     source_name = source_name.rsplit("/", 1)[-1]
     parameters = checkpoint.weight_bytes / BYTES_PER_PARAMETER.get(checkpoint.dtype, 2)

@@ -4,11 +4,13 @@ int8 is symmetric, one scale an output row, without calibration; activations are
 """
 
 import argparse
+import json
 from pathlib import Path
 
 from pangu_convert.conversion import add_conversion_arguments, convert
-from pangu_training.checkpoint import Checkpoint
+from pangu_training.checkpoint import Checkpoint, read_json
 from pangu_training.errors import CheckpointError
+from pangu_training.output import write_file
 
 QUANTIZATIONS = {  # name -> bytes a weight, roughly
     "int8": 1.1,
@@ -70,3 +72,9 @@ def write_ctranslate2(checkpoint: Checkpoint, folder: Path, quantization: str) -
         converter.convert(str(folder), quantization=quantization, force=True)
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(f"{checkpoint.path} does not convert: {error}") from error
+    # For a GPTBigCode tokenizer without an unknown token the library writes null, which it cannot load.
+    config = read_json(folder / "config.json")
+    mended = {
+        name: "" if value is None and name.endswith("_token") else value for name, value in config.items()
+    }
+    write_file(folder / "config.json", (json.dumps(mended, indent=2) + "\n").encode())

@@ -17,7 +17,7 @@ from pangu_convert.artifact import library_versions, sha256_of
 from pangu_convert.catalogue import DEFAULT_MODEL, MODELS
 from pangu_convert.download import DownloadError, cache_folder, fetch
 from pangu_convert.tokenizer import field, gguf_tokenizer
-from pangu_convert.weights import DTYPES, write_model
+from pangu_convert.weights import DTYPES, check_weights, write_model
 from pangu_training.checkpoint import CONFIG, TEXT_FILES, read_checkpoint, read_json
 from pangu_training.errors import CheckpointError
 from pangu_training.output import new_directory, require_free_space, write_file
@@ -78,7 +78,9 @@ def import_gguf(path: Path, folder: Path, origin: Mapping[str, Any], dtype: str)
     """
     from gguf import GGUFReader, LlamaFileType
 
-    if path.open("rb").read(4) != b"GGUF":
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
         raise CheckpointError(
             f"{path} is not a GGUF file: give one, or the folder of a Hugging Face checkpoint"
         )
@@ -120,6 +122,7 @@ def import_folder(path: Path, folder: Path, origin: Mapping[str, Any], dtype: st
     """Take over the Hugging Face folder at `path`; weights are linked unless `dtype` differs."""
     checkpoint = read_checkpoint(path)
     require_supported(checkpoint)
+    check_weights(checkpoint)
     require_free_space(folder, 0 if dtype in (None, checkpoint.dtype) else 2 * checkpoint.weight_bytes)
     write_model(checkpoint, folder, dtype)
     _complete_config(folder)

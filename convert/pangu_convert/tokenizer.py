@@ -45,7 +45,7 @@ def gguf_tokenizer(reader: "GGUFReader") -> "Tokenizer":
     types: list[int] = field(reader, "tokenizer.ggml.token_type")
     while texts and texts[-1] == f"[PAD{len(texts) - 1}]":  # filled up to the embedding's row count
         texts.pop()
-    merges = [tuple(merge.split(" ", 1)) for merge in field(reader, "tokenizer.ggml.merges")]
+    merges = [tuple(merge.split(" ", 1)) for merge in field(reader, "tokenizer.ggml.merges") or ()]
     tokenizer = Tokenizer(
         models.BPE(vocab={text: token_id for token_id, text in enumerate(texts)}, merges=merges)
     )

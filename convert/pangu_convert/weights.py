@@ -31,6 +31,13 @@ def open_weights(file: Path) -> Iterator[Any]:
         yield weights
 
 
+def check_weights(checkpoint: Checkpoint) -> None:
+    """Open every weight file: the header accounts for each byte, so one cut short is a `CheckpointError`."""
+    for file in checkpoint.weight_files:
+        with open_weights(file):
+            pass
+
+
 def write_model(checkpoint: Checkpoint, folder: Path, dtype: str | None) -> None:
     """Put `config.json`, weights and text files of `checkpoint` into `folder`.
 
@@ -39,8 +46,6 @@ def write_model(checkpoint: Checkpoint, folder: Path, dtype: str | None) -> None
     """
     for file in checkpoint.weight_files:
         if dtype is None or dtype == checkpoint.dtype:
-            with open_weights(file):
-                pass  # the header names every byte: a file cut short does not open
             link_or_copy(file, folder / file.name)
         else:
             _cast(file, folder / file.name, dtype)

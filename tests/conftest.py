@@ -1,0 +1,66 @@
+"""Checkpoints and artifacts that several tests share, made by the commands that users run."""
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from pangu_convert import cli
+from pangu_convert.catalogue import STARCODER_VOCABULARY
+from pangu_convert.download import cache_folder, fetch
+from pangu_convert.tokenizer import starcoder_tokenizer
+
+PROMPTS = (
+    "def fibonacci(n):",
+    "import os\n\nfor name in os.listdir('.'):\n    print(",
+    "# Größe in Metern, 测试 🙂\nheight = ",
+    "x",
+)
+
+
+def pangu_convert(*arguments: object) -> None:
+    """Run the command in this process; it must succeed."""
+    assert cli.main([str(argument) for argument in arguments]) == 0
+
+
+@pytest.fixture(scope="session")
+def starcoder() -> Tokenizer:
+    """The real StarCoder tokenizer."""
+    return starcoder_tokenizer(fetch(STARCODER_VOCABULARY, cache_folder()))
+
+
+@pytest.fixture(scope="session")
+def tiny_starcoder(tmp_path_factory: pytest.TempPathFactory, starcoder: Tokenizer) -> Path:
+    """A random two-layer GPTBigCode checkpoint with the real StarCoder tokenizer."""
+    from tiny import save_tiny
+
+    return save_tiny(tmp_path_factory.mktemp("checkpoints") / "tiny-starcoder", starcoder, "gpt_bigcode")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The real SmolLM2-135M-Instruct checkpoint, imported once into the cache folder."""
+    checkpoint = cache_folder() / "checkpoints" / "smollm2-135m"
+    if not (checkpoint / "import.json").is_file():
+        pangu_convert("import", "smollm2-135m", "--output", checkpoint)
+    return checkpoint
+
+
+@pytest.fixture(scope="session")
+def artifacts(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> "Artifacts":
+    """Artifacts of the checkpoint fixtures, converted on first use."""
+    return Artifacts(tmp_path_factory.mktemp("artifacts"), request)
+
+
+class Artifacts:
+    """`artifacts("smollm2", "ctranslate2", "--quantization", "int8")` -> its folder."""
+
+    def __init__(self, folder: Path, request: pytest.FixtureRequest) -> None:
+        self._folder, self._request = folder, request
+
+    def __call__(self, checkpoint: str, *arguments: str) -> Path:
+        output = self._folder / "-".join([checkpoint, *(word.strip("-") for word in arguments)])
+        if not output.exists():
+            verb, *options = arguments
+            pangu_convert(verb, self._request.getfixturevalue(checkpoint), "--output", output, *options)
+        return output

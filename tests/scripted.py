@@ -1,0 +1,84 @@
+"""A backend whose tokens are written down beforehand, and an artifact to go with it: no model, no framework."""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from pangu_convert.artifact import Artifact, Source, read_artifact, seal
+from pangu_server.backends import BackendInfo, Listener, SamplingOptions
+from pangu_server.backends.serial import SerialScheduler, Ticket
+
+END = 256  # the byte tokenizer's end-of-text
+CONTEXT_LENGTH = 128
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Token id = byte, then the end-of-text token: characters of several bytes span several tokens."""
+    vocabulary = {_character(byte): byte for byte in range(256)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    return tokenizer
+
+
+def scripted_artifact(folder: Path) -> Artifact:
+    """An artifact with a tokenizer and nothing to run."""
+    byte_tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "model.bin").write_bytes(b"no weights")
+    seal(
+        folder,
+        name="scripted",
+        format="ctranslate2",
+        architecture="GPTBigCodeForCausalLM",
+        quantization="int8",
+        dtype="float32",
+        weight_files=["model.bin"],
+        context_length=CONTEXT_LENGTH,
+        end_token_ids=[END],
+        source=Source(name="scripted", sha256="0" * 64),
+    )
+    return read_artifact(folder)
+
+
+class ScriptedBackend:
+    """Answers each prompt with the tokens of `script(prompt_ids)`; waits for `gate` before each token."""
+
+    info = BackendInfo(name="scripted", device="cpu", compute_type="none", weight_bytes=10, threads=1)
+
+    def __init__(self, script: Callable[[Sequence[int]], Iterable[int]]) -> None:
+        self.script = script
+        self.gate = threading.Event()
+        self.gate.set()
+        self.emitted: list[int] = []
+        self.options: SamplingOptions | None = None
+        self.scheduler = SerialScheduler(self._generate)
+        self.close = self.scheduler.close
+        self.cancel = self.scheduler.cancel
+
+    def submit(self, prompt_ids: Sequence[int], options: SamplingOptions, listener: Listener) -> Ticket:
+        self.options = options
+        return self.scheduler.submit(prompt_ids, options, listener)
+
+    def _generate(
+        self, prompt_ids: Sequence[int], options: SamplingOptions, on_token: Callable[[int], bool]
+    ) -> None:
+        for count, token_id in enumerate(self.script(prompt_ids), start=1):
+            self.gate.wait(timeout=30)
+            self.emitted.append(token_id)
+            if on_token(token_id) or token_id in options.end_token_ids or count == options.max_tokens:
+                return
+
+
+def _character(byte: int) -> str:
+    [(text, _)] = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str("é")
+    assert text == "Ã©"  # GPT-2's alphabet: printable Latin-1 stands for itself, the rest from U+0100 on
+    printable = {
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    }
+    others = [other for other in range(256) if other not in printable]
+    return chr(byte) if byte in printable else chr(256 + others.index(byte))

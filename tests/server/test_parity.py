@@ -1,0 +1,100 @@
+"""The property that holds everywhere: greedy tokens of the server = of the backend = of transformers."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PROMPTS, Artifacts
+from starlette.testclient import TestClient
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
+
+from pangu_convert.artifact import read_artifact
+from pangu_server.app import create_app
+from pangu_server.backends import LoadOptions, SamplingOptions, load_backend
+from pangu_server.engine import Engine
+from pangu_server.metrics import Metrics
+
+NUM_TOKENS = 24
+FLOAT32 = {
+    "ctranslate2": ("ctranslate2", "--quantization", "float32"),
+    "transformers": ("transformers", "--dtype", "float32"),
+}
+CHECKPOINTS = ["tiny_starcoder", pytest.param("smollm2", marks=pytest.mark.real_model)]
+
+
+class Collector:
+    """A listener that keeps the tokens."""
+
+    def __init__(self, done: Callable[[], None]) -> None:
+        self.tokens: list[int] = []
+        self.error: Exception | None = None
+        self._done = done
+
+    def on_start(self) -> None:
+        pass
+
+    def on_token(self, token_id: int) -> bool:
+        self.tokens.append(token_id)
+        return False
+
+    def on_end(self, error: Exception | None) -> None:
+        self.error = error
+        self._done()
+
+
+def transformers_greedy(checkpoint: Path, prompts: list[list[int]], end_ids: list[int]) -> list[list[int]]:
+    """Greedy tokens in float32, the end token included."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    answers = []
+    for prompt_ids in prompts:
+        ids = torch.tensor([prompt_ids])
+        whole = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=NUM_TOKENS,
+            do_sample=False,
+            repetition_penalty=1.0,
+            eos_token_id=end_ids,
+            pad_token_id=end_ids[0],
+        )
+        answers.append(whole[0, len(prompt_ids) :].tolist())
+    return answers
+
+
+@pytest.mark.parametrize("format", FLOAT32)
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+def test_greedy_tokens_equal_transformers(
+    checkpoint: str, format: str, artifacts: Artifacts, request: pytest.FixtureRequest
+) -> None:
+    import threading
+
+    artifact = read_artifact(artifacts(checkpoint, *FLOAT32[format]))
+    end_ids = list(artifact.manifest.end_token_ids)
+    tokenizer = Tokenizer.from_file(str(artifact.path / "tokenizer.json"))
+    prompts = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
+    expected = transformers_greedy(request.getfixturevalue(checkpoint), prompts, end_ids)
+    assert len({tuple(tokens) for tokens in expected}) > 1, "the prompts must make a difference"
+
+    backend = load_backend(artifact, LoadOptions(device="cpu", threads=2))
+    assert backend.info.compute_type == "float32"
+    for prompt_ids, tokens in zip(prompts, expected, strict=True):
+        done = threading.Event()
+        collector = Collector(done.set)
+        options = SamplingOptions(max_tokens=NUM_TOKENS, temperature=0, end_token_ids=tuple(end_ids))
+        backend.submit(prompt_ids, options, collector)
+        assert done.wait(60)
+        assert collector.error is None
+        assert collector.tokens == tokens
+
+    metrics = Metrics(artifact.manifest.name)
+    engine = Engine(artifact, tokenizer, metrics)
+    engine.load(backend)
+    client = TestClient(create_app(engine, metrics))
+    for prompt, tokens in zip(PROMPTS, expected, strict=True):
+        body = {"prompt": prompt, "max_tokens": NUM_TOKENS, "temperature": 0}
+        answer = client.post("/v1/completions", json=body).json()
+        assert answer["choices"][0]["text"] == tokenizer.decode(tokens, skip_special_tokens=True)
+        assert answer["usage"]["completion_tokens"] == len(tokens)
+    engine.close()

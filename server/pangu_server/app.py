@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -29,7 +30,7 @@ from pangu_server.protocol import (
 )
 
 logger = logging.getLogger(__name__)
-IGNORED_HEADER = "x-pangu-ignored-fields"
+IGNORED_HEADER, IGNORED_HEADER_LENGTH = "x-pangu-ignored-fields", 1000
 # pydantic reports each member of a union by itself; this says it in one sentence
 UNION_FIELDS = {
     "prompt": "Input should be a string or a list of token ids",
@@ -58,8 +59,9 @@ def create_app(engine: Engine, metrics: Metrics) -> FastAPI:
             model=body.model or engine.model_names[0],
             choices=[],
         )
-        ignored = body.ignored_fields()
-        headers = {IGNORED_HEADER: ",".join(ignored).encode("ascii", "replace").decode()} if ignored else {}
+        # Names come from the client: quoted, they cannot break the header.
+        ignored = quote(",".join(body.ignored_fields()), safe=",")[:IGNORED_HEADER_LENGTH]
+        headers = {IGNORED_HEADER: ignored} if ignored else {}
         if body.stream:
             with_usage = body.stream_options is not None and body.stream_options.include_usage
             return CompletionStream(completion, head, with_usage=with_usage, headers=headers)

@@ -31,7 +31,8 @@ class Server:
 
     def __init__(self, artifact: Path, *options: str) -> None:
         self.process = subprocess.Popen(
-            [COMMAND, artifact, "--port", "0", "--device", "cpu", *options],
+            # One thread: two that wait for each other crawl when a test machine is busy.
+            [COMMAND, artifact, "--port", "0", "--device", "cpu", "--threads", "1", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,5 +1,6 @@
 """The property that holds everywhere: greedy tokens of the server = of the backend = of transformers."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,8 +69,6 @@ def transformers_greedy(checkpoint: Path, prompts: list[list[int]], end_ids: lis
 def test_greedy_tokens_equal_transformers(
     checkpoint: str, format: str, artifacts: Artifacts, request: pytest.FixtureRequest
 ) -> None:
-    import threading
-
     artifact = read_artifact(artifacts(checkpoint, *FLOAT32[format]))
     end_ids = list(artifact.manifest.end_token_ids)
     tokenizer = Tokenizer.from_file(str(artifact.path / "tokenizer.json"))
@@ -77,7 +76,7 @@ def test_greedy_tokens_equal_transformers(
     expected = transformers_greedy(request.getfixturevalue(checkpoint), prompts, end_ids)
     assert len({tuple(tokens) for tokens in expected}) > 1, "the prompts must make a difference"
 
-    backend = load_backend(artifact, LoadOptions(device="cpu", threads=2))
+    backend = load_backend(artifact, LoadOptions(device="cpu", threads=1))
     assert backend.info.compute_type == "float32"
     for prompt_ids, tokens in zip(prompts, expected, strict=True):
         done = threading.Event()

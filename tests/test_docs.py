@@ -1,0 +1,59 @@
+"""The commands of the documentation are run as they stand, against a real model."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.mark.real_model
+def test_the_commands_of_usage_work_in_order(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) > 5
+    script = "set -eu -o pipefail\n" + "".join(blocks).replace("8123", str(free_port()))
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    ended = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    for expected in (
+        '"schema_version": 1',
+        "files match",
+        '"finish_reason":"',
+        "data: [DONE]",
+        "pangu_model_info",
+    ):
+        assert expected in ended.stdout
+    completion = ended.stdout.rsplit("process_resident_memory_bytes", 1)[1].split("\n", 1)[1]
+    assert completion.startswith("\n    "), "an indented function body"
+
+
+def test_every_file_named_in_the_readme_exists() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = text.split("## Where things are")[1].split("```")[1]
+    folder = ""
+    for line in tree.splitlines():
+        if line and not line.startswith(" "):
+            folder = line.split()[0]
+        for name in re.findall(r"\b\w+\.py\b", line):
+            assert (ROOT / folder / name).is_file(), f"{folder}{name}"
+
+
+def test_architecture_has_a_sentence_for_every_module() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for stage in ("training", "convert", "server", "bench"):
+        for module in (ROOT / stage).rglob("*.py"):
+            name = str(module.relative_to(ROOT / stage)).removesuffix("/__init__.py")
+            assert f"`{name}`" in text, f"{name} is not described"

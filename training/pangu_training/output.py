@@ -33,7 +33,7 @@ def new_directory(path: Path, *, force: bool = False, needed_bytes: int = 0) -> 
     if path.exists() and not force:
         raise OutputError(f"{path} exists already: choose another --output, or replace it with --force")
     partial.mkdir(parents=True, exist_ok=True)
-    with _locked(partial):
+    with locked(partial):
         _empty(partial)
         try:
             require_free_space(partial, needed_bytes)
@@ -81,8 +81,8 @@ def require_free_space(folder: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         raise OutputError(
-            f"{folder.parent} has {free_bytes / 1e9:.1f} GB free and this needs "
-            f"{needed_bytes / 1e9:.1f} GB: free some or choose another disk"
+            f"{folder.parent} has {free_bytes / 1e6:,.0f} MB free and this needs "
+            f"{needed_bytes / 1e6:,.0f} MB: free some or choose another disk"
         )
 
 
@@ -95,7 +95,8 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` against other processes; `OutputError` when one has it. A killed holder lets go."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:

@@ -1,7 +1,7 @@
 """`pangu-convert ctranslate2`: a CTranslate2 artifact from a checkpoint of any size.
 
-The files are those of the library's own converter, byte for byte; see `streaming` for how a model that does
-not fit into memory comes through.
+The files are those of the library's own converter, byte for byte but for what it gets wrong; see `streaming`,
+also for how a model that does not fit into memory comes through.
 
 int8 is symmetric, one scale an output row, without calibration; activations are quantized at run time.
 """
@@ -21,6 +21,18 @@ QUANTIZATIONS = {  # name -> bytes a weight, roughly
     "float16": 2.0,
     "bfloat16": 2.0,
     "float32": 4.0,
+}
+
+# Quantization -> the type of matrices, and of everything else (None: the checkpoint's).
+STORED_TYPES = {
+    "int8": ("int8", None),
+    "int8_float32": ("int8", "float32"),
+    "int8_float16": ("int8", "float16"),
+    "int8_bfloat16": ("int8", "bfloat16"),
+    "int16": ("int16", "float32"),
+    "float16": ("float16", "float16"),
+    "bfloat16": ("bfloat16", "bfloat16"),
+    "float32": ("float32", "float32"),
 }
 
 
@@ -48,9 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments,
         format="ctranslate2",
         quantization=quantization,
-        dtype=lambda checkpoint: (
-            quantization if "float" in quantization and "_" not in quantization else checkpoint.dtype
-        ),
+        dtype=lambda checkpoint: STORED_TYPES[quantization][1] or checkpoint.dtype,
         bytes_per_weight=QUANTIZATIONS[quantization],
         write=write,
     )

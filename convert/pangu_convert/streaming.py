@@ -14,10 +14,12 @@ but never has a model in its hands:
 The most memory is that of the largest variable as it is written, plus a few blocks. int16 alone has one scale
 for a whole matrix and therefore wants it whole in float32, about three times.
 
-The bytes differ from the stock converter's in one case, where its files compute something else than the model
-does: RoPE scaling `llama3`, see `complete_llama3`. What it would drop without a word is refused.
+The bytes differ from the stock converter's in two cases. RoPE scaling `llama3`: its files compute something
+else than the model does, see `complete_llama3`. A tokenizer without an unknown token: its files do not load,
+see `complete_tokens`. What it would drop without a word is refused, and so are weights that are not finite.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 
 from pangu_convert.checkpoint_variable import CheckpointVariable, StoredTensor, stored_tensors
+from pangu_convert.ctranslate2 import STORED_TYPES
 from pangu_training.checkpoint import Checkpoint
 from pangu_training.errors import CheckpointError
 
@@ -46,17 +49,6 @@ LOADERS = {
     "GPTBigCodeForCausalLM": loaders.GPTBigCodeMHALoader,
     "LlamaForCausalLM": loaders.LlamaLoader,
     "Qwen2ForCausalLM": loaders.Qwen2Loader,
-}
-# Quantization -> the type of matrices, and of everything else (None: the checkpoint's).
-STORED_TYPES = {
-    "int8": ("int8", None),
-    "int8_float32": ("int8", "float32"),
-    "int8_float16": ("int8", "float16"),
-    "int8_bfloat16": ("int8", "bfloat16"),
-    "int16": ("int16", "float32"),
-    "float16": ("float16", "float16"),
-    "bfloat16": ("bfloat16", "bfloat16"),
-    "float32": ("float32", "float32"),
 }
 MAX_VARIABLE_BYTES = (1 << 32) - 1  # the file's length fields have 32 bits
 
@@ -74,9 +66,20 @@ def stream(checkpoint: Checkpoint, folder: Path, quantization: str) -> None:
     except (ValueError, KeyError, NotImplementedError, StrictDataclassError) as error:
         raise CheckpointError(f"{checkpoint.path} does not convert: {error}") from error
     bar: tqdm[Any]
-    with tqdm(desc=f"writing {quantization}", unit="B", unit_scale=True, unit_divisor=1000) as bar:
+    with one_thread(), tqdm(desc=f"writing {quantization}", unit="B", unit_scale=True) as bar:
         convert_on_write(spec, quantization, bar)
         spec.save(str(folder))
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch to one thread: a block is so small that on busy cores it mostly waits for its other threads."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def specification(checkpoint: Checkpoint) -> LanguageModelSpec:
@@ -99,6 +102,7 @@ def specification(checkpoint: Checkpoint) -> LanguageModelSpec:
     spec = LOADERS[checkpoint.architecture]()(model, transformers.AutoTokenizer.from_pretrained(path))
     if rope_type(config) == "llama3":
         complete_llama3(spec, config.rope_parameters)
+    complete_tokens(spec)
     spec.validate()
     spec._alias_variables()
     return spec
@@ -147,6 +151,13 @@ def complete_llama3(spec: LanguageModelSpec, rope: Mapping[str, float]) -> None:
             rotary_high_freq_factor=np.float32(rope["high_freq_factor"]),
             original_max_position_embeddings=np.int32(rope["original_max_position_embeddings"]),
         )
+
+
+def complete_tokens(spec: LanguageModelSpec) -> None:
+    """Name every special token: the loaders write null for one that is not there, and the engine fails on it."""
+    for name, value in spec.config.to_dict().items():
+        if name.endswith("_token") and value is None:
+            setattr(spec.config, name, "")
 
 
 def insert_variables(model: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> None:

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from pangu_convert import checkpoint_variable
+from pangu_convert import checkpoint_variable, cli
+from pangu_convert.artifact import read_artifact
 from pangu_convert.ctranslate2 import QUANTIZATIONS, write_ctranslate2
 from pangu_training.checkpoint import read_checkpoint
 from pangu_training.errors import CheckpointError
@@ -216,6 +217,34 @@ def test_llama3_rope_scaling_computes_what_the_model_computes(rope: dict[str, An
         assert np.abs(logits(stock(checkpoint, "float32", tmp_path / "stock"), ids) - expected).max() > 1e-1
 
 
+def test_a_tokenizer_without_an_unknown_token_gives_a_model_that_loads(tmp_path: Path) -> None:
+    checkpoint = save_tiny(tmp_path / "checkpoint", "gpt_bigcode")
+    settings = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    del settings["unk_token"]
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings))
+    folder = stream(checkpoint, "int8", tmp_path / "stream")
+    assert json.loads((folder / "config.json").read_text())["unk_token"] == ""
+    ctranslate2.Generator(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("quantization", "dtype"), [("int8", "bfloat16"), ("int8_float16", "float16"), ("int16", "float32")]
+)
+def test_the_manifest_names_the_type_of_what_is_not_quantized(
+    quantization: str, dtype: str, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    checkpoint, output = tiny("gpt_bigcode", tied=True, sharded=False), tmp_path / "artifact"
+    command = ["ctranslate2", checkpoint, "--output", output, "--quantization", quantization]
+    assert cli.main([str(argument) for argument in command]) == 0
+    assert read_artifact(output).manifest.dtype == dtype
+
+
+def test_threads_of_torch_are_as_before(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    stream(tiny("llama", tied=True, sharded=False), "int8", tmp_path / "stream")
+    assert torch.get_num_threads() == before
+
+
 def logits(folder: Path, ids: torch.Tensor) -> Any:
     generator = ctranslate2.Generator(str(folder), device="cpu", compute_type="float32", intra_threads=1)
     lengths = ctranslate2.StorageView.from_array(np.array([ids.shape[1]], np.int32))
@@ -322,7 +351,7 @@ def peak_bytes(checkpoint: Path, quantization: str, folder: Path) -> int:
 
 
 def test_peak_memory_is_that_of_a_weight_not_of_the_model(tmp_path: Path) -> None:
-    wide = {"n_embd": 512, "n_inner": 2048, "n_head": 8}
+    wide: dict[str, Any] = {"n_embd": 512, "n_inner": 2048, "n_head": 8}
     small = save_tiny(tmp_path / "small", "gpt_bigcode")
     large = save_tiny(tmp_path / "large", "gpt_bigcode", **wide, n_layer=24)
     model_bytes = (large / "model.safetensors").stat().st_size

@@ -184,6 +184,12 @@ def test_the_embeddings_may_be_stored_under_the_name_of_the_head(tmp_path: Path)
     assert_same_files(checkpoint, "int8", tmp_path)
 
 
+def test_weights_that_differ_in_their_last_element_only_are_kept_apart(tmp_path: Path) -> None:
+    checkpoint = save_tiny(tmp_path / "checkpoint", "llama")
+    edit_weights(checkpoint, lambda weights: weights[NORM][-1].fill_(2))
+    assert_same_files(checkpoint, "int8", tmp_path)
+
+
 def test_weights_are_read_as_the_type_in_the_configuration(tmp_path: Path) -> None:
     checkpoint = save_tiny(tmp_path / "checkpoint", "llama")  # stored in float32
     edit_config(checkpoint, dtype="bfloat16")

@@ -1,16 +1,16 @@
-"""`pangu-convert ctranslate2`: a CTranslate2 artifact from a checkpoint, by the library's own converter.
+"""`pangu-convert ctranslate2`: a CTranslate2 artifact from a checkpoint of any size.
+
+The files are those of the library's own converter, byte for byte but for what it gets wrong; see `streaming`,
+also for how a model that does not fit into memory comes through.
 
 int8 is symmetric, one scale an output row, without calibration; activations are quantized at run time.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from pangu_convert.conversion import add_conversion_arguments, convert
-from pangu_training.checkpoint import Checkpoint, read_json
-from pangu_training.errors import CheckpointError
-from pangu_training.output import write_file
+from pangu_training.checkpoint import Checkpoint
 
 QUANTIZATIONS = {  # name -> bytes a weight, roughly
     "int8": 1.1,
@@ -21,6 +21,18 @@ QUANTIZATIONS = {  # name -> bytes a weight, roughly
     "float16": 2.0,
     "bfloat16": 2.0,
     "float32": 4.0,
+}
+
+# Quantization -> the type of matrices, and of everything else (None: the checkpoint's).
+STORED_TYPES = {
+    "int8": ("int8", None),
+    "int8_float32": ("int8", "float32"),
+    "int8_float16": ("int8", "float16"),
+    "int8_bfloat16": ("int8", "bfloat16"),
+    "int16": ("int16", "float32"),
+    "float16": ("float16", "float16"),
+    "bfloat16": ("bfloat16", "bfloat16"),
+    "float32": ("float32", "float32"),
 }
 
 
@@ -48,33 +60,14 @@ def run(arguments: argparse.Namespace) -> None:
         arguments,
         format="ctranslate2",
         quantization=quantization,
-        dtype=lambda checkpoint: (
-            quantization if "float" in quantization and "_" not in quantization else checkpoint.dtype
-        ),
+        dtype=lambda checkpoint: STORED_TYPES[quantization][1] or checkpoint.dtype,
         bytes_per_weight=QUANTIZATIONS[quantization],
         write=write,
     )
 
 
 def write_ctranslate2(checkpoint: Checkpoint, folder: Path, quantization: str) -> None:
-    """Write `model.bin`, `config.json` and `vocabulary.json` into `folder`; loads the whole model.
+    """Write `model.bin`, `config.json` and `vocabulary.json` into `folder`; see `streaming.stream`."""
+    from pangu_convert.streaming import stream
 
-    Raises:
-        CheckpointError: the weights do not fit the architecture.
-    """
-    from ctranslate2.converters import TransformersConverter
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    converter = TransformersConverter(str(checkpoint.path), low_cpu_mem_usage=True)
-    try:
-        # The folder is empty but exists, hence `force`.
-        converter.convert(str(folder), quantization=quantization, force=True)
-    except (ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{checkpoint.path} does not convert: {error}") from error
-    # For a GPTBigCode tokenizer without an unknown token the library writes null, which it cannot load.
-    config = read_json(folder / "config.json")
-    mended = {
-        name: "" if value is None and name.endswith("_token") else value for name, value in config.items()
-    }
-    write_file(folder / "config.json", (json.dumps(mended, indent=2) + "\n").encode())
+    stream(checkpoint, folder, quantization)

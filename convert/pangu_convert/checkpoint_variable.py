@@ -1,0 +1,140 @@
+"""A weight that stays in its checkpoint file, as CTranslate2's loaders and specification take it.
+
+Knows where a tensor lies and how to read some of its rows. Does not know what becomes of them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from ctranslate2.specs.model_spec import Variable
+
+from pangu_convert.weights import open_weights
+from pangu_training.checkpoint import Checkpoint
+from pangu_training.errors import CheckpointError
+
+FLOATING = ("BF16", "F16", "F32", "F64")  # as safetensors spells them
+BLOCK_BYTES = 4 << 20  # small enough for the processor's cache
+HEAD_ELEMENTS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """Where one tensor of a checkpoint lies."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    stored_dtype: str  # as safetensors spells it
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Rows `start` to `stop`, read now.
+
+        The file is closed again at once: as long as it is open, each page that was read from it counts as
+        memory of this process.
+        """
+        with open_weights(self.file) as weights:
+            rows: torch.Tensor = weights.get_slice(self.name)[start:stop]
+            return rows
+
+
+def stored_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    """Every tensor of the checkpoint by its name; reads the files' headers only."""
+    tensors = {}
+    for file in checkpoint.weight_files:
+        with open_weights(file) as weights:
+            for name in weights.keys():  # noqa: SIM118 (not a mapping)
+                header = weights.get_slice(name)
+                tensors[name] = StoredTensor(
+                    file=file,
+                    name=name,
+                    shape=tuple(header.get_shape()),
+                    stored_dtype=header.get_dtype(),
+                )
+    return tensors
+
+
+class CheckpointVariable(Variable):  # type: ignore[misc]
+    """One or several stored tensors, one below the other, to be read as `dtype`.
+
+    Stands in for a module's parameter, so that a loader of CTranslate2 moves and concatenates the name of a
+    weight instead of the weight. `torch.cat` is all they do with one; whatever else fails loudly.
+    """
+
+    def __init__(self, parts: Sequence[StoredTensor], dtype: torch.dtype) -> None:
+        for part in parts:
+            if part.stored_dtype not in FLOATING:
+                raise CheckpointError(
+                    f"{part.name} in {part.file} is of type {part.stored_dtype}: only unquantized checkpoints "
+                    f"({', '.join(FLOATING)}) are converted"
+                )
+        self.parts = tuple(parts)
+        self.torch_dtype = dtype
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, _types: object, arguments: Any = (), keywords: Any = None
+    ) -> Self:
+        if function is not torch.cat or keywords:
+            raise NotImplementedError(f"{function.__name__} of a weight is not known to this program")
+        (variables,) = arguments
+        return cls([part for variable in variables for part in variable.parts], variables[0].torch_dtype)
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """A fresh copy of rows `start` to `stop` (less at the end) in the variable's type."""
+        pieces = []
+        for part in self.parts:
+            count = part.shape[0]
+            if start < count and stop > 0:
+                pieces.append(part.rows(max(start, 0), min(stop, count)))
+            start, stop = start - count, stop - count
+        return torch.cat(pieces).to(self.torch_dtype)
+
+    def blocks(self, *, one: bool = False) -> Iterator[tuple[slice, torch.Tensor]]:
+        """The variable in order, rows of about `BLOCK_BYTES` at a time, or all rows as `one` block."""
+        num_rows = self.shape[0]
+        step = num_rows if one else max(1, BLOCK_BYTES * num_rows // self.num_bytes())
+        for start in range(0, num_rows, step):
+            stop = min(start + step, num_rows)
+            yield slice(start, stop), self.rows(start, stop)
+
+    @cached_property
+    def _head(self) -> tuple[float, ...]:
+        """The first elements: enough to tell most weights apart without reading all of them."""
+        return tuple(self.rows(0, HEAD_ELEMENTS).flatten()[:HEAD_ELEMENTS].tolist())
+
+    # What follows is CTranslate2's `Variable`.
+
+    @property
+    def shape(self) -> list[int]:
+        first, *_ = self.parts
+        return [sum(part.shape[0] for part in self.parts), *first.shape[1:]]
+
+    @property
+    def dtype(self) -> str:
+        return str(self.torch_dtype).removeprefix("torch.")
+
+    def num_bytes(self) -> int:
+        return int(torch.Size(self.shape).numel() * self.torch_dtype.itemsize)
+
+    def _equal(self, other: Self) -> bool:
+        """As `torch.equal`: 0 equals -0."""
+        if self.shape != other.shape:
+            return False
+        if self.parts == other.parts:
+            return True
+        return self._head == other._head and all(
+            torch.equal(block, other.rows(rows.start, rows.stop)) for rows, block in self.blocks()
+        )
+
+    def numpy(self) -> Any:
+        raise NotImplementedError
+
+    def to_bytes(self) -> Any:
+        raise NotImplementedError
+
+    def _to(self, dtype: str) -> Any:
+        raise NotImplementedError

@@ -47,6 +47,8 @@ def save_tiny(folder: Path, tokenizer: Tokenizer, architecture: str, **changes: 
     torch.manual_seed(0)
     config = tiny_config(architecture, tokenizer.get_vocab_size(), **changes)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    # Sampling defaults of a checkpoint, as Qwen's has them, must not reach requests that did not ask for them.
+    model.generation_config.repetition_penalty = 3.0
     model.save_pretrained(folder)
     end = tokenizer.id_to_token(0)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end).save_pretrained(folder)

@@ -271,14 +271,18 @@ def test_it_is_alive_but_not_ready_while_loading_and_draining(tmp_path: Path) ->
 def test_a_full_queue_is_a_429_and_admitted_requests_finish(server: Server) -> None:
     server.backend.gate.clear()
     with ThreadPoolExecutor(max_workers=3) as pool:
-        admitted = [pool.submit(server.complete) for _ in range(3)]  # one runs, two wait
-        wait_for(lambda: server.metric("vllm:num_requests_waiting") == 2)
-        refused = server.complete()
-        assert refused.status_code == 429
-        assert int(refused.headers["retry-after"]) > 0
-        assert refused.json()["error"]["type"] == "rate_limit_exceeded"
-        server.backend.gate.set()
+        try:
+            admitted = [pool.submit(server.complete)]
+            wait_for(lambda: server.metric("vllm:num_requests_running") == 1)
+            admitted += [pool.submit(server.complete) for _ in range(2)]
+            wait_for(lambda: server.metric("vllm:num_requests_waiting") == 2)
+            refused = server.complete()
+        finally:
+            server.backend.gate.set()
         assert [answer.result().json()["choices"][0]["text"] for answer in admitted] == [ANSWER] * 3
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) > 0
+    assert refused.json()["error"]["type"] == "rate_limit_exceeded"
     assert server.metric("pangu_requests_rejected_total", reason="queue_full") == 1
     assert server.metric("vllm:num_requests_running") == server.metric("vllm:num_requests_waiting") == 0
 

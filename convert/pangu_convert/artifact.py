@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 from tqdm import tqdm
 
+from pangu_training.checkpoint import CONFIG, Checkpoint
 from pangu_training.errors import PanguError
 from pangu_training.output import write_file
 
@@ -164,6 +165,12 @@ def verify(artifact: Artifact) -> None:
         )
 
 
+def write_scores(artifact: Artifact, scores: Mapping[str, Any]) -> None:
+    """Replace the recorded scores in the artifact's manifest; nothing else changes."""
+    manifest = dataclasses.replace(artifact.manifest, scores=scores)
+    write_file(artifact.path / MANIFEST, manifest.to_json().encode())
+
+
 def hash_files(folder: Path, names: Iterable[str], description: str) -> dict[str, str]:
     """The sha256 of each of `names` in `folder`, with a progress bar in bytes."""
     names = list(names)
@@ -184,6 +191,12 @@ def sha256_of(file: Path, bar: "tqdm[Any] | None" = None) -> str:
             if bar is not None:
                 bar.update(len(chunk))
     return digest.hexdigest()
+
+
+def checkpoint_hash(checkpoint: Checkpoint) -> str:
+    """The identity of a checkpoint: its config, weights, tokenizer and generation files."""
+    names = [file.name for file in (*checkpoint.weight_files, *checkpoint.text_files)]
+    return combined_hash(hash_files(checkpoint.path, [*names, CONFIG], "hashing the checkpoint"))
 
 
 def combined_hash(hashes: Mapping[str, str]) -> str:

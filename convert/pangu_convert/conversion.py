@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pangu_convert.architectures import require_supported
-from pangu_convert.artifact import Artifact, Format, Source, combined_hash, hash_files, read_artifact, seal
+from pangu_convert.artifact import Artifact, Format, Source, checkpoint_hash, read_artifact, seal
 from pangu_convert.inspection import summary
 from pangu_convert.weights import check_weights
 from pangu_training.checkpoint import Checkpoint, read_checkpoint
@@ -50,8 +50,6 @@ def convert(
         weight_files = write(checkpoint, folder)
         for file in checkpoint.text_files:
             shutil.copyfile(file, folder / file.name)
-        names = [file.name for file in (*checkpoint.weight_files, *checkpoint.text_files)]
-        hashes = hash_files(checkpoint.path, [*names, "config.json"], "hashing the checkpoint")
         seal(
             folder,
             name=arguments.name
@@ -63,7 +61,9 @@ def convert(
             weight_files=weight_files,
             context_length=checkpoint.context_length,
             end_token_ids=checkpoint.end_token_ids,
-            source=Source(name=source_name, sha256=combined_hash(hashes), provenance=checkpoint.provenance),
+            source=Source(
+                name=source_name, sha256=checkpoint_hash(checkpoint), provenance=checkpoint.provenance
+            ),
         )
     artifact = read_artifact(output)
     print(f"{output}: {summary(artifact)}")

@@ -1,0 +1,78 @@
+"""How far a quantized model's next-token distributions are from its source's.
+
+KL divergence as in llama.cpp's `perplexity --kl-divergence`: of the source from the quantized model, in nats, a
+value a position. Pure functions of log-probabilities; knows no model.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fidelity:
+    """A quantized model beside its source, over `positions` predicted tokens of one text."""
+
+    positions: int
+    kl_mean: float
+    kl_p99: float
+    same_top1: float  # share of positions where both find the same token likeliest
+    perplexity: float
+    source_perplexity: float
+
+    @property
+    def perplexity_ratio(self) -> float:
+        """1 is equal; above it the quantized model is more surprised by the text."""
+        return self.perplexity / self.source_perplexity
+
+
+@dataclass(slots=True)
+class FidelityMeter:
+    """Adds up windows of text into a `Fidelity`."""
+
+    _kl: list[float] = field(default_factory=list)
+    _same: int = 0
+    _surprise: float = 0.0
+    _source_surprise: float = 0.0
+
+    def add(self, ids: Sequence[int], source: "torch.Tensor", quantized: "torch.Tensor") -> None:
+        """Add a window of T tokens.
+
+        `source` and `quantized` are log-probabilities of shape (T, vocabulary): row t is the distribution of
+        token t + 1. The last row predicts nothing and is left out. A vocabulary padded by one of the two is cut.
+        """
+        import torch
+
+        width = min(source.shape[1], quantized.shape[1])
+        ours, theirs = source[:-1, :width].double(), quantized[:-1, :width].double()
+        targets = torch.tensor(ids[1:])[:, None]
+        # 0 * (-inf - x) is 0 in the limit, and nan in floating point
+        kl = torch.nan_to_num(ours.exp() * (ours - theirs), nan=0.0).sum(-1)
+        self._kl += kl.clamp(min=0).tolist()
+        self._same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+        self._surprise -= float(theirs.gather(1, targets).sum())
+        self._source_surprise -= float(ours.gather(1, targets).sum())
+
+    def result(self) -> Fidelity:
+        """The figures over all windows so far; there must be one."""
+        positions, ordered = len(self._kl), sorted(self._kl)
+        return Fidelity(
+            positions=positions,
+            kl_mean=math.fsum(ordered) / positions,
+            kl_p99=ordered[min(positions - 1, math.ceil(0.99 * positions) - 1)],
+            same_top1=self._same / positions,
+            perplexity=math.exp(self._surprise / positions),
+            source_perplexity=math.exp(self._source_surprise / positions),
+        )
+
+
+def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
+    """Index of the first token that differs, None for equal sequences."""
+    for index, (left, right) in enumerate(zip(one, other, strict=False)):
+        if left != right:
+            return index
+    return None if len(one) == len(other) else min(len(one), len(other))

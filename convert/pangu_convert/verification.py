@@ -1,0 +1,194 @@
+"""`pangu-convert verify`: is the artifact whole, and how close is it to what it was made from?
+
+Hashes first; then, with `--against CHECKPOINT`, the log-probabilities of both on a fixed code text: KL
+divergence, how often both find the same token likeliest, perplexity, and where greedy text parts. The figures go
+into the manifest's scores, which the server shows. Exit code 1 when one is outside its bound.
+"""
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pangu_convert.artifact import (
+    Artifact,
+    Manifest,
+    checkpoint_hash,
+    library_versions,
+    read_artifact,
+    verify,
+    write_scores,
+)
+from pangu_convert.code_text import EvaluationText, evaluation_windows
+from pangu_convert.fidelity import Fidelity, FidelityMeter, first_difference
+from pangu_convert.scoring import Scorer, load_scorer, load_source
+from pangu_training.checkpoint import TOKENIZER, Checkpoint, read_checkpoint
+from pangu_training.errors import CheckpointError
+
+GREEDY_PROMPTS, GREEDY_PROMPT_TOKENS, GREEDY_TOKENS = 4, 64, 32
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What a good conversion stays within."""
+
+    max_kl: float
+    min_same_top1: float
+    max_perplexity_ratio: float
+
+
+# By bits a weight, from the table in docs/results/conversion-fidelity.md with room for other models.
+BOUNDS = {
+    32: Bounds(max_kl=0.0001, min_same_top1=0.999, max_perplexity_ratio=1.001),
+    16: Bounds(max_kl=0.005, min_same_top1=0.97, max_perplexity_ratio=1.01),
+    8: Bounds(max_kl=0.08, min_same_top1=0.88, max_perplexity_ratio=1.06),
+    4: Bounds(max_kl=0.35, min_same_top1=0.75, max_perplexity_ratio=1.30),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("artifact", type=Path, help="the artifact folder")
+    parser.add_argument("--against", type=Path, metavar="CHECKPOINT", help="the checkpoint it was made from")
+    parser.add_argument("--windows", type=int, default=10, help="pieces of code text (default: %(default)s)")
+    parser.add_argument(
+        "--window-tokens", type=int, default=512, help="tokens a piece (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=int, help="compute threads (default: the CPUs we may use)")
+    defaults = "; ".join(
+        f"{bits} bits: {bounds.max_kl}, {bounds.min_same_top1}, {bounds.max_perplexity_ratio}"
+        for bits, bounds in BOUNDS.items()
+    )
+    group = parser.add_argument_group("bounds", f"defaults by bits a weight, in this order: {defaults}")
+    group.add_argument("--max-kl", type=float, help="mean KL divergence, nats")
+    group.add_argument("--min-same-top1", type=float, help="share of equal likeliest tokens")
+    group.add_argument("--max-perplexity-ratio", type=float, help="perplexity over the source's")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Verify; 0 when all is within its bound, 1 when not."""
+    artifact = read_artifact(arguments.artifact)
+    verify(artifact)
+    print(f"{artifact.path}: all {len(artifact.manifest.files)} files match their sha256")
+    if arguments.against is None:
+        return 0
+    checkpoint = read_checkpoint(arguments.against)
+    threads = arguments.threads or len(os.sched_getaffinity(0))
+    record = measure(
+        artifact,
+        checkpoint,
+        num_windows=arguments.windows,
+        window_tokens=arguments.window_tokens,
+        threads=threads,
+    )
+    write_scores(artifact, {**artifact.manifest.scores, "fidelity": record})
+    bits = bits_of(artifact.manifest)
+    given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Bounds)}
+    bounds = dataclasses.replace(BOUNDS[bits], **{k: v for k, v in given.items() if v is not None})
+    failures = outside(record, bounds)
+    print(verdict(record, failures, bits))
+    return 1 if failures else 0
+
+
+def measure(
+    artifact: Artifact, checkpoint: Checkpoint, *, num_windows: int, window_tokens: int, threads: int
+) -> dict[str, Any]:
+    """Compare the artifact with the checkpoint on the fixed code text.
+
+    Raises:
+        CheckpointError: the checkpoint is not the one that the artifact was made from, or is too short for
+            the windows.
+    """
+    import torch
+    from tokenizers import Tokenizer
+
+    torch.set_num_threads(threads)
+    sha256 = checkpoint_hash(checkpoint)
+    if sha256 != artifact.manifest.source.sha256:
+        raise CheckpointError(
+            f"{checkpoint.path} is not the checkpoint that {artifact.path} was made from "
+            f"({artifact.manifest.source.name}, sha256 {artifact.manifest.source.sha256[:12]}…): name that one"
+        )
+    if num_windows < 1 or not 1 < window_tokens < checkpoint.context_length:
+        raise CheckpointError(
+            f"--windows must be at least 1 and --window-tokens from 2 to {checkpoint.context_length - 1}"
+        )
+    tokenizer = Tokenizer.from_file(str(artifact.path / TOKENIZER))
+    text = evaluation_windows(tokenizer, num_windows=num_windows, window_tokens=window_tokens)
+    source, quantized = load_source(checkpoint.path), load_scorer(artifact, threads)
+    try:
+        fidelity = compare(source, quantized, text)
+        prompts = [window[:GREEDY_PROMPT_TOKENS] for window in text.windows[:GREEDY_PROMPTS]]
+        differences = [
+            first_difference(source.greedy(prompt, GREEDY_TOKENS), quantized.greedy(prompt, GREEDY_TOKENS))
+            for prompt in prompts
+        ]
+    finally:
+        source.close()
+        quantized.close()
+    return {
+        **dataclasses.asdict(fidelity),
+        "perplexity_ratio": fidelity.perplexity_ratio,
+        "greedy_first_difference": differences,
+        "greedy_tokens": GREEDY_TOKENS,
+        "source_sha256": sha256,
+        "text": {"source": text.source, "tokens": text.num_tokens, "sha256": text.sha256},
+        "compute_type": quantized.compute_type,
+        "source_compute_type": source.compute_type,
+        "library_versions": library_versions(),
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def compare(source: Scorer, quantized: Scorer, text: EvaluationText) -> Fidelity:
+    """Run both models over the text."""
+    meter = FidelityMeter()
+    for window in tqdm(text.windows, desc="comparing", unit="window"):
+        meter.add(window, source.log_probabilities(window), quantized.log_probabilities(window))
+    return meter.result()
+
+
+def bits_of(manifest: Manifest) -> int:
+    """Bits of a quantized weight: a key of `BOUNDS`."""
+    if manifest.calibration is not None:
+        return int(manifest.calibration["bits"])
+    if manifest.quantization.startswith("int8"):
+        return 8
+    stored = manifest.dtype if manifest.quantization == "none" else manifest.quantization
+    return 32 if stored == "float32" else 16
+
+
+def outside(record: Mapping[str, Any], bounds: Bounds) -> list[str]:
+    """What is outside its bound, in words."""
+    checks = [
+        (record["kl_mean"] <= bounds.max_kl, f"mean KL {record['kl_mean']:.4f} > {bounds.max_kl}"),
+        (
+            record["same_top1"] >= bounds.min_same_top1,
+            f"same top-1 {record['same_top1']:.3f} < {bounds.min_same_top1}",
+        ),
+        (
+            record["perplexity_ratio"] <= bounds.max_perplexity_ratio,
+            f"perplexity ratio {record['perplexity_ratio']:.4f} > {bounds.max_perplexity_ratio}",
+        ),
+    ]
+    return [words for within, words in checks if not within]
+
+
+def verdict(record: Mapping[str, Any], failures: list[str], bits: int) -> str:
+    """The figures in one line and the verdict in another."""
+    figures = (
+        f"mean KL {record['kl_mean']:.5f} (99th percentile {record['kl_p99']:.4f}), same top-1 "
+        f"{record['same_top1']:.2%}, perplexity {record['perplexity']:.3f} against "
+        f"{record['source_perplexity']:.3f} over {record['positions']} tokens; greedy texts part at "
+        f"{', '.join('nowhere' if at is None else str(at) for at in record['greedy_first_difference'])} "
+        f"of {record['greedy_tokens']} tokens"
+    )
+    if failures:
+        return f"{figures}\nOUTSIDE the bounds for {bits} bits: {'; '.join(failures)}"
+    return f"{figures}\nwithin the bounds for {bits} bits"

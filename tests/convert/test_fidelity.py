@@ -1,0 +1,130 @@
+"""The figures of fidelity against answers known by hand, and the verb on artifacts good and broken."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Artifacts, pangu_convert
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import save_tiny
+from tokenizers import Tokenizer
+
+from pangu_convert import cli
+from pangu_convert.artifact import read_artifact, verify
+from pangu_convert.code_text import EVALUATION_MODULES, evaluation_windows, library_files
+from pangu_convert.fidelity import Fidelity, FidelityMeter, first_difference
+
+
+def fidelity(source: list[list[float]], quantized: list[list[float]], ids: list[int]) -> Fidelity:
+    """Of rows of probabilities; a last row that predicts nothing is added."""
+    meter = FidelityMeter()
+    width = max(len(source[0]), len(quantized[0]))
+    tables = [torch.tensor([*rows, [1 / width] * len(rows[0])]).log() for rows in (source, quantized)]
+    meter.add(ids, *tables)
+    return meter.result()
+
+
+def test_known_distributions_give_known_figures() -> None:
+    found = fidelity([[0.5, 0.5], [0.75, 0.25]], [[0.25, 0.75], [0.75, 0.25]], [0, 0, 1])
+    kl = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert found.positions == 2
+    assert found.kl_mean == pytest.approx(kl / 2)
+    assert found.kl_p99 == pytest.approx(kl)
+    assert found.same_top1 == 0.5, "a tie of the source goes to its first token"
+    assert found.source_perplexity == pytest.approx(1 / math.sqrt(0.5 * 0.25))
+    assert found.perplexity == pytest.approx(1 / math.sqrt(0.25 * 0.25))
+    assert found.perplexity_ratio == pytest.approx(math.sqrt(2))
+
+
+def test_a_model_is_no_distance_from_itself() -> None:
+    rows = torch.randn(5, 7).log_softmax(-1)
+    meter = FidelityMeter()
+    meter.add([1, 2, 3, 4, 5], rows, rows.clone())
+    found = meter.result()
+    assert (found.kl_mean, found.kl_p99, found.same_top1, found.perplexity_ratio) == (0, 0, 1, 1)
+
+
+def test_impossible_tokens_and_a_padded_vocabulary_do_no_harm() -> None:
+    found = fidelity([[1.0, 0.0]], [[0.5, 0.5, 0.0]], [0, 0])
+    assert found.kl_mean == pytest.approx(math.log(2))
+
+
+@given(st.lists(st.integers(0, 2), max_size=5), st.lists(st.integers(0, 2), max_size=5))
+def test_first_difference_is_where_the_common_start_ends(one: list[int], other: list[int]) -> None:
+    at = first_difference(one, other)
+    if at is None:
+        assert one == other
+    else:
+        assert one[:at] == other[:at]
+        assert one[at : at + 1] != other[at : at + 1]
+
+
+def test_evaluation_text_is_fixed_and_calibration_never_sees_it(starcoder: Tokenizer) -> None:
+    text = evaluation_windows(starcoder, num_windows=12, window_tokens=64)
+    assert [len(window) for window in text.windows] == [64] * 12
+    assert len(set(text.windows)) == 12
+    assert text == evaluation_windows(starcoder, num_windows=12, window_tokens=64)
+    names = {path.name for path in library_files() if path.parent.name.startswith("python")}
+    assert names
+    assert not names & set(EVALUATION_MODULES)
+
+
+def run_verify(artifact: Path, checkpoint: Path, *options: str) -> int:
+    sizes = ["--windows", "3", "--window-tokens", "100", "--threads", "1"]
+    return cli.main(["verify", str(artifact), "--against", str(checkpoint), *sizes, *options])
+
+
+def test_a_float32_conversion_is_its_source(
+    artifacts: Artifacts, tiny_starcoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = artifacts("tiny_starcoder", "ctranslate2", "--quantization", "float32")
+    assert run_verify(artifact, tiny_starcoder) == 0
+    shown = capsys.readouterr().out
+    assert "greedy texts part at nowhere, nowhere" in shown
+    assert shown.splitlines()[-1] == "within the bounds for 32 bits"
+    record = read_artifact(artifact).manifest.scores["fidelity"]
+    assert record["kl_mean"] < 1e-6
+    assert record["same_top1"] == 1
+    assert record["positions"] == 3 * 99
+    verify(read_artifact(artifact))
+
+
+def test_int8_is_further_away_and_still_within(
+    artifacts: Artifacts, tiny_starcoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = artifacts("tiny_starcoder", "ctranslate2", "--quantization", "int8")
+    run_verify(artifact, tiny_starcoder)
+    record = read_artifact(artifact).manifest.scores["fidelity"]
+    assert record["kl_mean"] > 1e-6
+    assert run_verify(artifact, tiny_starcoder, "--max-kl", str(record["kl_mean"] / 2)) == 1
+    assert "OUTSIDE the bounds for 8 bits: mean KL" in capsys.readouterr().out
+
+
+def test_a_broken_artifact_is_flagged(
+    tmp_path: Path, starcoder: Tokenizer, tiny_starcoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = save_tiny(tmp_path / "other", starcoder, "gpt_bigcode", initializer_range=0.3)
+    pangu_convert("ctranslate2", other, "--output", tmp_path / "broken")
+    assert run_verify(tmp_path / "broken", tiny_starcoder) == 2
+    assert "is not the checkpoint that" in capsys.readouterr().err
+    # As if the conversion had gone wrong: another model's weights under this one's name.
+    pangu_convert("ctranslate2", tiny_starcoder, "--output", tmp_path / "good")
+    manifest = json.loads((tmp_path / "broken" / "manifest.json").read_text())
+    manifest["source"] = json.loads((tmp_path / "good" / "manifest.json").read_text())["source"]
+    (tmp_path / "broken" / "manifest.json").write_text(json.dumps(manifest))
+    assert run_verify(tmp_path / "broken", tiny_starcoder) == 1
+    assert "OUTSIDE the bounds" in capsys.readouterr().out
+
+
+def test_hashes_are_checked_first(artifacts: Artifacts, tiny_starcoder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(artifacts("tiny_starcoder", "ctranslate2", "--quantization", "int8"), folder)
+    assert cli.main(["verify", str(folder)]) == 0
+    data = bytearray((folder / "model.bin").read_bytes())
+    data[1000] ^= 1
+    (folder / "model.bin").write_bytes(data)
+    assert cli.main(["verify", str(folder)]) == 2

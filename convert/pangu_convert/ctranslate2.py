@@ -7,7 +7,7 @@ import argparse
 import json
 from pathlib import Path
 
-from pangu_convert.conversion import add_conversion_arguments, convert
+from pangu_convert.conversion import Written, add_conversion_arguments, convert
 from pangu_training.checkpoint import Checkpoint, read_json
 from pangu_training.errors import CheckpointError
 from pangu_training.output import write_file
@@ -40,9 +40,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Convert `arguments.checkpoint` into `arguments.output`."""
     quantization = str(arguments.quantization)
 
-    def write(checkpoint: Checkpoint, folder: Path) -> tuple[str, ...]:
+    def write(checkpoint: Checkpoint, folder: Path) -> Written:
         write_ctranslate2(checkpoint, folder, quantization)
-        return ("model.bin",)
+        return Written(weight_files=("model.bin",))
 
     convert(
         arguments,

@@ -82,8 +82,8 @@ def quantize(job: Job, report: Report) -> dict[str, Any]:
         bits=job.bits,
         group_size=job.group_size,
         desc_act=job.act_order,
-        # Sorts by activation size within the rule that groups stay whole: better, and free at run time.
-        act_group_aware=not job.act_order,
+        # Sorts by activation size but keeps groups whole: closer, and free at run time.
+        act_group_aware=not job.act_order and job.group_size > 0,
         damp_percent=job.damp,
         sym=True,
         offload_to_disk=False,

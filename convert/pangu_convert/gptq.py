@@ -105,6 +105,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def require_group_size(checkpoint: Checkpoint, group_size: int) -> None:
     """Raise `CheckpointError` unless `group_size` divides the input width of every quantized layer."""
+    if "quantization_config" in checkpoint.config:
+        raise CheckpointError(f"{checkpoint.path} is quantized already: give the checkpoint it was made from")
     shapes = linear_shapes(checkpoint)
     odd = {width for shape in shapes for width in shape if width % PACKED}
     if odd or not shapes:

@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--samples", type=int, default=32, help="calibration rows (default: %(default)s)")
     parser.add_argument(
-        "--sequence-length", type=int, default=512, help="tokens a calibration row (default: %(default)s)"
+        "--sequence-length", type=int, default=256, help="tokens a calibration row (default: %(default)s)"
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="chooses the calibration text (default: %(default)s)"

@@ -89,7 +89,7 @@ def test_what_runs_is_named_and_its_memory_counted(artifacts: Artifacts, tiny_bi
     unquantized = AutoModelForCausalLM.from_pretrained(tiny_bigcode).get_memory_footprint(
         return_buffers=False
     )
-    assert (info.name, info.compute_type) == ("gptqmodel", "int4 g128 + float32")
+    assert (info.name, info.compute_type) == ("gptqmodel", "int4 g128 with bfloat16 inputs + float32")
     assert info.kernel
     assert info.kernel.endswith("Linear")
     # Most of it is the tied embedding, which is on the disk twice and in memory once.

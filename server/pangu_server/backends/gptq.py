@@ -36,7 +36,9 @@ def load_gptq(artifact: Artifact, device: str) -> Loaded:
         model = load_dequantized(artifact, bits, getattr(torch, dtype))
         return Loaded(model=model, compute_type=f"{dtype} (from {name})", kernel="dequantized")
     model, kernel = load_packed(artifact, device, getattr(torch, dtype))
-    return Loaded(model=model, compute_type=f"{name} + {dtype}", kernel=kernel)
+    # The CPU kernels multiply in bfloat16 whatever they are given; the rest of the model keeps its type.
+    inputs = " with bfloat16 inputs" if device == "cpu" and dtype != "bfloat16" else ""
+    return Loaded(model=model, compute_type=f"{name}{inputs} + {dtype}", kernel=kernel)
 
 
 def load_packed(artifact: Artifact, device: str, dtype: torch.dtype) -> tuple[Any, str]:

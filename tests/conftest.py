@@ -38,6 +38,27 @@ def tiny_starcoder(tmp_path_factory: pytest.TempPathFactory, starcoder: Tokenize
 
 
 @pytest.fixture(scope="session")
+def tiny_bigcode(tmp_path_factory: pytest.TempPathFactory, starcoder: Tokenizer) -> Path:
+    """Like `tiny_starcoder`, wide enough for groups of 128; its embeddings are tied."""
+    from tiny import save_tiny
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-bigcode"
+    return save_tiny(folder, starcoder, "gpt_bigcode", n_embd=128, n_inner=512)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory, starcoder: Tokenizer) -> Path:
+    """A random two-layer Qwen2 checkpoint with tied embeddings and a rope_theta that is not the default."""
+    from tiny import save_tiny
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-qwen2"
+    rope = {"rope_type": "default", "rope_theta": 1_000_000.0}
+    return save_tiny(
+        folder, starcoder, "qwen2", hidden_size=128, tie_word_embeddings=True, rope_parameters=rope
+    )
+
+
+@pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The real SmolLM2-135M-Instruct checkpoint, imported once into the cache folder."""
     checkpoint = cache_folder() / "checkpoints" / "smollm2-135m"

@@ -24,7 +24,16 @@ from pangu_training.output import write_file
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 Format = Literal["transformers", "ctranslate2", "gptq"]
-LIBRARIES = ("pangu-coder2", "ctranslate2", "torch", "transformers", "tokenizers", "safetensors", "gguf")
+LIBRARIES = (
+    "pangu-coder2",
+    "ctranslate2",
+    "gptqmodel",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "gguf",
+)
 HASH_CHUNK_BYTES = 8 << 20
 
 
@@ -65,7 +74,7 @@ class Manifest:
     files: Mapping[str, FileRecord]
     library_versions: Mapping[str, str]
     created_at: str
-    calibration: Mapping[str, Any] | None = None
+    calibration: Mapping[str, Any] | None = None  # data and options of a calibrated quantization
     scores: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
@@ -99,6 +108,7 @@ def seal(
     context_length: int,
     end_token_ids: Iterable[int],
     source: Source,
+    calibration: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Hash every file of `folder` and write its manifest, which makes it an artifact."""
     names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
@@ -118,6 +128,7 @@ def seal(
         },
         library_versions=library_versions(),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        calibration=calibration,
     )
     write_file(folder / MANIFEST, manifest.to_json().encode())
     return manifest
@@ -136,7 +147,7 @@ def read_artifact(path: Path) -> Artifact:
     except FileNotFoundError:
         raise ArtifactError(
             f"{path} is not an artifact (it has no {MANIFEST}): make one from a checkpoint with "
-            "pangu-convert ctranslate2 or pangu-convert transformers"
+            "pangu-convert ctranslate2, gptq or transformers"
         ) from None
     except UnicodeDecodeError:
         raise ArtifactError(f"{path / MANIFEST} is not text: convert the checkpoint again") from None

@@ -4,12 +4,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pangu_convert import ctranslate2, importer, inspection, transformers, verification
+from pangu_convert import ctranslate2, gptq, importer, inspection, transformers, verification
 from pangu_training import command
 
 VERBS = {
     "import": (importer, "make a checkpoint folder from a catalogue name, GGUF file, folder or hub id"),
     "ctranslate2": (ctranslate2, "convert a checkpoint to CTranslate2, int8 by default"),
+    "gptq": (gptq, "quantize a checkpoint to 4 or 8 bits with GPTQ, calibrated on code"),
     "transformers": (transformers, "make the unquantized artifact of a checkpoint"),
     "verify": (verification, "compare an artifact with the checkpoint it was made from"),
     "inspect": (inspection, "print an artifact's manifest, or verify its files"),

@@ -2,8 +2,10 @@
 
 import argparse
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pangu_convert.architectures import require_supported
 from pangu_convert.artifact import Artifact, Format, Source, checkpoint_hash, read_artifact, seal
@@ -13,6 +15,14 @@ from pangu_training.checkpoint import Checkpoint, read_checkpoint
 from pangu_training.output import new_directory
 
 BYTES_PER_PARAMETER = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What the part of a conversion that knows its format has written."""
+
+    weight_files: tuple[str, ...]
+    calibration: Mapping[str, Any] | None = None
 
 
 def add_conversion_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,11 +40,11 @@ def convert(
     quantization: str,
     dtype: Callable[[Checkpoint], str],
     bytes_per_weight: float,
-    write: Callable[[Checkpoint, Path], tuple[str, ...]],
+    write: Callable[[Checkpoint, Path], Written],
 ) -> Artifact:
     """Read the checkpoint, let `write` put its weights into a new folder, add the rest and the manifest.
 
-    `write` returns the names of the weight files. `bytes_per_weight` is for the check of the free disk.
+    `bytes_per_weight` is for the check of the free disk.
 
     Raises:
         CheckpointError, OutputError: see `read_checkpoint`, `new_directory`.
@@ -47,7 +57,7 @@ def convert(
     parameters = checkpoint.weight_bytes / BYTES_PER_PARAMETER.get(checkpoint.dtype, 2)
     needed_bytes = int(parameters * bytes_per_weight)
     with new_directory(output, force=arguments.force, needed_bytes=needed_bytes) as folder:
-        weight_files = write(checkpoint, folder)
+        written = write(checkpoint, folder)
         for file in checkpoint.text_files:
             shutil.copyfile(file, folder / file.name)
         seal(
@@ -58,12 +68,13 @@ def convert(
             architecture=checkpoint.architecture,
             quantization=quantization,
             dtype=dtype(checkpoint),
-            weight_files=weight_files,
+            weight_files=written.weight_files,
             context_length=checkpoint.context_length,
             end_token_ids=checkpoint.end_token_ids,
             source=Source(
                 name=source_name, sha256=checkpoint_hash(checkpoint), provenance=checkpoint.provenance
             ),
+            calibration=written.calibration,
         )
     artifact = read_artifact(output)
     print(f"{output}: {summary(artifact)}")

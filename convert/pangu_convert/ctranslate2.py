@@ -9,7 +9,7 @@ int8 is symmetric, one scale an output row, without calibration; activations are
 import argparse
 from pathlib import Path
 
-from pangu_convert.conversion import add_conversion_arguments, convert
+from pangu_convert.conversion import Written, add_conversion_arguments, convert
 from pangu_training.checkpoint import Checkpoint
 
 QUANTIZATIONS = {  # name -> bytes a weight, roughly
@@ -52,9 +52,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Convert `arguments.checkpoint` into `arguments.output`."""
     quantization = str(arguments.quantization)
 
-    def write(checkpoint: Checkpoint, folder: Path) -> tuple[str, ...]:
+    def write(checkpoint: Checkpoint, folder: Path) -> Written:
         write_ctranslate2(checkpoint, folder, quantization)
-        return ("model.bin",)
+        return Written(weight_files=("model.bin",))
 
     convert(
         arguments,

@@ -6,7 +6,7 @@ The weights are linked, not copied, where they keep their type.
 import argparse
 from pathlib import Path
 
-from pangu_convert.conversion import add_conversion_arguments, convert
+from pangu_convert.conversion import Written, add_conversion_arguments, convert
 from pangu_convert.weights import DTYPES, write_model
 from pangu_training.checkpoint import Checkpoint
 
@@ -22,9 +22,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Convert `arguments.checkpoint` into `arguments.output`."""
     dtype: str | None = arguments.dtype
 
-    def write(checkpoint: Checkpoint, folder: Path) -> tuple[str, ...]:
+    def write(checkpoint: Checkpoint, folder: Path) -> Written:
         write_model(checkpoint, folder, dtype)
-        return tuple(file.name for file in checkpoint.weight_files)
+        return Written(weight_files=tuple(file.name for file in checkpoint.weight_files))
 
     convert(
         arguments,

@@ -174,6 +174,7 @@ def _model_card(engine: Engine, name: str) -> ModelCard:
         device=info.device if info else None,
         quantization=manifest.quantization,
         compute_type=info.compute_type if info else None,
+        kernel=info.kernel if info else None,
         weight_bytes=info.weight_bytes if info else manifest.weight_bytes,
         architecture=manifest.architecture,
         source=manifest.source.name,

@@ -174,8 +174,9 @@ def announce(engine: "Engine", listener: socket.socket) -> None:
     info, manifest = engine.backend.info, engine.artifact.manifest
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    kernel = f", kernel {info.kernel}" if info.kernel else ""
     print(
-        f"{manifest.name} ready on {address}: {info.name}, {info.compute_type} on {info.device}, "
+        f"{manifest.name} ready on {address}: {info.name}, {info.compute_type}{kernel} on {info.device}, "
         f"{info.threads} threads, {info.weight_bytes / 1e9:.3f} GB of weights\n"
         f"curl -s {address}/v1/completions -H 'Content-Type: application/json' "
         """-d '{"prompt": "def fibonacci(n):", "max_tokens": 96, "temperature": 0, "stop": ["\\n\\n"]}'""",

@@ -78,6 +78,7 @@ class Metrics:
                 "backend": info.name,
                 "quantization": quantization,
                 "compute_type": info.compute_type,
+                "kernel": info.kernel or "",
                 "device": info.device,
                 "threads": str(info.threads),
                 "artifact_sha256": artifact_sha256,

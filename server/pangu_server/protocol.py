@@ -143,6 +143,7 @@ class ModelCard(BaseModel):
     device: str | None
     quantization: str
     compute_type: str | None = Field(description="What runs, which can differ from what was asked for")
+    kernel: str | None = Field(description="What multiplies quantized matrices, where there is a choice")
     weight_bytes: int
     architecture: str
     source: str

@@ -5,11 +5,15 @@ Verbs set `run` as a parser default; frameworks load inside it, after the argume
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
 
 from pangu_training.errors import PanguError
+
+# transformers imports torchao where it is installed, and that logs its GPU files' absence, and more
+NOISY_LOGGERS = ("torchao", "torch.utils._pytree")
 
 
 def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
@@ -18,6 +22,8 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> i
     `PANGU_DEBUG=1` in the environment lets the traceback of an error through.
     """
     arguments = parser.parse_args(argv)
+    for name in NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         code: int | None = arguments.run(arguments)
         return code or 0

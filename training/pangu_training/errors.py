@@ -5,6 +5,8 @@
   + OutputError           an output folder that exists, is being written, or does not fit
   + ArtifactError         pangu_convert.artifact
   + DownloadError         pangu_convert.download
+  + CalibrationError      pangu_convert.calibration
+  + QuantizationError     pangu_convert.gptq
   + RequestError          pangu_server.errors, HTTP 400; Overloaded 429 and NotReady 503 beside it
 """
 

@@ -40,6 +40,7 @@ class BackendInfo:
     compute_type: str
     weight_bytes: int  # of the weights in memory where the library tells, else of the files
     threads: int
+    kernel: str | None = None  # what multiplies quantized matrices, where there is a choice
 
 
 class Listener(Protocol):
@@ -86,7 +87,7 @@ def load_backend(artifact: Artifact, options: LoadOptions) -> Backend:
     try:
         return BACKENDS[format](artifact, options)
     except ImportError as error:
-        extra = "serve" if format == "ctranslate2" else "serve-torch"
+        extra = {"ctranslate2": "serve", "gptq": "serve,gptq"}.get(format, "serve-torch")
         raise ArtifactError(f"{error}: pip install 'pangu-coder2[{extra}]'") from error
 
 
@@ -102,7 +103,15 @@ def _load_transformers(artifact: Artifact, options: LoadOptions) -> Backend:
     return TransformersBackend(artifact, options)
 
 
+def _load_gptq(artifact: Artifact, options: LoadOptions) -> Backend:
+    from pangu_server.backends.gptq import load_gptq
+    from pangu_server.backends.transformers import TransformersBackend
+
+    return TransformersBackend(artifact, options, name="gptqmodel", load=load_gptq)
+
+
 BACKENDS: dict[str, Callable[[Artifact, LoadOptions], Backend]] = {
     "ctranslate2": _load_ctranslate2,
+    "gptq": _load_gptq,
     "transformers": _load_transformers,
 }

@@ -1,6 +1,10 @@
-"""The torch backend for unquantized artifacts: transformers' own `generate`, one prompt at a time for now."""
+"""The torch backend: transformers' own `generate`, one prompt at a time for now.
+
+Serves what a loader gives it: an unquantized model, or a GPTQ one (`backends.gptq`).
+"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,10 +17,37 @@ from pangu_server.backends import BackendInfo, Listener, LoadOptions, SamplingOp
 from pangu_server.backends.serial import SerialScheduler, Ticket
 
 
-class TransformersBackend:
-    """A transformers causal language model behind the `Backend` seam."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A model ready to generate, and how it computes."""
 
-    def __init__(self, artifact: Artifact, options: LoadOptions) -> None:
+    model: Any
+    compute_type: str
+    kernel: str | None = None
+
+
+Load = Callable[[Artifact, str], Loaded]  # the artifact, the device
+
+
+def load_unquantized(artifact: Artifact, device: str) -> Loaded:
+    """Load a `transformers` artifact on `device` in its own type."""
+    model = AutoModelForCausalLM.from_pretrained(
+        artifact.path, dtype="auto", local_files_only=True, use_safetensors=True
+    )
+    return Loaded(model=model.to(device).eval(), compute_type=str(model.dtype).removeprefix("torch."))
+
+
+class TransformersBackend:
+    """A causal language model in torch behind the `Backend` seam."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        options: LoadOptions,
+        *,
+        name: str = "transformers",
+        load: Load = load_unquantized,
+    ) -> None:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         torch.set_num_threads(options.threads)
@@ -24,19 +55,18 @@ class TransformersBackend:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            self._model = AutoModelForCausalLM.from_pretrained(
-                artifact.path, dtype="auto", local_files_only=True, use_safetensors=True
-            )
-            self._model = self._model.to(device).eval()
-        except (SafetensorError, RuntimeError, ValueError, OSError) as error:
-            raise ArtifactError(f"transformers cannot load {artifact.path}: {error}") from error
+            loaded = load(artifact, device)
+        except (SafetensorError, RuntimeError, ValueError, KeyError, OSError) as error:
+            raise ArtifactError(f"{name} cannot load {artifact.path}: {error}") from error
+        self._model = loaded.model
         # The checkpoint's own sampling defaults (Qwen's repetition penalty) must not leak into requests.
         self._model.generation_config = GenerationConfig()
         self.info = BackendInfo(
-            name="transformers",
+            name=name,
             device=device,
-            compute_type=str(self._model.dtype).removeprefix("torch."),
-            weight_bytes=self._model.get_memory_footprint(return_buffers=False),
+            compute_type=loaded.compute_type,
+            kernel=loaded.kernel,
+            weight_bytes=memory_bytes(self._model),
             threads=options.threads,
         )
         self._scheduler = SerialScheduler(self._generate)
@@ -78,6 +108,12 @@ class TransformersBackend:
             ),
             stopping_criteria=StoppingCriteriaList([_TokenCallback(on_token)]),
         )
+
+
+def memory_bytes(model: Any) -> int:
+    """Bytes of all parameters and buffers in memory; what several names share counts once."""
+    storages = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 class _TokenCallback(StoppingCriteria):  # type: ignore[misc]

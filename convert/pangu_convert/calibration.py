@@ -1,0 +1,151 @@
+"""Calibration data for GPTQ: rows of token ids from code or text, the same ones for the same seed.
+
+Long documents are cut into pieces and every document gives one before any gives a second, so that one big
+file does not make up the sample. Loads no framework; knows nothing of the quantizer.
+"""
+
+import hashlib
+import json
+import platform
+import random
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pangu_convert.code_text import library_file, library_files
+from pangu_training.errors import PanguError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+CODE = "code"  # the default source: what code models are used on, and there on every machine
+CONTENT_FIELD = "content"  # what code corpora call their text
+
+
+class CalibrationError(PanguError):
+    """The calibration source cannot be read, or holds too little text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationData:
+    """Rows of one length, and where they come from."""
+
+    source: str
+    rows: tuple[tuple[int, ...], ...]
+    documents: int  # that the rows were drawn from
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in all rows."""
+        return sum(len(row) for row in self.rows)
+
+    @property
+    def tokens_sha256(self) -> str:
+        """The sha256 of all token ids in order, each as four little-endian bytes."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update(b"".join(token_id.to_bytes(4, "little") for token_id in array("I", row)))
+        return digest.hexdigest()
+
+
+def read_calibration(
+    source: str,
+    tokenizer: "Tokenizer",
+    *,
+    text_field: str,
+    num_rows: int,
+    row_tokens: int,
+    separator_id: int,
+    seed: int,
+) -> CalibrationData:
+    """Draw `num_rows` rows of exactly `row_tokens` tokens; documents are parted by `separator_id`.
+
+    `source` is `code` (Python's standard library), a .jsonl file, a text file or a folder of text files.
+
+    Raises:
+        CalibrationError: no such file, no text in it, or too little.
+    """
+    texts = [library_file(path) for path in library_files()] if source == CODE else _texts(source, text_field)
+    name = (
+        f"{CODE}: Python {platform.python_version()} standard library"
+        if source == CODE
+        else Path(source).name
+    )
+    choice = random.Random(seed)
+    choice.shuffle(texts)
+    rows: list[tuple[int, ...]] = []
+    buffer: list[int] = []
+    for piece in _pieces(texts, tokenizer, row_tokens, choice):
+        buffer += [*piece, separator_id]
+        while len(buffer) >= row_tokens and len(rows) < num_rows:
+            rows.append(tuple(buffer[:row_tokens]))
+            del buffer[:row_tokens]
+        if len(rows) == num_rows:
+            return CalibrationData(source=name, rows=tuple(rows), documents=len(texts))
+    raise CalibrationError(
+        f"{source} has too little text: it gives {len(rows)} rows of {row_tokens} tokens, {num_rows} are asked "
+        "for; give more, or lower --samples or --sequence-length"
+    )
+
+
+def _texts(source: str, text_field: str) -> list[str]:
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+        texts = [text for file in files if (text := _plain_text(file)) is not None]
+    elif not path.is_file():
+        raise CalibrationError(f"--calibration {source} is not {CODE!r}, nor a file or folder that exists")
+    elif path.suffix == ".jsonl":
+        texts = list(_json_texts(path, text_field))
+    else:
+        text = _plain_text(path)
+        if text is None:
+            raise CalibrationError(f"{source} is not UTF-8 text: give a text, .jsonl or source file")
+        texts = [text]
+    if not any(text.strip() for text in texts):
+        raise CalibrationError(f"{source} holds no text to calibrate on")
+    return texts
+
+
+def _plain_text(path: Path) -> str | None:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else text
+
+
+def _json_texts(path: Path, text_field: str) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise CalibrationError(f"{path}, line {number} is not JSON ({error})") from None
+            text = record.get(text_field, record.get(CONTENT_FIELD)) if isinstance(record, dict) else None
+            if not isinstance(text, str):
+                raise CalibrationError(
+                    f"{path}, line {number} has no text in its field {text_field!r}: name it with --text-field"
+                )
+            yield text
+
+
+def _pieces(
+    texts: Sequence[str], tokenizer: "Tokenizer", piece_tokens: int, choice: random.Random
+) -> Iterator[list[int]]:
+    """A random piece of every document, then a second one of those that have more, and so on."""
+    rest: list[list[list[int]]] = []
+    for text in texts:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        pieces = [ids[start : start + piece_tokens] for start in range(0, len(ids), piece_tokens)]
+        choice.shuffle(pieces)
+        if pieces:
+            yield pieces.pop()
+            rest.append(pieces)
+    while rest:
+        rest = [pieces for pieces in rest if pieces]
+        yield from (pieces.pop() for pieces in rest)

@@ -1,0 +1,292 @@
+"""`pangu-convert gptq`: a 4 or 8 bit GPTQ artifact, calibrated on code, in AutoGPTQ's first format.
+
+`quantize_config.json` beside the weights and `quantization_config` in `config.json`: what auto-gptq,
+GPTQModel, vLLM and TGI read. gptqmodel quantizes in a process of its own (`gptq_worker`).
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from pangu_convert.calibration import CODE, read_calibration
+from pangu_convert.conversion import Written, add_conversion_arguments, convert
+from pangu_convert.gptq_worker import Job
+from pangu_convert.weights import open_weights
+from pangu_training.checkpoint import CONFIG, SHARD_INDEX, TOKENIZER, Checkpoint
+from pangu_training.errors import CheckpointError, PanguError
+from pangu_training.output import write_file
+
+BITS = (4, 8)
+GROUP_SIZES = (32, 64, 128, 256, -1)  # -1: one group an input row
+BLOCKS = (".h.", ".layers.")  # in the names of a block's tensors: GPTBigCode's, then Llama's and Qwen2's
+PACKED = 32  # input and output widths must be multiples of it: the kernels' and auto-gptq's rule
+QUANTIZE_CONFIG = "quantize_config.json"
+WORK = "work"
+
+
+class QuantizationError(PanguError):
+    """gptqmodel is missing, failed, or was killed."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    add_conversion_arguments(parser)
+    parser.add_argument(
+        "--bits", type=int, choices=BITS, default=4, help="bits a weight (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--group-size",
+        type=int,
+        default=128,
+        metavar="N",
+        help=f"weights that share a scale: {', '.join(map(str, GROUP_SIZES))} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--act-order",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="quantize columns by activation size (desc_act): a little closer, slower to run",
+    )
+    parser.add_argument(
+        "--damp",
+        type=float,
+        default=0.05,
+        help="share of the mean diagonal added to the Hessian (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--calibration",
+        default=CODE,
+        metavar="SOURCE",
+        help="'code' (Python's standard library), a .jsonl file, a text file, or a folder (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--text-field", default="text", help="a .jsonl record's text; else 'content' (default: %(default)s)"
+    )
+    parser.add_argument("--samples", type=int, default=32, help="calibration rows (default: %(default)s)")
+    parser.add_argument(
+        "--sequence-length", type=int, default=256, help="tokens a calibration row (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="chooses the calibration text (default: %(default)s)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Quantize `arguments.checkpoint` into `arguments.output`."""
+    bits, group_size = int(arguments.bits), int(arguments.group_size)
+
+    def write(checkpoint: Checkpoint, folder: Path) -> Written:
+        require_group_size(checkpoint, group_size)
+        return write_gptq(checkpoint, folder, arguments)
+
+    convert(
+        arguments,
+        format="gptq",
+        quantization=f"gptq-int{bits}-g{group_size}" if group_size > 0 else f"gptq-int{bits}",
+        dtype=lambda checkpoint: checkpoint.dtype,
+        # Embeddings stay, and a tied one is written twice: what makes most of a small model.
+        bytes_per_weight=bits / 8 + 0.7,
+        write=write,
+    )
+
+
+def require_group_size(checkpoint: Checkpoint, group_size: int) -> None:
+    """Raise `CheckpointError` unless `group_size` divides the input width of every quantized layer."""
+    if "quantization_config" in checkpoint.config:
+        raise CheckpointError(f"{checkpoint.path} is quantized already: give the checkpoint it was made from")
+    shapes = linear_shapes(checkpoint)
+    odd = {width for shape in shapes for width in shape if width % PACKED}
+    if odd or not shapes:
+        raise CheckpointError(
+            f"{checkpoint.path} has layers of width {', '.join(map(str, sorted(odd)))}, no multiple of {PACKED}: "
+            "GPTQ's packed format does not hold them"
+        )
+    input_widths = sorted({inputs for _, inputs in shapes})
+    fitting = [size for size in GROUP_SIZES if size == -1 or all(width % size == 0 for width in input_widths)]
+    if group_size not in fitting:
+        raise CheckpointError(
+            f"--group-size {group_size} does not divide the input widths of {checkpoint.path} "
+            f"({', '.join(map(str, input_widths))}): choose from {', '.join(map(str, fitting))}"
+        )
+
+
+def linear_shapes(checkpoint: Checkpoint) -> set[tuple[int, int]]:
+    """(outputs, inputs) of the matrices inside the blocks: the layers that are quantized."""
+    shapes = set()
+    for file in checkpoint.weight_files:
+        with open_weights(file) as weights:
+            names = [name for name in weights.keys() if any(block in name for block in BLOCKS)]  # noqa: SIM118
+            for name in names:
+                shape = weights.get_slice(name).get_shape()
+                if len(shape) == 2:
+                    shapes.add((shape[0], shape[1]))
+    return shapes
+
+
+def write_gptq(checkpoint: Checkpoint, folder: Path, arguments: argparse.Namespace) -> Written:
+    """Draw the calibration rows, quantize, and put weights and configs into `folder`.
+
+    Raises:
+        CalibrationError, QuantizationError: see `read_calibration`, `run_worker`.
+    """
+    from tokenizers import Tokenizer
+
+    if arguments.samples < 1:
+        raise CheckpointError("--samples must be at least 1")
+    if not 0 < arguments.sequence_length <= checkpoint.context_length:
+        raise CheckpointError(
+            f"--sequence-length {arguments.sequence_length} is not within 1 to {checkpoint.context_length}, the "
+            f"context length of {checkpoint.path}"
+        )
+    data = read_calibration(
+        arguments.calibration,
+        Tokenizer.from_file(str(checkpoint.path / TOKENIZER)),
+        text_field=arguments.text_field,
+        num_rows=arguments.samples,
+        row_tokens=arguments.sequence_length,
+        separator_id=checkpoint.end_token_ids[-1],
+        seed=arguments.seed,
+    )
+    work = folder / WORK
+    work.mkdir()
+    job = Job(
+        parent_process=os.getpid(),
+        checkpoint=str(checkpoint.path.resolve()),
+        folder=str(work / "out"),
+        dtype=checkpoint.dtype,
+        bits=arguments.bits,
+        group_size=arguments.group_size,
+        act_order=arguments.act_order,
+        damp=arguments.damp,
+        rows=data.rows,
+    )
+    num_layers = int(checkpoint.config.get("n_layer") or checkpoint.config["num_hidden_layers"])
+    effective = run_worker(job, work, num_layers)
+    weight_files = sorted((work / "out").glob("*.safetensors"))
+    for file in (*weight_files, work / "out" / SHARD_INDEX):
+        if file.is_file():
+            file.rename(folder / file.name)
+    shutil.rmtree(work)
+    write_configs(checkpoint, folder, job)
+    return Written(
+        weight_files=tuple(file.name for file in weight_files),
+        calibration={
+            "source": data.source,
+            "documents": data.documents,
+            "rows": len(data.rows),
+            "sequence_length": arguments.sequence_length,
+            "tokens": data.num_tokens,
+            "tokens_sha256": data.tokens_sha256,
+            "seed": arguments.seed,
+            "bits": job.bits,
+            "group_size": job.group_size,
+            "act_order": job.act_order,
+            "damp": job.damp,
+            "dtype": job.dtype,
+            **effective,
+        },
+    )
+
+
+def write_configs(checkpoint: Checkpoint, folder: Path, job: Job) -> None:
+    """Write `quantize_config.json` and `config.json`: the checkpoint's own, with the quantization added."""
+    quantization = {
+        "bits": job.bits,
+        "group_size": job.group_size,
+        "damp_percent": job.damp,
+        "desc_act": job.act_order,
+        "static_groups": False,
+        "sym": True,
+        "true_sequential": True,
+        "lm_head": False,
+        "quant_method": "gptq",
+        "checkpoint_format": "gptq",
+    }
+    config: dict[str, Any] = {
+        **checkpoint.config,
+        "dtype": checkpoint.dtype,
+        "quantization_config": quantization,
+    }
+    theta = (config.get("rope_parameters") or {}).get("rope_theta")
+    if theta is not None:  # loaders of before transformers 5 look only there, and take 10000 without a word
+        config["rope_theta"] = theta
+    config["torch_dtype"] = checkpoint.dtype  # as such loaders call it
+    for name, value in ((QUANTIZE_CONFIG, quantization), (CONFIG, config)):
+        write_file(folder / name, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def run_worker(job: Job, work: Path, num_layers: int) -> Mapping[str, Any]:
+    """Run `gptq_worker` with `work` as its current folder; returns what it says of the quantization.
+
+    Raises:
+        QuantizationError: in one line what went wrong there.
+    """
+    environment = {**os.environ, "GPTQMODEL_CPU_WORKERS": str(min(max(2, os.cpu_count() or 2), 12))}
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as noise,
+        subprocess.Popen(
+            [sys.executable, "-m", "pangu_convert.gptq_worker"],
+            cwd=work,  # it leaves logs there
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if os.environ.get("PANGU_DEBUG") else noise,
+            text=True,
+        ) as worker,
+    ):
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        try:
+            with contextlib.suppress(BrokenPipeError), worker.stdin:  # it died; what it said comes below
+                worker.stdin.write(job.to_json())
+            done, error = _follow(worker.stdout, num_layers)
+        except BaseException:  # Ctrl-C: the worker leaves that to us
+            worker.kill()
+            raise
+        if done is not None:
+            worker.kill()  # all is written; its threads take seconds to end
+            return done
+        code = worker.wait()
+        noise.seek(0)
+        last_line = next((line.strip() for line in reversed(noise.readlines()) if line.strip()), "no output")
+    if "No module named 'gptqmodel" in error:
+        raise QuantizationError("gptqmodel is not installed: pip install 'pangu-coder2[gptq]'")
+    if code == -signal.SIGKILL:
+        error = "its process was killed; when memory ran out, use a larger machine or a smaller model"
+    raise QuantizationError(
+        f"gptqmodel could not quantize {job.checkpoint}: {error or f'{last_line} (exit code {code})'}"
+    )
+
+
+def _follow(events: IO[str], num_layers: int) -> tuple[Mapping[str, Any] | None, str]:
+    """Show a bar, or a line a layer where stderr is no terminal, until the worker ends."""
+    interactive, started = sys.stderr.isatty(), time.perf_counter()
+    done: Mapping[str, Any] | None = None
+    error, num_done = "", 0
+    bar: tqdm[Any]
+    with tqdm(total=num_layers, desc="quantizing", unit="layer", disable=not interactive) as bar:
+        for line in events:
+            event = json.loads(line)
+            if "layer" in event:
+                num_done += 1
+                bar.update()
+                if not interactive:
+                    seconds = time.perf_counter() - started
+                    print(f"quantized layer {num_done} of {num_layers}, {seconds:.0f} s", file=sys.stderr)
+            done, error = event.get("done", done), event.get("error", error)
+            if done is not None:
+                break
+    return done, error

@@ -1,0 +1,73 @@
+"""Calibration rows: the same for the same seed, from every kind of source, or one clear line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from pangu_convert.calibration import (
+    NOT_LIBRARY_CODE,
+    CalibrationData,
+    CalibrationError,
+    library_files,
+    read_calibration,
+)
+
+
+def read(source: object, tokenizer: Tokenizer, **changes: Any) -> CalibrationData:
+    options = {"text_field": "text", "num_rows": 3, "row_tokens": 16, "separator_id": 0, "seed": 0, **changes}
+    return read_calibration(str(source), tokenizer, **options)
+
+
+def test_rows_have_exactly_the_length_asked_for(starcoder: Tokenizer) -> None:
+    data = read("code", starcoder, num_rows=5, row_tokens=100)
+    assert [len(row) for row in data.rows] == [100] * 5
+    assert data.num_tokens == 500
+
+
+def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(starcoder: Tokenizer) -> None:
+    hashes = [read("code", starcoder, seed=seed).tokens_sha256 for seed in (7, 7, 8)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_library_files_are_sorted_and_hold_no_tests() -> None:
+    files = library_files()
+    assert len(files) > 100
+    assert not any(NOT_LIBRARY_CODE & {*file.parts} for file in files)
+
+
+def test_a_long_document_does_not_make_up_the_sample(starcoder: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("aaaa bbbb " * 5000)
+    (tmp_path / "b.txt").write_text("cccc dddd " * 20)
+    data = read(tmp_path, starcoder)
+    assert data.documents == 2
+    assert any("cccc" in starcoder.decode(row) for row in data.rows)
+
+
+@pytest.mark.parametrize("field", ["text", "content", "body"])
+def test_jsonl_records_give_their_text(starcoder: Tokenizer, tmp_path: Path, field: str) -> None:
+    path = tmp_path / "code.jsonl"
+    path.write_text("".join(json.dumps({field: "def f():\n    return 1\n" * 9}) + "\n" for _ in range(3)))
+    assert len(read(path, starcoder, text_field=field if field == "body" else "text").rows) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("absent.txt", None, "nor a file or folder that exists"),
+        ("short.txt", b"x", "too little text: it gives 0 rows of 16 tokens, 3 are asked"),
+        ("empty.txt", b" \n", "holds no text"),
+        ("binary.txt", b"\xff\xfe\x00", "is not UTF-8 text"),
+        ("bad.jsonl", b"{", "line 1 is not JSON"),
+        ("other.jsonl", b'{"code": "x"}\n', "no text in its field 'text': name it with --text-field"),
+    ],
+)
+def test_a_bad_source_is_one_clear_line(
+    starcoder: Tokenizer, tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(CalibrationError, match=message):
+        read(tmp_path / name, starcoder)

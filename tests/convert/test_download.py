@@ -5,13 +5,12 @@ import hashlib
 import os
 import subprocess
 import sys
-import threading
 import zipfile
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from hub import serve_hub
 
 from pangu_convert.catalogue import CatalogueFile, HubFile, WheelParts
 from pangu_convert.download import DownloadError, fetch
@@ -111,34 +110,12 @@ def test_the_next_mirror_is_tried_and_every_reason_is_told(tmp_path: Path, index
 
 
 @pytest.fixture
-def hub() -> Iterator[str]:
-    """Address of a hub that has `owner/repo` with `model.gguf`."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            found = self.path == "/owner/repo/resolve/main/model.gguf"
-            self.send_response(200 if found else 404)
-            self.send_header("Content-Length", str(len(WHOLE) if found else 0))
-            self.send_header("ETag", '"etag"')
-            self.send_header("X-Repo-Commit", "0" * 40)
-            if not found:
-                self.send_header("X-Error-Code", "EntryNotFound")
-            self.end_headers()
-
-        def do_GET(self) -> None:
-            self.do_HEAD()
-            self.wfile.write(WHOLE)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def hub(tmp_path: Path) -> Iterator[str]:
+    """Address of a hub that has `model.gguf`."""
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "model.gguf").write_bytes(WHOLE)
+    with serve_hub(tmp_path / "hub") as address:
+        yield address
 
 
 HUB_FETCH = """

@@ -1,6 +1,9 @@
 """Imports: what goes in comes out, and what cannot is refused with one line and no debris."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, quants
+from hub import serve_hub
 from safetensors.torch import load_file
 from tiny import save_tiny
 from tokenizers import Tokenizer
@@ -135,6 +139,36 @@ def test_a_folder_is_cast_when_asked(tmp_path: Path, tiny_starcoder: Path) -> No
     for name, tensor in source.items():
         assert torch.equal(cast[name], tensor.to(torch.bfloat16))
     assert read_checkpoint(out).dtype == "bfloat16"
+
+
+def test_a_hub_id_is_fetched_and_imported(tmp_path: Path, tiny_qwen2: Path) -> None:
+    (tiny_qwen2 / "pytorch_model.bin").write_bytes(b"a pickle that nobody asked for")
+    with serve_hub(tiny_qwen2) as address:
+        # In a process of its own: the hub's address is read when its client is imported.
+        command = [sys.executable, "-m", "pangu_convert.cli", "import"]
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": address,
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_OFFLINE": "0",
+        }
+        environment["PANGU_HOME"] = str(tmp_path / "home")
+        ended = [
+            subprocess.run(
+                [*command, repository, "--output", str(tmp_path / "out")],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            for repository in ("owner/nothing", "owner/repo")
+        ]
+    assert [process.returncode for process in ended] == [2, 0], ended
+    assert "owner/nothing could not be fetched from the hub" in ended[0].stderr
+    checkpoint = read_checkpoint(tmp_path / "out")
+    assert checkpoint.provenance is not None
+    assert checkpoint.provenance["source"] == "owner/repo"
+    assert not list(tmp_path.rglob("pytorch_model.bin"))
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import urllib.request
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
     for name, step in steps.items():
         if name not in report:
             report[name] = step()
+            if name == "convert" and report[name]["model_bytes"] < report["checkpoint"]["parameters"]:
+                raise PanguError("the artifact is smaller than a byte a parameter: are weights repeated?")
             write_file(state, json.dumps(report, indent=2).encode())
     if not arguments.keep:
         shutil.rmtree(checkpoint, ignore_errors=True)
@@ -160,7 +163,7 @@ def write_shard(path: Path, shapes: dict[str, Any], bar: "tqdm[Any]") -> None:
     import torch
     from safetensors.torch import save_file
 
-    generator = torch.Generator().manual_seed(int.from_bytes(path.name.encode()) % (1 << 63))
+    generator = torch.Generator().manual_seed(zlib.crc32(path.name.encode()))
     tensors = {}
     for name, shape in shapes.items():
         tensor = torch.zeros(shape, dtype=torch.bfloat16)

@@ -234,7 +234,13 @@ def run_worker(job: Job, work: Path, num_layers: int) -> Mapping[str, Any]:
     Raises:
         QuantizationError: in one line what went wrong there.
     """
-    environment = {**os.environ, "GPTQMODEL_CPU_WORKERS": str(min(max(2, os.cpu_count() or 2), 12))}
+    environment = {
+        "HF_HOME": str(
+            (work / "huggingface").resolve()
+        ),  # tokenicer, below gptqmodel, makes one in /tmp else
+        **os.environ,
+        "GPTQMODEL_CPU_WORKERS": str(min(max(2, os.cpu_count() or 2), 12)),  # 1, its own choice, crashes it
+    }
     with (
         tempfile.TemporaryFile("w+", errors="replace") as noise,
         subprocess.Popen(

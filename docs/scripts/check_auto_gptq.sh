@@ -52,10 +52,9 @@ if library == "auto_gptq":
     ).model
 elif library == "exact":
     from pangu_convert.artifact import read_artifact
-    from pangu_server.backends.gptq import load_dequantized
+    from pangu_convert.gptq_weights import load_dequantized
 
-    bits = json.loads(Path(artifact, "quantize_config.json").read_text())["bits"]
-    model = load_dequantized(read_artifact(Path(artifact)), bits, torch.float32)
+    model = load_dequantized(read_artifact(Path(artifact)), torch.float32)
 else:
     from gptqmodel import GPTQModel
 

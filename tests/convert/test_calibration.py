@@ -7,13 +7,8 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from pangu_convert.calibration import (
-    NOT_LIBRARY_CODE,
-    CalibrationData,
-    CalibrationError,
-    library_files,
-    read_calibration,
-)
+from pangu_convert.calibration import CalibrationData, CalibrationError, read_calibration
+from pangu_convert.code_text import NOT_LIBRARY_CODE, library_files
 
 
 def read(source: object, tokenizer: Tokenizer, **changes: Any) -> CalibrationData:

@@ -64,6 +64,7 @@ def library_greedy(model: torch.nn.Module, prompt_ids: list[int]) -> list[int]:
         attention_mask=torch.ones_like(ids),
         max_new_tokens=NUM_TOKENS,
         do_sample=False,
+        repetition_penalty=1.0,  # not the checkpoint's, which must not leak into requests
         eos_token_id=0,
         pad_token_id=0,
     )

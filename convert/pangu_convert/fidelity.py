@@ -48,14 +48,14 @@ class FidelityMeter:
         import torch
 
         width = min(source.shape[1], quantized.shape[1])
-        ours, theirs = source[:-1, :width].double(), quantized[:-1, :width].double()
+        ours, theirs = source[:-1, :width], quantized[:-1, :width]
         targets = torch.tensor(ids[1:])[:, None]
         # 0 * (-inf - x) is 0 in the limit, and nan in floating point
-        kl = torch.nan_to_num(ours.exp() * (ours - theirs), nan=0.0).sum(-1)
+        kl = torch.nan_to_num(ours.exp() * (ours - theirs), nan=0.0).sum(-1, dtype=torch.float64)
         self._kl += kl.clamp(min=0).tolist()
         self._same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
-        self._surprise -= float(theirs.gather(1, targets).sum())
-        self._source_surprise -= float(ours.gather(1, targets).sum())
+        self._surprise -= float(theirs.gather(1, targets).sum(dtype=torch.float64))
+        self._source_surprise -= float(ours.gather(1, targets).sum(dtype=torch.float64))
 
     def result(self) -> Fidelity:
         """The figures over all windows so far; there must be one."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 COMMAND = Path(sys.executable).with_name("pangu-convert")
-WINDOWS = ["--windows", "20"]
+WINDOWS = ["--windows", "10"]
 GPTQ = ["--samples", "32", "--sequence-length", "256"]
 ROWS: dict[str, list[str]] = {
     "CTranslate2 bfloat16": ["ctranslate2", "--quantization", "bfloat16"],

@@ -24,6 +24,12 @@ PROMPT = "def fibonacci(n):"
 FORMATS = {
     "ctranslate2": ("ctranslate2", "--quantization", "int8"),
     "transformers": ("transformers", "--dtype", "float32"),
+    "gptqmodel": ("gptq", "--bits", "4", "--group-size", "64", "--samples", "4", "--sequence-length", "64"),
+}
+COMPUTE_TYPES = {
+    "ctranslate2": ["int8_float32"],
+    "transformers": ["float32"],
+    "gptqmodel": ["int4 g64 with bfloat16 inputs + bfloat16", "int4 g64 + bfloat16"],
 }
 START_TIMEOUT_SECONDS = 120
 
@@ -160,7 +166,7 @@ def test_metrics_tell_what_runs(server: Server) -> None:
     [card] = httpx.get(f"{server.address}/v1/models").json()["data"]
     labels = {name: card[name] for name in ("backend", "quantization", "compute_type", "device")}
     assert labels["backend"] in FORMATS
-    assert labels["compute_type"] in ("int8_float32", "float32")
+    assert labels["compute_type"] in COMPUTE_TYPES[labels["backend"]]
     assert server.metric("pangu_model_info", **labels) == 1
     assert server.metric("pangu_model_weight_bytes") > 100e6
     assert server.metric("process_resident_memory_bytes") > 100e6

@@ -3,18 +3,18 @@
 gptqmodel patches other libraries when it is imported, so its import stays inside the tests that need it.
 """
 
-import threading
 from pathlib import Path
 
 import pytest
 import torch
+from collector import greedy
 from conftest import Artifacts
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from pangu_convert.artifact import ArtifactError, read_artifact
 from pangu_convert.gptq_weights import PACKED_TENSORS, dequantize
-from pangu_server.backends import Backend, LoadOptions, SamplingOptions, load_backend
+from pangu_server.backends import LoadOptions, load_backend
 
 pytestmark = [
     # gptqmodel 7.6 makes a temporary folder for every config and leaves it to the garbage collector.
@@ -23,38 +23,10 @@ pytestmark = [
     ),
 ]
 SMALL = ("--samples", "4", "--sequence-length", "64")
+REAL = ("--bits", "4", "--group-size", "64", *SMALL)  # as test_end_to_end serves it
 CPU = LoadOptions(device="cpu", threads=1)
 PROMPTS = ([589, 1459, 81, 7656, 81, 5860, 2262], [1, 2, 3])
 NUM_TOKENS = 16
-
-
-class Collector:
-    """A listener that keeps the tokens."""
-
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self.error: Exception | None = None
-        self.ended = threading.Event()
-
-    def on_start(self) -> None:
-        pass
-
-    def on_token(self, token_id: int) -> bool:
-        self.tokens.append(token_id)
-        return False
-
-    def on_end(self, error: Exception | None) -> None:
-        self.error = error
-        self.ended.set()
-
-
-def greedy(backend: Backend, prompt_ids: list[int]) -> list[int]:
-    collector = Collector()
-    options = SamplingOptions(max_tokens=NUM_TOKENS, temperature=0, end_token_ids=(0,))
-    backend.submit(prompt_ids, options, collector)
-    assert collector.ended.wait(60)
-    assert collector.error is None
-    return collector.tokens
 
 
 def library_greedy(model: torch.nn.Module, prompt_ids: list[int]) -> list[int]:
@@ -71,15 +43,24 @@ def library_greedy(model: torch.nn.Module, prompt_ids: list[int]) -> list[int]:
     return [int(token_id) for token_id in whole[0, len(prompt_ids) :]]
 
 
-@pytest.mark.parametrize("checkpoint", ["tiny_bigcode", "tiny_qwen2"])
-def test_four_bit_tokens_are_those_of_gptqmodel(artifacts: Artifacts, checkpoint: str) -> None:
-    path = artifacts(checkpoint, "gptq", *SMALL)
+@pytest.mark.parametrize(
+    ("checkpoint", "options", "dtype"),
+    [
+        ("tiny_bigcode", SMALL, torch.float32),
+        ("tiny_qwen2", SMALL, torch.float32),
+        pytest.param("smollm2", REAL, torch.bfloat16, marks=pytest.mark.real_model),
+    ],
+)
+def test_four_bit_tokens_are_those_of_gptqmodel(
+    artifacts: Artifacts, checkpoint: str, options: tuple[str, ...], dtype: torch.dtype
+) -> None:
+    path = artifacts(checkpoint, "gptq", *options)
     backend = load_backend(read_artifact(path), CPU)
-    tokens = [greedy(backend, prompt) for prompt in PROMPTS]
+    tokens = [greedy(backend, prompt, NUM_TOKENS, [0]) for prompt in PROMPTS]
     backend.close()
     from gptqmodel import GPTQModel
 
-    model = GPTQModel.load(str(path), device="cpu", dtype=torch.float32)
+    model = GPTQModel.load(str(path), device="cpu", dtype=dtype)
     assert tokens == [library_greedy(model, prompt) for prompt in PROMPTS]
 
 
@@ -100,7 +81,7 @@ def test_what_runs_is_named_and_its_memory_counted(artifacts: Artifacts, tiny_bi
 def test_eight_bits_run_de_quantized_on_a_cpu(artifacts: Artifacts) -> None:
     path = artifacts("tiny_qwen2", "gptq", "--bits", "8", "--group-size", "64", "--act-order", *SMALL)
     backend = load_backend(read_artifact(path), CPU)
-    tokens = greedy(backend, PROMPTS[0])
+    tokens = greedy(backend, PROMPTS[0], NUM_TOKENS, [0])
     info = backend.info
     backend.close()
     assert (info.compute_type, info.kernel) == ("float32 (from int8 g64)", "dequantized")

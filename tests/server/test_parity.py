@@ -1,11 +1,10 @@
 """The property that holds everywhere: greedy tokens of the server = of the backend = of transformers."""
 
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from collector import greedy
 from conftest import PROMPTS, Artifacts
 from starlette.testclient import TestClient
 from tokenizers import Tokenizer
@@ -13,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from pangu_convert.artifact import read_artifact
 from pangu_server.app import create_app
-from pangu_server.backends import LoadOptions, SamplingOptions, load_backend
+from pangu_server.backends import LoadOptions, load_backend
 from pangu_server.engine import Engine
 from pangu_server.metrics import Metrics
 
@@ -23,26 +22,6 @@ FLOAT32 = {
     "transformers": ("transformers", "--dtype", "float32"),
 }
 CHECKPOINTS = ["tiny_starcoder", pytest.param("smollm2", marks=pytest.mark.real_model)]
-
-
-class Collector:
-    """A listener that keeps the tokens."""
-
-    def __init__(self, done: Callable[[], None]) -> None:
-        self.tokens: list[int] = []
-        self.error: Exception | None = None
-        self._done = done
-
-    def on_start(self) -> None:
-        pass
-
-    def on_token(self, token_id: int) -> bool:
-        self.tokens.append(token_id)
-        return False
-
-    def on_end(self, error: Exception | None) -> None:
-        self.error = error
-        self._done()
 
 
 def transformers_greedy(checkpoint: Path, prompts: list[list[int]], end_ids: list[int]) -> list[list[int]]:
@@ -79,13 +58,7 @@ def test_greedy_tokens_equal_transformers(
     backend = load_backend(artifact, LoadOptions(device="cpu", threads=1))
     assert backend.info.compute_type == "float32"
     for prompt_ids, tokens in zip(prompts, expected, strict=True):
-        done = threading.Event()
-        collector = Collector(done.set)
-        options = SamplingOptions(max_tokens=NUM_TOKENS, temperature=0, end_token_ids=tuple(end_ids))
-        backend.submit(prompt_ids, options, collector)
-        assert done.wait(60)
-        assert collector.error is None
-        assert collector.tokens == tokens
+        assert greedy(backend, prompt_ids, NUM_TOKENS, end_ids) == tokens
 
     metrics = Metrics(artifact.manifest.name)
     engine = Engine(artifact, tokenizer, metrics)

@@ -22,7 +22,7 @@ ARTIFACT := $(PANGU_HOME)/artifacts/$(MODEL)-$(BACKEND)
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-serve: $(ARTIFACT)/manifest.json ## import, convert and serve: MODEL= BACKEND=ctranslate2|transformers HOST= PORT=
+serve: $(ARTIFACT)/manifest.json ## import, convert and serve: MODEL= BACKEND=ctranslate2|transformers|gptq HOST= PORT=
 	$(BIN)/pangu-serve $(ARTIFACT) --host $(HOST) --port $(PORT)
 
 test: .venv/installed-dev ## everything that proves it works
@@ -40,7 +40,7 @@ clean: ## remove the virtual environment and build output (never $PANGU_HOME)
 $(CHECKPOINT)/import.json: | .venv/installed
 	$(BIN)/pangu-convert import $(MODEL) --output $(CHECKPOINT)
 
-$(ARTIFACT)/manifest.json: | $(CHECKPOINT)/import.json
+$(ARTIFACT)/manifest.json: | $(CHECKPOINT)/import.json .venv/installed$(if $(filter gptq,$(BACKEND)),-gptq)
 	$(BIN)/pangu-convert $(BACKEND) $(CHECKPOINT) --output $(ARTIFACT)
 
 .venv/bin/python:
@@ -52,6 +52,10 @@ $(ARTIFACT)/manifest.json: | $(CHECKPOINT)/import.json
 	$(INSTALL) --editable '.[convert,serve,serve-torch]'
 	touch $@
 
+.venv/installed-gptq: pyproject.toml constraints.txt | .venv/installed
+	$(INSTALL) --editable '.[gptq]'
+	touch $@
+
 .venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) --editable '.[dev]'
-	touch $@ .venv/installed
+	touch $@ .venv/installed .venv/installed-gptq

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import ctranslate2
 import pytest
 import torch
 from collector import greedy
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from pangu_convert.artifact import read_artifact
+from pangu_convert.ctranslate2 import QUANTIZATIONS
 from pangu_server.app import create_app
 from pangu_server.backends import LoadOptions, load_backend
 from pangu_server.engine import Engine
@@ -70,3 +72,19 @@ def test_greedy_tokens_equal_transformers(
         assert answer["choices"][0]["text"] == tokenizer.decode(tokens, skip_special_tokens=True)
         assert answer["usage"]["completion_tokens"] == len(tokens)
     engine.close()
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_every_ctranslate2_type_loads_and_says_what_it_computes_in(
+    quantization: str, artifacts: Artifacts
+) -> None:
+    artifact = read_artifact(artifacts("tiny_starcoder", "ctranslate2", "--quantization", quantization))
+    backend = load_backend(artifact, LoadOptions(device="cpu", threads=1))
+    effective = backend.info.compute_type
+    tokens = greedy(backend, [589, 1459, 81], 8, [0])
+    backend.close()
+    assert len(tokens) == 8 or tokens[-1] == 0
+    supported = ctranslate2.get_supported_compute_types("cpu")
+    assert effective in supported, "what really runs, not what was asked for"
+    if quantization in supported and quantization != "int8":  # int8 says nothing of the rest
+        assert effective == quantization

@@ -25,10 +25,10 @@ ROWS: dict[str, list[str]] = {
     "GPTQ-8 g128": ["gptq", "--bits", "8", *GPTQ],
     "GPTQ-4 g128": ["gptq", "--bits", "4", *GPTQ],
     "GPTQ-4 g64": ["gptq", "--bits", "4", "--group-size", "64", *GPTQ],
+    "GPTQ-4 g128, on random tokens": ["gptq", "--bits", "4", *GPTQ, "--calibration", "RANDOM"],
+    "GPTQ-4 g128, on prose": ["gptq", "--bits", "4", *GPTQ, "--calibration", "PROSE"],
     "GPTQ-4 g128, act-order": ["gptq", "--bits", "4", "--act-order", *GPTQ],
     "GPTQ-4 g64, act-order": ["gptq", "--bits", "4", "--group-size", "64", "--act-order", *GPTQ],
-    "GPTQ-4 g128, on prose": ["gptq", "--bits", "4", *GPTQ, "--calibration", "PROSE"],
-    "GPTQ-4 g128, on random tokens": ["gptq", "--bits", "4", *GPTQ, "--calibration", "RANDOM"],
 }
 
 

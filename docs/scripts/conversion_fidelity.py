@@ -8,6 +8,7 @@ report has already is skipped, so an interrupted run goes on. Prints the table a
 
 import argparse
 import json
+import math
 import os
 import random
 import subprocess
@@ -64,7 +65,7 @@ def main() -> None:
         rows.append(row)
         with arguments.report.open("a") as report:
             report.write(json.dumps(row) + "\n")
-    print(table(rows))
+    print(table(rows, num_parameters(arguments.checkpoint)))
 
 
 def measure(name: str, options: list[str], checkpoint: Path, work: Path) -> dict[str, Any]:
@@ -120,17 +121,27 @@ def random_text(checkpoint: Path, work: Path) -> Path:
     return path
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
+def num_parameters(checkpoint: Path) -> int:
+    """Weights in the checkpoint's files; a tied one counts once."""
+    from pangu_convert.checkpoint_variable import stored_tensors
+    from pangu_training.checkpoint import read_checkpoint
+
+    return sum(math.prod(tensor.shape) for tensor in stored_tensors(read_checkpoint(checkpoint)).values())
+
+
+def table(rows: list[dict[str, Any]], parameters: int) -> str:
+    """The rows as Markdown. Bits a weight are those of the whole artifact, 16 bit embeddings included."""
     lines = [
-        "| artifact | mean KL | KL p99 | same top-1 | perplexity (source) | weights, MB | time, s | peak RSS, GB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| artifact | mean KL | KL p99 | same top-1 | perplexity (source) | weights, MB | bits a weight "
+        "| time, s | peak RSS, GB |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         found = row["fidelity"]
         lines.append(
             f"| {row['name']} | {found['kl_mean']:.5f} | {found['kl_p99']:.4f} | {found['same_top1']:.2%} "
             f"| {found['perplexity']:.3f} ({found['source_perplexity']:.3f}) | {row['weight_bytes'] / 1e6:.0f} "
+            f"| {8 * row['weight_bytes'] / parameters:.2f} "
             f"| {row['convert_seconds']:.0f} | {row['convert_peak_bytes'] / 1e9:.2f} |"
         )
     return "\n".join(lines)

@@ -85,7 +85,7 @@ def measure(name: str, options: list[str], checkpoint: Path, work: Path) -> dict
     weight_bytes = sum(manifest["files"][file]["size_bytes"] for file in manifest["weight_files"])
     return {
         "name": name,
-        "command": f"pangu-convert {' '.join(options)}",
+        "command": f"pangu-convert {' '.join(ROWS[name])}",
         "convert_seconds": round(seconds, 1),
         "convert_peak_bytes": peak_bytes,
         "weight_bytes": weight_bytes,

@@ -235,9 +235,8 @@ def run_worker(job: Job, work: Path, num_layers: int) -> Mapping[str, Any]:
         QuantizationError: in one line what went wrong there.
     """
     environment = {
-        "HF_HOME": str(
-            (work / "huggingface").resolve()
-        ),  # tokenicer, below gptqmodel, makes one in /tmp else
+        # tokenicer, below gptqmodel, makes one in /tmp otherwise
+        "HF_HOME": str((work / "huggingface").resolve()),
         **os.environ,
         "GPTQMODEL_CPU_WORKERS": str(min(max(2, os.cpu_count() or 2), 12)),  # 1, its own choice, crashes it
     }

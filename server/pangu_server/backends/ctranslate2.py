@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import ctranslate2
 
 from pangu_convert.artifact import Artifact, ArtifactError
-from pangu_server.backends import BackendInfo, Listener, LoadOptions, SamplingOptions
-from pangu_server.backends.serial import SerialScheduler, Ticket
+from pangu_server.backends import BackendInfo, LoadOptions, SamplingOptions
+from pangu_server.backends.serial import SerialScheduler
 
 
 class CTranslate2Backend:
@@ -34,14 +34,7 @@ class CTranslate2Backend:
             threads=options.threads,
         )
         self._scheduler = SerialScheduler(self._generate)
-
-    def submit(self, prompt_ids: Sequence[int], options: SamplingOptions, listener: Listener) -> Ticket:
-        """See `Backend`."""
-        return self._scheduler.submit(prompt_ids, options, listener)
-
-    def cancel(self, ticket: Ticket) -> None:
-        """See `Backend`."""
-        self._scheduler.cancel(ticket)
+        self.submit, self.cancel = self._scheduler.submit, self._scheduler.cancel
 
     def close(self) -> None:
         """See `Backend`."""

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Sequence
 
-from pangu_server.backends import Backend, SamplingOptions
+from pangu_server.backends import Backend, SamplingOptions, TokenLogprobs
 
 
 class Collector:
@@ -11,14 +11,20 @@ class Collector:
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprobs | None] = []
+        self.prompt_logprobs: list[TokenLogprobs | None] = []
         self.error: Exception | None = None
         self.ended = threading.Event()
 
     def on_start(self) -> None:
         pass
 
-    def on_token(self, token_id: int) -> bool:
+    def on_prompt(self, logprobs: Sequence[TokenLogprobs | None]) -> None:
+        self.prompt_logprobs += logprobs
+
+    def on_token(self, token_id: int, logprobs: TokenLogprobs | None) -> bool:
         self.tokens.append(token_id)
+        self.logprobs.append(logprobs)
         return False
 
     def on_end(self, error: Exception | None) -> None:

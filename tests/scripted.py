@@ -7,8 +7,9 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from pangu_convert.artifact import Artifact, Source, read_artifact, seal
-from pangu_server.backends import BackendInfo, Listener, SamplingOptions
-from pangu_server.backends.serial import SerialScheduler, Ticket
+from pangu_server.backends import BackendInfo, CacheUse, Listener, SamplingOptions
+from pangu_server.backends.schedule import Ticket
+from pangu_server.backends.serial import SerialSchedule
 
 END = 256  # the byte tokenizer's end-of-text
 CONTEXT_LENGTH = 128
@@ -54,7 +55,7 @@ class ScriptedBackend:
         self.gate.set()
         self.emitted: list[int] = []
         self.options: SamplingOptions | None = None
-        self.scheduler = SerialScheduler(self._generate)
+        self.scheduler = SerialSchedule(self._generate)
         self.close = self.scheduler.close
         self.cancel = self.scheduler.cancel
 
@@ -62,13 +63,14 @@ class ScriptedBackend:
         self.options = options
         return self.scheduler.submit(prompt_ids, options, listener)
 
-    def _generate(
-        self, prompt_ids: Sequence[int], options: SamplingOptions, on_token: Callable[[int], bool]
-    ) -> None:
-        for count, token_id in enumerate(self.script(prompt_ids), start=1):
+    def cache_use(self) -> CacheUse:
+        return CacheUse(held_bytes=0, used_fraction=0.0)
+
+    def _generate(self, ticket: Ticket) -> None:
+        for token_id in self.script(ticket.tokens[: ticket.prompt_tokens]):
             self.gate.wait(timeout=30)
             self.emitted.append(token_id)
-            if on_token(token_id) or token_id in options.end_token_ids or count == options.max_tokens:
+            if ticket.take(token_id):
                 return
 
 

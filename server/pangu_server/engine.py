@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pangu_convert.artifact import Artifact
-from pangu_server.backends import Backend, SamplingOptions
+from pangu_server.backends import Backend, SamplingOptions, TokenLogprobs
 from pangu_server.errors import (
     ContextLengthExceeded,
     GenerationFailed,
@@ -214,7 +214,10 @@ class Completion:
         metrics.queue_time.observe(time.perf_counter() - self._arrived_seconds)
         metrics.prompt_tokens.inc(self.prompt_tokens)
 
-    def on_token(self, token_id: int) -> bool:
+    def on_prompt(self, logprobs: Sequence[TokenLogprobs | None]) -> None:
+        """See `Listener`."""
+
+    def on_token(self, token_id: int, logprobs: TokenLogprobs | None) -> bool:
         """See `Listener`."""
         now = time.perf_counter()
         metrics = self._engine.metrics

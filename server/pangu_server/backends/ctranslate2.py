@@ -2,13 +2,13 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
 
 import ctranslate2
 
 from pangu_convert.artifact import Artifact, ArtifactError
-from pangu_server.backends import BackendInfo, LoadOptions, SamplingOptions
-from pangu_server.backends.serial import SerialScheduler
+from pangu_server.backends import BackendInfo, CacheUse, LoadOptions
+from pangu_server.backends.schedule import Ticket
+from pangu_server.backends.serial import SerialSchedule
 
 
 class CTranslate2Backend:
@@ -33,7 +33,7 @@ class CTranslate2Backend:
             weight_bytes=artifact.manifest.weight_bytes,
             threads=options.threads,
         )
-        self._scheduler = SerialScheduler(self._generate)
+        self._scheduler = SerialSchedule(self._generate)
         self.submit, self.cancel = self._scheduler.submit, self._scheduler.cancel
 
     def close(self) -> None:
@@ -41,12 +41,14 @@ class CTranslate2Backend:
         self._scheduler.close()
         self._generator.unload_model()
 
-    def _generate(
-        self, prompt_ids: Sequence[int], options: SamplingOptions, on_token: Callable[[int], bool]
-    ) -> None:
-        greedy = options.temperature == 0
+    def cache_use(self) -> CacheUse:
+        """See `Backend`."""
+        return CacheUse(held_bytes=0, used_fraction=0.0)
+
+    def _generate(self, ticket: Ticket) -> None:
+        options, greedy = ticket.options, ticket.options.temperature == 0
         self._generator.generate_batch(
-            [[self._vocabulary[token_id] for token_id in prompt_ids]],
+            [[self._vocabulary[token_id] for token_id in ticket.tokens]],
             max_length=options.max_tokens,
             # The prompt is prefilled at once only when it is left out of the result.
             include_prompt_in_result=False,
@@ -55,5 +57,5 @@ class CTranslate2Backend:
             sampling_topk=1 if greedy else 0,
             sampling_topp=1 if greedy else options.top_p,
             sampling_temperature=1 if greedy else options.temperature,
-            callback=lambda step: on_token(step.token_id),
+            callback=lambda step: ticket.take(step.token_id),
         )

@@ -3,7 +3,7 @@
 Serves what a loader gives it: an unquantized model, or a GPTQ one (`backends.gptq`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteri
 from transformers.utils import logging
 
 from pangu_convert.artifact import Artifact, ArtifactError
-from pangu_server.backends import BackendInfo, LoadOptions, SamplingOptions
-from pangu_server.backends.serial import SerialScheduler
+from pangu_server.backends import BackendInfo, CacheUse, LoadOptions
+from pangu_server.backends.schedule import Ticket
+from pangu_server.backends.serial import SerialSchedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,7 @@ class TransformersBackend:
             weight_bytes=memory_bytes(self._model),
             threads=options.threads,
         )
-        self._scheduler = SerialScheduler(self._generate)
+        self._scheduler = SerialSchedule(self._generate)
         self.submit, self.cancel = self._scheduler.submit, self._scheduler.cancel
 
     def close(self) -> None:
@@ -77,10 +78,13 @@ class TransformersBackend:
         self._scheduler.close()
         del self._model
 
-    def _generate(
-        self, prompt_ids: Sequence[int], options: SamplingOptions, on_token: Callable[[int], bool]
-    ) -> None:
-        input_ids = torch.tensor([list(prompt_ids)], device=self._model.device)
+    def cache_use(self) -> CacheUse:
+        """See `Backend`."""
+        return CacheUse(held_bytes=0, used_fraction=0.0)
+
+    def _generate(self, ticket: Ticket) -> None:
+        options = ticket.options
+        input_ids = torch.tensor([ticket.tokens], device=self._model.device)
         sampling: dict[str, Any] = {"do_sample": False}
         if options.temperature > 0:
             # top_k=0 is "all tokens": generate would take 50
@@ -99,7 +103,7 @@ class TransformersBackend:
                 pad_token_id=options.end_token_ids[0],
                 **sampling,
             ),
-            stopping_criteria=StoppingCriteriaList([_TokenCallback(on_token)]),
+            stopping_criteria=StoppingCriteriaList([_TokenCallback(ticket.take)]),
         )
 
 

@@ -1,12 +1,13 @@
-"""The serial schedule: order, cancellation in both stages, and an end for everything that was submitted."""
+"""Schedules, through the serial one: order, cancellation in both stages, an end for everything submitted."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 
-from pangu_server.backends import SamplingOptions
-from pangu_server.backends.serial import SerialScheduler
+from pangu_server.backends import SamplingOptions, TokenLogprobs
+from pangu_server.backends.schedule import Ticket
+from pangu_server.backends.serial import SerialSchedule
 
 OPTIONS = SamplingOptions(max_tokens=3)
 
@@ -21,7 +22,10 @@ class Recorder:
     def on_start(self) -> None:
         self.calls.append("start")
 
-    def on_token(self, token_id: int) -> bool:
+    def on_prompt(self, logprobs: Sequence[TokenLogprobs | None]) -> None:
+        raise AssertionError("not asked for")
+
+    def on_token(self, token_id: int, logprobs: TokenLogprobs | None) -> bool:
         self.calls.append(token_id)
         return False
 
@@ -38,19 +42,18 @@ class Steps:
         self.go = threading.Semaphore(0)
         self.started: list[int] = []
 
-    def __call__(
-        self, prompt_ids: Sequence[int], options: SamplingOptions, on_token: Callable[[int], bool]
-    ) -> None:
-        self.started.append(prompt_ids[0])
-        for step in range(options.max_tokens):
+    def __call__(self, ticket: Ticket) -> None:
+        first = ticket.tokens[0]
+        self.started.append(first)
+        for step in range(ticket.options.max_tokens):
             assert self.go.acquire(timeout=30)
-            if on_token(10 * prompt_ids[0] + step):
+            if ticket.take(10 * first + step):
                 return
 
 
 def test_prompts_run_in_order_one_at_a_time() -> None:
     steps = Steps()
-    scheduler = SerialScheduler(steps)
+    scheduler = SerialSchedule(steps)
     listeners = [Recorder(), Recorder()]
     for number, listener in enumerate(listeners, start=1):
         scheduler.submit([number], OPTIONS, listener)
@@ -66,7 +69,7 @@ def test_prompts_run_in_order_one_at_a_time() -> None:
 
 def test_a_queued_prompt_is_dropped_at_once_and_never_starts() -> None:
     steps = Steps()
-    scheduler = SerialScheduler(steps)
+    scheduler = SerialSchedule(steps)
     first, second = Recorder(), Recorder()
     scheduler.submit([1], OPTIONS, first)
     ticket = scheduler.submit([2], OPTIONS, second)
@@ -81,7 +84,7 @@ def test_a_queued_prompt_is_dropped_at_once_and_never_starts() -> None:
 
 def test_a_running_prompt_stops_at_its_next_token() -> None:
     steps = Steps()
-    scheduler = SerialScheduler(steps)
+    scheduler = SerialSchedule(steps)
     listener = Recorder()
     ticket = scheduler.submit([1], OPTIONS, listener)
     steps.go.release()
@@ -95,14 +98,12 @@ def test_a_running_prompt_stops_at_its_next_token() -> None:
 
 
 def test_a_failure_is_told_and_the_next_prompt_runs(caplog: pytest.LogCaptureFixture) -> None:
-    def generate(
-        prompt_ids: Sequence[int], options: SamplingOptions, on_token: Callable[[int], bool]
-    ) -> None:
-        if prompt_ids[0] == 1:
+    def generate(ticket: Ticket) -> None:
+        if ticket.tokens[0] == 1:
             raise ValueError("fault")
-        on_token(20)
+        ticket.take(20)
 
-    scheduler = SerialScheduler(generate)
+    scheduler = SerialSchedule(generate)
     first, second = Recorder(), Recorder()
     scheduler.submit([1], OPTIONS, first)
     scheduler.submit([2], OPTIONS, second)
@@ -115,7 +116,7 @@ def test_a_failure_is_told_and_the_next_prompt_runs(caplog: pytest.LogCaptureFix
 
 def test_closing_ends_everything_submitted() -> None:
     steps = Steps()
-    scheduler = SerialScheduler(steps)
+    scheduler = SerialSchedule(steps)
     listeners = [Recorder() for _ in range(3)]
     for number, listener in enumerate(listeners, start=1):
         scheduler.submit([number], OPTIONS, listener)

@@ -45,6 +45,7 @@ class ContinuousSchedule(Schedule):
         self, model: Any, *, max_batch: int, context_length: int, on_batch: Callable[[int], None]
     ) -> None:
         super().__init__()
+        model.set_attn_implementation("sdpa")  # which the masks of the cache are for
         self._model, self._on_batch = model, on_batch
         self._max_batch, self._context_length = max_batch, context_length
         self._slots = Slots(max_batch, context_length)

@@ -58,6 +58,7 @@ class ScriptedBackend:
         self.gate = threading.Event()
         self.gate.set()
         self.emitted: list[int] = []
+        self.prompts: list[Sequence[int]] = []
         self.logits = logits
         self.options: SamplingOptions | None = None
         self.scheduler = SerialSchedule(self._generate)
@@ -66,6 +67,7 @@ class ScriptedBackend:
 
     def submit(self, prompt_ids: Sequence[int], options: SamplingOptions, listener: Listener) -> Ticket:
         self.options = options
+        self.prompts.append(prompt_ids)
         return self.scheduler.submit(prompt_ids, options, listener)
 
     def cache_use(self) -> CacheUse:

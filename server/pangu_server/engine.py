@@ -33,7 +33,6 @@ class GenerationOptions:
     best_of: int = 1  # of so many completions the n most probable are the answer
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
-    extra_end_token_ids: tuple[int, ...] = ()
     stream: bool = False
     decode_seconds: float = float("inf")  # after the first token; then the next line end is the last
 
@@ -91,6 +90,13 @@ class Engine:
     def context_length(self) -> int:
         """Tokens of prompt and completion together."""
         return self.artifact.manifest.context_length
+
+    def end_token_ids(self, prompt_ids: Sequence[int]) -> tuple[int, ...]:
+        """The tokens that end what follows a prompt: also FIM tokens when it ends where a hole begins."""
+        ends = self.artifact.manifest.end_token_ids
+        if self.fim is not None and prompt_ids[-1] == self.fim.middle:
+            return (*ends, *self.fim.end_token_ids)
+        return ends
 
     def load(self, backend: Backend) -> None:
         """Start serving with `backend`, which the engine closes in the end."""
@@ -160,7 +166,6 @@ class Generation:
         self._backend = backend
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Delta | Exception] = asyncio.Queue()
-        ends = () if options.ignore_eos else engine.artifact.manifest.end_token_ids
         seed = options.sampling.seed
         self.completions = [
             Completion(
@@ -168,7 +173,7 @@ class Generation:
                 prompt.ids,
                 replace(
                     options.sampling,
-                    end_token_ids=(*ends, *options.extra_end_token_ids),
+                    end_token_ids=() if options.ignore_eos else engine.end_token_ids(prompt.ids),
                     # Choices of one prompt differ, equal prompts of a request do not.
                     seed=None if seed is None else seed + index % options.best_of,
                 ),

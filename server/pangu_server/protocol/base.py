@@ -62,7 +62,6 @@ class GenerationRequest(BaseModel):
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
         default_temperature: float = 1.0,
-        extra_end_token_ids: tuple[int, ...] = (),
         decode_seconds: float = float("inf"),
     ) -> GenerationOptions:
         """The request's options with OpenAI's defaults.
@@ -107,7 +106,6 @@ class GenerationRequest(BaseModel):
             best_of=best_of,
             stop=self._stops(engine.limits.max_stop_strings),
             ignore_eos=bool(self.ignore_eos),
-            extra_end_token_ids=extra_end_token_ids,
             stream=bool(self.stream),
             decode_seconds=decode_seconds,
         )

@@ -97,8 +97,7 @@ class FimRequest(GenerationRequest):
         if engine.fim is None:
             raise no_fim("prompt")
         max_tokens = DEFAULT_FIM_TOKENS if self.max_tokens is None else self.max_tokens
-        ends = engine.fim.end_token_ids
-        options = self.options(engine, max_tokens=max_tokens, extra_end_token_ids=ends)
+        options = self.options(engine, max_tokens=max_tokens)
         room = engine.context_length - max_tokens
         parse_special = bool(self.parse_special)
         ids = engine.fim.prompt(self.prompt, self.suffix or "", room, parse_special=parse_special)

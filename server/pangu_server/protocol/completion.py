@@ -35,7 +35,6 @@ class CompletionRequest(GenerationRequest):
             best_of=self.best_of,
             logprobs=self.logprobs,
             prompt_logprobs=self.logprobs if self.echo else None,
-            extra_end_token_ids=engine.fim.end_token_ids if self.suffix and engine.fim else (),
         )
 
     def prompts(self, engine: Engine, max_tokens: int) -> list[Prompt]:

@@ -56,7 +56,6 @@ class InfillRequest(GenerationRequest):
             engine,
             max_tokens=max_tokens,
             default_temperature=DEFAULT_TEMPERATURE,
-            extra_end_token_ids=engine.fim.end_token_ids,
             decode_seconds=milliseconds / 1000 if milliseconds > 0 else float("inf"),
         )
         return Prompt(ids), options

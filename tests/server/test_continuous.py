@@ -288,6 +288,25 @@ def test_a_failure_ends_its_own_rows_only(
         assert rig.run(prompt, max_tokens=8).tokens == rig.expected(prompt, 8)
 
 
+class Broken(Collector):
+    """A listener with a fault of its own."""
+
+    def on_start(self) -> None:
+        raise ValueError("fault")
+
+
+def test_after_a_fault_of_the_server_s_own_the_next_one_runs(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = rig.submit(prompt_of(50), max_tokens=400)
+    broken = rig.submit(prompt_of(20), Broken(), max_tokens=5)
+    for listener in (running, broken):
+        assert listener.ended.wait(60)
+        assert isinstance(listener.error, ValueError)
+    assert "generation failed" in caplog.text
+    assert rig.run(prompt_of(50), max_tokens=8).tokens == rig.expected(prompt_of(50), 8)
+
+
 def test_the_cache_is_counted_kept_and_released(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     hold = threading.Event()
     listener = Watched(hold)

@@ -72,16 +72,24 @@ class ContinuousSchedule(Schedule):
     def turn(self) -> None:
         """See `Schedule`."""
         self._turns += 1
-        with torch.inference_mode():
-            for row in list(self._rows):
-                if row.ticket and row.ticket.cancelled:
-                    self._leave(row)
-            self._prefill()
-            if self._decoding:
-                self._decode()
+        try:
+            with torch.inference_mode():
+                for row in list(self._rows):
+                    if row.ticket and row.ticket.cancelled:
+                        self._leave(row)
+                self._prefill()
+                if self._decoding:
+                    self._decode()
+        except Exception:  # none that `_failing` foresees: the thread ends all tickets
+            self._reset()
+            raise
         if not self.running and self._slots.held_bytes > KEPT_BYTES:
-            self._slots.clear()
-            self._rows.clear()
+            self._reset()
+
+    def _reset(self) -> None:
+        self._slots.clear()
+        self._rows.clear()
+        self._filling, self._decoding = None, 0
 
     # ------------------------------------------------------------------ prompts
 

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from pangu_server.engine import Completion, Engine, FinishReason
 from pangu_server.errors import GenerationFailed, NotReady, RequestError, ServerError
 from pangu_server.metrics import Metrics
+from pangu_server.page import add_page
 from pangu_server.protocol import (
     Choice,
     CompletionRequest,
@@ -94,6 +95,7 @@ def create_app(engine: Engine, metrics: Metrics) -> FastAPI:
     async def prometheus() -> Response:
         return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    add_page(app)
     return app
 
 

@@ -3,17 +3,13 @@
 import contextlib
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from scripted import END, ScriptedBackend, byte_tokenizer, scripted_artifact
-
-from pangu_server.app import create_app
-from pangu_server.engine import Engine
-from pangu_server.metrics import Metrics
+from scripted import END
+from served import Server
 
 if TYPE_CHECKING:
     from playwright.sync_api import ConsoleMessage, Locator, Page
@@ -71,33 +67,26 @@ class Tab:
             self.complaints.append(f"{message.text} ({message.location['url']})")
 
 
-class Scripted:
+class Scripted(Server):
     """The application over a scripted backend that writes `CODE`, and waits in the middle of it for `go`."""
 
     def __init__(self, folder: Path) -> None:
         self.go = threading.Event()
         self.go.set()
-        self.prompts: list[str] = []
-        self.backend = ScriptedBackend(self._script)
-        self.metrics = Metrics("scripted")
-        self.engine = Engine(scripted_artifact(folder), byte_tokenizer(), self.metrics)
-        self.app = create_app(self.engine, self.metrics)
+        super().__init__(folder, self._script)
+        self.app = self.client.app
 
-    def metric(self, name: str, **labels: str) -> float:
+    def count(self, name: str, **labels: str) -> float:
         """A sample, 0 when it is not there yet."""
         return self.metrics.registry.get_sample_value(name, {"model_name": "scripted", **labels}) or 0.0
 
+    def prompts(self) -> list[str]:
+        """What was asked for."""
+        return [bytes(prompt_ids).decode() for prompt_ids in self.backend.prompts]
+
     def _script(self, prompt_ids: Sequence[int]) -> Iterator[int]:
-        self.prompts.append(bytes(prompt_ids).decode())
         yield from CODE[:3].encode()
         while not self.go.wait(0.02):
             yield ord(".")  # a token now and then: a cancelled generation ends at its next
         yield from CODE[3:].encode()
         yield END
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        threading.Event().wait(0.01)

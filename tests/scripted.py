@@ -4,14 +4,18 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from pangu_convert.artifact import Artifact, Source, read_artifact, seal
-from pangu_server.backends import BackendInfo, CacheUse, Listener, SamplingOptions
+from pangu_server.backends import BackendInfo, CacheUse, Listener, SamplingOptions, TokenLogprobs
 from pangu_server.backends.schedule import Ticket
 from pangu_server.backends.serial import SerialSchedule
+from pangu_server.sampling import Logits
 
-END = 256  # the byte tokenizer's end-of-text
+SPECIAL = ["<|endoftext|>", "<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<filename>"]
+END, PREFIX, SUFFIX, MIDDLE, FILENAME = range(256, 261)
+VOCABULARY_SIZE = 261
 CONTEXT_LENGTH = 128
 
 
@@ -21,7 +25,7 @@ def byte_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.add_special_tokens(SPECIAL)
     return tokenizer
 
 
@@ -54,6 +58,8 @@ class ScriptedBackend:
         self.gate = threading.Event()
         self.gate.set()
         self.emitted: list[int] = []
+        self.prompts: list[Sequence[int]] = []
+        self.logits = logits
         self.options: SamplingOptions | None = None
         self.scheduler = SerialSchedule(self._generate)
         self.close = self.scheduler.close
@@ -61,17 +67,28 @@ class ScriptedBackend:
 
     def submit(self, prompt_ids: Sequence[int], options: SamplingOptions, listener: Listener) -> Ticket:
         self.options = options
+        self.prompts.append(prompt_ids)
         return self.scheduler.submit(prompt_ids, options, listener)
 
     def cache_use(self) -> CacheUse:
         return CacheUse(held_bytes=0, used_fraction=0.0)
 
     def _generate(self, ticket: Ticket) -> None:
+        if ticket.prompt_due:
+            ticket.listener.on_prompt([None, *[TokenLogprobs(-1.0)] * (ticket.prompt_tokens - 1)])
+        if not ticket.options.max_tokens:
+            return
         for token_id in self.script(ticket.tokens[: ticket.prompt_tokens]):
             self.gate.wait(timeout=30)
             self.emitted.append(token_id)
-            if ticket.take(token_id):
+            if ticket.take(token_id, self.logits(token_id)):
                 return
+
+
+def logits(token_id: int) -> Logits:
+    """Half for this token, a quarter for the next id, an eighth for the one after it, and so on."""
+    distance = (np.arange(VOCABULARY_SIZE) - token_id) % VOCABULARY_SIZE
+    return (-np.log(2) * (distance + 1)).astype(np.float32)
 
 
 def _character(byte: int) -> str:

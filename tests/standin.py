@@ -21,7 +21,7 @@ CARD = {
     "weight_bytes": 134_515_008,
     "architecture": "LlamaForCausalLM",
     "source": "standin/standin",
-    "scores": {"humaneval": {"pass_at_1": 0.3354, "samples": 164}},
+    "scores": {"humaneval": {"pass_at_k": {"1": 0.3354}, "samples": 164}},
     "chat": True,
     "fim": True,
 }

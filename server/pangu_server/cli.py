@@ -109,6 +109,7 @@ def serve(artifact: Artifact, listener: socket.socket, arguments: argparse.Names
 
     from pangu_server.app import create_app
     from pangu_server.engine import Engine
+    from pangu_server.limits import Limits
     from pangu_server.metrics import Metrics
 
     metrics = Metrics(artifact.manifest.name)
@@ -118,17 +119,21 @@ def serve(artifact: Artifact, listener: socket.socket, arguments: argparse.Names
         tokenizer,
         metrics,
         model_names=arguments.served_model_name,
-        max_queued=arguments.max_queued,
+        limits=Limits(max_queued=arguments.max_queued),
     )
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(engine, metrics),
+            create_app(engine),
             log_level="warning",
             lifespan="off",
             timeout_graceful_shutdown=arguments.drain_seconds,
         )
     )
-    options = LoadOptions(device=arguments.device, threads=arguments.threads or len(os.sched_getaffinity(0)))
+    options = LoadOptions(
+        device=arguments.device,
+        threads=arguments.threads or len(os.sched_getaffinity(0)),
+        on_batch=metrics.batch_size.observe,
+    )
     failure: list[Exception] = []
 
     def load() -> None:

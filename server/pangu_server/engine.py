@@ -1,51 +1,62 @@
-"""What all backends share: text to tokens and back, stop strings, admission, cancellation, counting.
+"""What all backends share: admission, limits, the choices of a request, deadlines and cancelling.
 
-One `Completion` per prompt. The backend's thread calls it as its `Listener`; the web layer iterates over
-it on the event loop. Knows no HTTP.
+Knows no HTTP. `Engine.submit` gives a `Generation`; the web layer iterates over it on the event loop.
 """
 
 import asyncio
 import contextlib
 import threading
-import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from pangu_convert.artifact import Artifact
-from pangu_server.backends import Backend, SamplingOptions, TokenLogprobs
-from pangu_server.errors import (
-    ContextLengthExceeded,
-    GenerationFailed,
-    NotReady,
-    Overloaded,
-    RequestError,
-)
+from pangu_server.backends import Backend, SamplingOptions
+from pangu_server.chat import ChatTemplate
+from pangu_server.completion import Completion, Delta
+from pangu_server.encoding import Encoder
+from pangu_server.errors import ContextLengthExceeded, NotReady, Overloaded, RequestError
+from pangu_server.fim import FillInMiddle
+from pangu_server.limits import Limits
 from pangu_server.metrics import Metrics
-from pangu_server.text import Detokenizer, StopStrings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FinishReason = Literal["stop", "length", "abort"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompletionOptions:
-    """What a request asks for."""
+class GenerationOptions:
+    """What a request asks for, for each of its prompts. `sampling` has no end tokens yet."""
 
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
+    sampling: SamplingOptions
+    n: int = 1
+    best_of: int = 1  # of so many completions the n most probable are the answer
     stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    stream: bool = False
+    decode_seconds: float = float("inf")  # after the first token; then the next line end is the last
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delta:
-    """A piece of a completion's text. The last one, and only it, has a finish reason."""
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt, and its text when the answer shall begin with it."""
 
-    text: str
-    finish_reason: FinishReason | None = None
+    ids: Sequence[int]
+    echo: str | None = None
+
+
+class Load:
+    """How many completions wait and run."""
+
+    def __init__(self) -> None:
+        self.waiting = self.running = 0
+        self._lock = threading.Lock()
+
+    def add(self, *, waiting: int, running: int) -> None:
+        """Adjust both; from any thread."""
+        with self._lock:
+            self.waiting += waiting
+            self.running += running
 
 
 class Engine:
@@ -58,30 +69,38 @@ class Engine:
         metrics: Metrics,
         *,
         model_names: Sequence[str] = (),
-        max_queued: int = 128,
+        limits: Limits | None = None,
     ) -> None:
-        self.artifact = artifact
+        self.artifact, self.metrics, self.limits = artifact, metrics, limits or Limits()
         self.model_names = (artifact.manifest.name, *model_names)
-        self.tokenizer = tokenizer
-        self.metrics = metrics
+        self.encoder = Encoder(tokenizer, artifact.manifest.end_token_ids)
+        self.fim = FillInMiddle.find(self.encoder)
+        self.chat = ChatTemplate.load(artifact.path)
         self.backend: Backend | None = None
         self.draining = False
-        self._max_queued = max_queued
-        self._vocabulary_size = tokenizer.get_vocab_size()
-        self._lock = threading.Lock()
-        self._waiting = self._running = 0
-        metrics.watch(running=lambda: self._running, waiting=lambda: self._waiting)
+        self.load_count = Load()
+        metrics.watch(running=lambda: self.load_count.running, waiting=lambda: self.load_count.waiting)
 
     @property
     def ready(self) -> bool:
         """Whether `submit` would take a request."""
         return self.backend is not None and not self.draining
 
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt and completion together."""
+        return self.artifact.manifest.context_length
+
+    def end_token_ids(self, prompt_ids: Sequence[int]) -> tuple[int, ...]:
+        """The tokens that end what follows a prompt: also FIM tokens when it ends where a hole begins."""
+        ends = self.artifact.manifest.end_token_ids
+        if self.fim is not None and prompt_ids[-1] == self.fim.middle:
+            return (*ends, *self.fim.end_token_ids)
+        return ends
+
     def load(self, backend: Backend) -> None:
         """Start serving with `backend`, which the engine closes in the end."""
-        manifest = self.artifact.manifest
-        weights = manifest.files[manifest.weight_files[0]]
-        self.metrics.loaded(backend.info, quantization=manifest.quantization, artifact_sha256=weights.sha256)
+        self.metrics.loaded(self.artifact.manifest, backend)
         self.backend = backend
 
     def drain(self) -> None:
@@ -94,12 +113,12 @@ class Engine:
         if self.backend is not None:
             self.backend.close()
 
-    def submit(self, prompt: str | Sequence[int], options: CompletionOptions) -> "Completion":
-        """Queue a completion. Call it on the event loop that will read the result.
+    def submit(self, prompts: Sequence[Prompt], options: GenerationOptions) -> "Generation":
+        """Queue the completions of a request. Call it on the event loop that will read the result.
 
         Raises:
-            RequestError: a prompt that is no text or holds unknown token ids.
-            ContextLengthExceeded: prompt and `max_tokens` do not fit the context.
+            RequestError: too many choices.
+            ContextLengthExceeded: a prompt and `max_tokens` do not fit the context.
             NotReady, Overloaded: no model yet, shutting down, or the queue is full.
         """
         if self.backend is None:
@@ -108,153 +127,136 @@ class Engine:
         if self.draining:
             self.metrics.rejected("draining")
             raise NotReady("the server is shutting down: try another one")
-        prompt_ids = self._tokenize(prompt)
-        context_length = self.artifact.manifest.context_length
-        if len(prompt_ids) + options.max_tokens > context_length:
+        choices = len(prompts) * options.best_of
+        if choices > self.limits.max_choices:
+            param = "n" if options.best_of > 1 else "prompt"
+            raise RequestError(
+                f"{param}: {choices} completions are asked for; this server makes up to "
+                f"{self.limits.max_choices} a request: split it",
+                param=param,
+            )
+        for prompt in prompts:
+            self._check_context(len(prompt.ids), options.sampling.max_tokens)
+        if self.load_count.waiting >= self.limits.max_queued:
+            self.metrics.rejected("queue_full")
+            raise Overloaded(f"{self.load_count.waiting} requests are waiting already: try again in a moment")
+        return Generation(self, self.backend, prompts, options)
+
+    def _check_context(self, prompt_tokens: int, max_tokens: int) -> None:
+        if prompt_tokens + max_tokens > self.context_length:
             raise ContextLengthExceeded(
-                f"This model's maximum context length is {context_length} tokens. However, you requested "
-                f"{len(prompt_ids) + options.max_tokens} tokens ({len(prompt_ids)} in the prompt, "
-                f"{options.max_tokens} for the completion): shorten the prompt or lower max_tokens.",
+                f"This model's maximum context length is {self.context_length} tokens. However, you requested "
+                f"{prompt_tokens + max_tokens} tokens ({prompt_tokens} in the prompt, "
+                f"{max_tokens} for the completion): shorten the prompt or lower max_tokens.",
                 param="prompt",
             )
-        with self._lock:
-            if self._waiting >= self._max_queued:
-                self.metrics.rejected("queue_full")
-                raise Overloaded(f"{self._waiting} requests are waiting already: try again in a moment")
-            self._waiting += 1
-        completion = Completion(self, prompt_ids, options)
-        completion.ticket = self.backend.submit(
-            prompt_ids,
-            SamplingOptions(
-                max_tokens=options.max_tokens,
-                temperature=0.0 if options.top_p == 0 else options.temperature,
-                top_p=options.top_p or 1.0,  # a nucleus of nothing but the best token: greedy
-                end_token_ids=self.artifact.manifest.end_token_ids,
-            ),
-            completion,
-        )
-        return completion
-
-    def count(self, *, waiting: int, running: int) -> None:
-        """Adjust the number of waiting and running requests."""
-        with self._lock:
-            self._waiting += waiting
-            self._running += running
-
-    def _tokenize(self, prompt: str | Sequence[int]) -> list[int]:
-        if isinstance(prompt, str):
-            try:
-                prompt.encode()
-            except UnicodeEncodeError:
-                raise RequestError(
-                    "prompt holds half of a surrogate pair: send valid Unicode", param="prompt"
-                ) from None
-            prompt_ids = list(self.tokenizer.encode(prompt).ids)
-        else:
-            prompt_ids = list(prompt)
-            for token_id in prompt_ids:
-                if not 0 <= token_id < self._vocabulary_size:
-                    raise RequestError(
-                        f"prompt holds token id {token_id}; the vocabulary has 0 to {self._vocabulary_size - 1}",
-                        param="prompt",
-                    )
-        # An empty prompt starts a document: after end-of-text, which checkpoints name last.
-        return prompt_ids or [self.artifact.manifest.end_token_ids[-1]]
 
 
-class Completion:
-    """One prompt on its way through a backend.
+class Generation:
+    """All completions of a request: `best_of` for each prompt, numbered prompt by prompt.
 
-    Iterate over it once to get its text; `cancel` it when nobody reads on. Listener methods run on the
-    backend's thread, everything else on the event loop.
+    Iterate over it once; `cancel` it in any case when done, or when nobody reads on.
     """
 
-    def __init__(self, engine: Engine, prompt_ids: Sequence[int], options: CompletionOptions) -> None:
-        self.ticket: Any = None
-        self.prompt_tokens = len(prompt_ids)
-        self.completion_tokens = 0
-        self._engine = engine
-        self._end_token_ids = frozenset(engine.artifact.manifest.end_token_ids)
-        self._detokenizer = Detokenizer(engine.tokenizer, prompt_ids)
-        self._stops = StopStrings(options.stop)
-        self._finish_reason: FinishReason = "length"
-        self._cancelled = self._ended = False
-        self._arrived_seconds = self._last_token_seconds = time.perf_counter()
-        self._started = False
+    def __init__(
+        self, engine: Engine, backend: Backend, prompts: Sequence[Prompt], options: GenerationOptions
+    ) -> None:
+        self.options = options
+        self.prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
+        self._backend = backend
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Delta | Exception] = asyncio.Queue()
+        seed = options.sampling.seed
+        self.completions = [
+            Completion(
+                index,
+                prompt.ids,
+                replace(
+                    options.sampling,
+                    end_token_ids=() if options.ignore_eos else engine.end_token_ids(prompt.ids),
+                    # Choices of one prompt differ, equal prompts of a request do not.
+                    seed=None if seed is None else seed + index % options.best_of,
+                ),
+                stop=options.stop,
+                decode_seconds=options.decode_seconds,
+                echo=prompt.echo,
+                stream=options.stream,
+                encoder=engine.encoder,
+                metrics=engine.metrics,
+                load=engine.load_count,
+                publish=self._publish,
+            )
+            for index, prompt in enumerate(prompt for prompt in prompts for _ in range(options.best_of))
+        ]
+        engine.load_count.add(waiting=len(self.completions), running=0)
+        for completion in self.completions:
+            completion.ticket = backend.submit(completion.prompt_ids, completion.sampling, completion)
+        self._timer = self._loop.call_later(engine.limits.max_request_seconds, self._expire)
 
-    async def __aiter__(self) -> AsyncIterator[Delta]:
-        """Pieces of text as they come.
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens generated up to now, end tokens included."""
+        return sum(completion.completion_tokens for completion in self.completions)
+
+    @property
+    def first_token_seconds(self) -> float | None:
+        """Arrival to the first token of any choice."""
+        times = [c.first_token_seconds - c.arrived_seconds for c in self.completions if c.first_token_seconds]
+        return min(times, default=None)
+
+    @property
+    def queue_seconds(self) -> float | None:
+        """Arrival to the start of the first choice."""
+        times = [c.started_seconds - c.arrived_seconds for c in self.completions if c.started_seconds]
+        return min(times, default=None)
+
+    async def __aiter__(self) -> AsyncIterator[list[Delta]]:
+        """Pieces of the choices, all that have come since the last ones, until each choice has ended.
 
         Raises:
             GenerationFailed: the backend did.
+            DeadlineExceeded: the time was over before a choice had any text.
         """
-        while True:
-            event = await self._events.get()
-            if isinstance(event, Exception):
-                raise event
-            yield event
-            if event.finish_reason is not None:
-                return
+        unfinished = len(self.completions)
+        while unfinished:
+            events = [await self._events.get()]
+            while not self._events.empty():
+                events.append(self._events.get_nowait())
+            deltas = [event for event in events if isinstance(event, Delta)]
+            if deltas:
+                yield deltas
+            for event in events:
+                if isinstance(event, Exception):
+                    raise event
+            unfinished -= sum(delta.finish_reason is not None for delta in deltas)
+
+    def best(self, deltas: Sequence[Delta]) -> list[Delta]:
+        """Of whole completions in order the `n` of each prompt with the highest mean log-probability."""
+        n, best_of = self.options.n, self.options.best_of
+        if n == best_of:
+            return list(deltas)
+
+        def mean_logprob(delta: Delta) -> float:
+            completion = self.completions[delta.index]
+            return completion.logprob_sum / max(1, completion.completion_tokens)
+
+        chosen = []
+        for first in range(0, len(deltas), best_of):
+            chosen += sorted(deltas[first : first + best_of], key=mean_logprob, reverse=True)[:n]
+        return [replace(delta, index=index) for index, delta in enumerate(chosen)]
 
     def cancel(self) -> None:
-        """Stop generating. No-op once it has ended."""
-        self._cancelled = True
-        if not self._ended and self._engine.backend is not None:
-            self._engine.backend.cancel(self.ticket)
+        """Stop what has not ended. Frees the timer too."""
+        self._timer.cancel()
+        for completion in self.completions:
+            if not completion.ended:
+                completion.cancelled = True
+                self._backend.cancel(completion.ticket)
 
-    # ------------------------------------------------------------------ on the backend's thread
-
-    def on_start(self) -> None:
-        """See `Listener`."""
-        self._started = True
-        self._engine.count(waiting=-1, running=+1)
-        metrics = self._engine.metrics
-        metrics.queue_time.observe(time.perf_counter() - self._arrived_seconds)
-        metrics.prompt_tokens.inc(self.prompt_tokens)
-
-    def on_prompt(self, logprobs: Sequence[TokenLogprobs | None]) -> None:
-        """See `Listener`."""
-
-    def on_token(self, token_id: int, logprobs: TokenLogprobs | None) -> bool:
-        """See `Listener`."""
-        now = time.perf_counter()
-        metrics = self._engine.metrics
-        latency = metrics.inter_token_latency if self.completion_tokens else metrics.time_to_first_token
-        latency.observe(now - self._last_token_seconds)
-        self._last_token_seconds = now
-        self.completion_tokens += 1
-        metrics.generation_tokens.inc()
-        if token_id in self._end_token_ids:
-            self._finish_reason = "stop"
-            return True
-        if text := self._stops.push(self._detokenizer.push(token_id)):
-            self._publish(Delta(text=text))
-        if self._stops.found:
-            self._finish_reason = "stop"
-        return self._stops.found
-
-    def on_end(self, error: Exception | None) -> None:
-        """See `Listener`."""
-        self._ended = True
-        metrics = self._engine.metrics
-        self._engine.count(waiting=0 if self._started else -1, running=-1 if self._started else 0)
-        if error is not None:
-            metrics.ended("error")
-            self._publish(
-                GenerationFailed("the model failed on this request; the server's log has the cause")
-            )
-            return
-        rest = self._stops.push(self._detokenizer.flush()) + self._stops.flush()
-        if self._stops.found:
-            self._finish_reason = "stop"
-        elif self._cancelled and self._finish_reason == "length":
-            self._finish_reason = "abort"
-            metrics.cancelled("running" if self._started else "queued")
-        metrics.ended(self._finish_reason)
-        metrics.end_to_end.observe(time.perf_counter() - self._arrived_seconds)
-        self._publish(Delta(text=rest, finish_reason=self._finish_reason))
+    def _expire(self) -> None:
+        for completion in self.completions:
+            completion.expired = not completion.ended
+        self.cancel()
 
     def _publish(self, event: Delta | Exception) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the reader

@@ -6,6 +6,7 @@
     x ModelNotFound         404, code model_not_found
   + Overloaded              429 rate_limit_exceeded, Retry-After
   + NotReady                503 server_error, Retry-After (loading or draining)
+  + DeadlineExceeded        503 timeout_error, Retry-After
   + GenerationFailed        500 server_error (a fault of ours, logged with its traceback)
 """
 
@@ -61,6 +62,15 @@ class NotReady(ServerError):
 
     status = 503
     code = "not_ready"
+    retry_after_seconds = 5
+
+
+class DeadlineExceeded(ServerError):
+    """The time for a request was over before it had any result."""
+
+    status = 503
+    type = "timeout_error"
+    code = "deadline_exceeded"
     retry_after_seconds = 5
 
 

@@ -5,6 +5,7 @@ Owns its registry, so that two servers can live in one process.
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CollectorRegistry,
@@ -16,11 +17,18 @@ from prometheus_client import (
     generate_latest,
 )
 
-from pangu_server.backends import BackendInfo
+from pangu_convert.artifact import Manifest
+from pangu_server.backends import Backend
+from pangu_server.gpu import GpuMemory
+
+if TYPE_CHECKING:
+    from pangu_server.completion import Completion
 
 FINE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75)
 COARSE_SECONDS = (1, 1.5, 2.5, 5, 7.5, 10, 15, 20, 30, 60, 120, 300)
 LATENCY_SECONDS = (*FINE_SECONDS, *COARSE_SECONDS)
+TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
+ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
 
 
 class Metrics:
@@ -29,69 +37,131 @@ class Metrics:
     def __init__(self, model_name: str) -> None:
         self.registry = CollectorRegistry()
         self._model_name = model_name
-        self.prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens of started requests.")
+        self.prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens of started completions.")
         self.generation_tokens = self._counter("vllm:generation_tokens", "Tokens generated.")
-        self._success = Counter(
+        self._success = self._labelled(
             "vllm:request_success",
-            "Requests that ended, by reason: stop, length, abort (cancelled by the client) or error.",
-            ["model_name", "finished_reason"],
-            registry=self.registry,
+            "Completions that ended, by reason: stop, length, abort (cancelled by the client) or error.",
+            "finished_reason",
         )
-        self._rejected = Counter(
-            "pangu_requests_rejected",
-            "Requests refused before they were queued, by reason.",
-            ["model_name", "reason"],
-            registry=self.registry,
+        self._rejected = self._labelled(
+            "pangu_requests_rejected", "Requests refused before they were queued.", "reason"
         )
-        self._cancelled = Counter(
+        self._cancelled = self._labelled(
             "pangu_requests_cancelled",
-            "Requests whose client went away, by stage: queued or running.",
-            ["model_name", "stage"],
+            "Completions whose client went away (stage queued or running) or whose time was over (deadline).",
+            "stage",
+        )
+        self._running = self._gauge("vllm:num_requests_running", "Completions being generated.")
+        self._waiting = self._gauge("vllm:num_requests_waiting", "Completions in the queue.")
+        self._cache_usage = self._gauge(
+            "vllm:kv_cache_usage_perc", "Attention cache in use, of what a full batch would hold; 1 is full."
+        )
+        seconds = self._seconds
+        self.time_to_first_token = seconds("vllm:time_to_first_token_seconds", "Arrival to the first token.")
+        self.inter_token_latency = seconds(
+            "vllm:inter_token_latency_seconds", "Time between two tokens of a completion."
+        )
+        self._time_per_token = seconds(
+            "vllm:request_time_per_output_token_seconds",
+            "Mean time between the tokens of a completion, (last - first) / (tokens - 1).",
+        )
+        self._end_to_end = seconds("vllm:e2e_request_latency_seconds", "Arrival to the end.")
+        self._queue_time = seconds("vllm:request_queue_time_seconds", "Arrival to leaving the queue.")
+        self._inference_time = seconds("vllm:request_inference_time_seconds", "Leaving the queue to the end.")
+        self._prefill_time = seconds(
+            "vllm:request_prefill_time_seconds", "Leaving the queue to the first token."
+        )
+        self._decode_time = seconds("vllm:request_decode_time_seconds", "First token to the last.")
+        counts = self._counts
+        self._request_prompt = counts("vllm:request_prompt_tokens", "Prompt tokens of a completion.", TOKENS)
+        self._request_generation = counts(
+            "vllm:request_generation_tokens", "Tokens generated for a completion.", TOKENS
+        )
+        self._max_tokens = counts("vllm:request_params_max_tokens", "max_tokens of a request.", TOKENS)
+        self._n = counts("vllm:request_params_n", "n of a request.", ROWS)
+        self.batch_size = counts(
+            "pangu_batch_size", "Completions computed together, each batch or step.", ROWS
+        )
+        self._weights = self._gauge("pangu_model_weight_bytes", "Size of the model's weights.")
+        self._cache_bytes = self._gauge("pangu_kv_cache_bytes", "Attention keys and values held.")
+        self._humaneval = Gauge(
+            "pangu_humaneval_pass_at_k",
+            "HumanEval of the served artifact as last recorded in its manifest.",
+            ["model_name", "k", "quantization", "samples"],
             registry=self.registry,
         )
-        self.time_to_first_token = self._histogram(
-            "vllm:time_to_first_token_seconds", "Arrival of the request to its first token."
-        )
-        self.inter_token_latency = self._histogram(
-            "vllm:inter_token_latency_seconds", "Time between two tokens of a request."
-        )
-        self.end_to_end = self._histogram(
-            "vllm:e2e_request_latency_seconds", "Arrival of the request to its last token."
-        )
-        self.queue_time = self._histogram("vllm:request_queue_time_seconds", "Time spent in the queue.")
-        self._running = self._gauge("vllm:num_requests_running", "Requests being generated.")
-        self._waiting = self._gauge("vllm:num_requests_waiting", "Requests in the queue.")
-        self._weights = self._gauge("pangu_model_weight_bytes", "Size of the model's weights.")
         self._info = Info("pangu_model", "What is served.", ["model_name"], registry=self.registry)
+        self.registry.register(GpuMemory())
         ProcessCollector(registry=self.registry)  # process_resident_memory_bytes and its kin
 
     def watch(self, *, running: Callable[[], int], waiting: Callable[[], int]) -> None:
-        """Read the number of running and waiting requests from these at each scrape."""
+        """Read the number of running and waiting completions from these at each scrape."""
         self._running.set_function(running)
         self._waiting.set_function(waiting)
 
-    def loaded(self, info: BackendInfo, *, quantization: str, artifact_sha256: str) -> None:
+    def loaded(self, manifest: Manifest, backend: Backend) -> None:
         """Publish what runs."""
+        info = backend.info
         self._weights.set(info.weight_bytes)
+        self._cache_bytes.set_function(lambda: backend.cache_use().held_bytes)
+        self._cache_usage.set_function(lambda: backend.cache_use().used_fraction)
         self._info.labels(self._model_name).info(
             {
                 "backend": info.name,
-                "quantization": quantization,
+                "quantization": manifest.quantization,
                 "compute_type": info.compute_type,
                 "kernel": info.kernel or "",
                 "device": info.device,
                 "threads": str(info.threads),
-                "artifact_sha256": artifact_sha256,
+                "artifact_sha256": manifest.files[manifest.weight_files[0]].sha256,
             }
         )
+        humaneval = manifest.scores.get("humaneval", {})
+        for k, value in humaneval.get("pass_at_k", {}).items():
+            samples = str(humaneval["samples"])
+            self._humaneval.labels(self._model_name, k, manifest.quantization, samples).set(value)
 
-    def ended(self, reason: str) -> None:
-        """Count a request that was admitted."""
+    def submitted(self, n: int, max_tokens: int) -> None:
+        """Count a request's parameters."""
+        self._n.observe(n)
+        self._max_tokens.observe(max_tokens)
+
+    def started(self, completion: "Completion") -> None:
+        """Count a completion that left the queue."""
+        assert completion.started_seconds is not None
+        self._queue_time.observe(completion.started_seconds - completion.arrived_seconds)
+        self.prompt_tokens.inc(len(completion.prompt_ids))
+
+    def token(self, completion: "Completion", now_seconds: float) -> None:
+        """Count a token that came now."""
+        first = completion.first_token_seconds is None
+        latency = self.time_to_first_token if first else self.inter_token_latency
+        latency.observe(now_seconds - completion.last_token_seconds)
+        self.generation_tokens.inc()
+
+    def ended(self, completion: "Completion", reason: str, *, cancelled: str | None) -> None:
+        """Count a completion that was admitted; `cancelled` names the stage at which it was."""
         self._success.labels(self._model_name, reason).inc()
-
-    def cancelled(self, stage: str) -> None:
-        """Count a request whose client went away."""
-        self._cancelled.labels(self._model_name, stage).inc()
+        if cancelled is not None:
+            self._cancelled.labels(self._model_name, cancelled).inc()
+        if reason not in ("stop", "length"):
+            return  # half a completion would spoil the distributions
+        start, first, last = (
+            completion.started_seconds,
+            completion.first_token_seconds,
+            completion.last_token_seconds,
+        )
+        self._end_to_end.observe(last - completion.arrived_seconds)
+        self._request_prompt.observe(len(completion.prompt_ids))
+        self._request_generation.observe(completion.completion_tokens)
+        if start is None or first is None:
+            return
+        self._inference_time.observe(last - start)
+        self._prefill_time.observe(first - start)
+        self._decode_time.observe(last - first)
+        if completion.completion_tokens > 1:
+            self._time_per_token.observe((last - first) / (completion.completion_tokens - 1))
 
     def rejected(self, reason: str) -> None:
         """Count a request that was not admitted."""
@@ -104,11 +174,15 @@ class Metrics:
     def _counter(self, name: str, help_text: str) -> Counter:
         return Counter(name, help_text, ["model_name"], registry=self.registry).labels(self._model_name)
 
+    def _labelled(self, name: str, help_text: str, label: str) -> Counter:
+        return Counter(name, help_text, ["model_name", label], registry=self.registry)
+
     def _gauge(self, name: str, help_text: str) -> Gauge:
         return Gauge(name, help_text, ["model_name"], registry=self.registry).labels(self._model_name)
 
-    def _histogram(self, name: str, help_text: str) -> Histogram:
-        histogram = Histogram(
-            name, help_text, ["model_name"], buckets=LATENCY_SECONDS, registry=self.registry
-        )
+    def _seconds(self, name: str, help_text: str) -> Histogram:
+        return self._counts(name, help_text, LATENCY_SECONDS)
+
+    def _counts(self, name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
+        histogram = Histogram(name, help_text, ["model_name"], buckets=buckets, registry=self.registry)
         return histogram.labels(self._model_name)

@@ -18,29 +18,36 @@ class Detokenizer:
     piece ends inside a character.
     """
 
-    def __init__(self, tokenizer: "Tokenizer", prompt_ids: Sequence[int]) -> None:
+    def __init__(
+        self, tokenizer: "Tokenizer", prompt_ids: Sequence[int], *, skip_special_tokens: bool = True
+    ) -> None:
         from tokenizers.decoders import DecodeStream
 
+        self._tokenizer, self._skip = tokenizer, skip_special_tokens
         context = list(prompt_ids[-CONTEXT_TOKENS:])
-        if tokenizer.decode(context, skip_special_tokens=True).endswith(REPLACEMENT):
+        if self._decode(context).endswith(REPLACEMENT):
             context = []  # a prompt cut inside a character: nothing of it may show in the completion
-        self._tokenizer = tokenizer
         self._ids = context
-        self._sent = len(tokenizer.decode(context, skip_special_tokens=True))
-        self._stream = DecodeStream(ids=context, skip_special_tokens=True)
+        self._context_length = len(self._decode(context))
+        self.length = 0  # of the text pushed up to now, in characters
+        self._stream = DecodeStream(ids=context, skip_special_tokens=skip_special_tokens)
 
     def push(self, token_id: int) -> str:
         """The text that `token_id` completes, empty while a character lacks bytes."""
         self._ids.append(token_id)
         text: str = self._stream.step(self._tokenizer, token_id) or ""
-        self._sent += len(text)
+        self.length += len(text)
         return text
 
     def flush(self) -> str:
         """What is left at the end: bytes that never became a character, as U+FFFD."""
-        text: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        rest, self._sent = text[self._sent :], len(text)
+        rest = self._decode(self._ids)[self._context_length + self.length :]
+        self.length += len(rest)
         return rest
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=self._skip)
+        return text
 
 
 class StopStrings:

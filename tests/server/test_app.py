@@ -1,62 +1,22 @@
 """The application over a scripted backend: wire format, errors, admission, cancellation, metrics."""
 
-import json
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
-from scripted import CONTEXT_LENGTH, END, ScriptedBackend, byte_tokenizer, scripted_artifact
-from starlette.testclient import TestClient
+from scripted import CONTEXT_LENGTH, END
+from served import Server, wait_for
 
-from pangu_server.app import create_app
-from pangu_server.engine import Engine
-from pangu_server.metrics import Metrics
-from pangu_server.protocol import UNSUPPORTED
+from pangu_server.limits import Limits
 
 ANSWER = "    return n\n\ndef é🙂():"
 
 
-class Server:
-    """An app over a scripted backend, and a client of it."""
-
-    def __init__(
-        self, folder: Path, script: Callable[[Sequence[int]], Iterable[int]], **options: Any
-    ) -> None:
-        self.backend = ScriptedBackend(script)
-        self.metrics = Metrics("scripted")
-        artifact = scripted_artifact(folder)
-        self.engine = Engine(artifact, byte_tokenizer(), self.metrics, **options)
-        # An exception inside the app shall become a response, as it does in production.
-        self.client = TestClient(create_app(self.engine, self.metrics), raise_server_exceptions=False)
-
-    def complete(self, **body: Any) -> Any:
-        return self.client.post("/v1/completions", json={"prompt": "p", "max_tokens": 100, **body})
-
-    def stream(self, **body: Any) -> tuple[list[dict[str, Any]], str]:
-        """The events of a stream and the line that ends it."""
-        answer = self.complete(stream=True, **body)
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
-        return [json.loads(line) for line in lines[:-1]], lines[-1]
-
-    def metric(self, name: str, **labels: str) -> float:
-        text = self.client.get("/metrics").text
-        wanted = {"model_name": "scripted", **labels}
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                if sample.name == name and wanted.items() <= sample.labels.items():
-                    return float(sample.value)
-        raise AssertionError(f"no metric {name} {labels}")
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path, lambda _: [*ANSWER.encode(), END], max_queued=2)
+    server = Server(tmp_path, lambda _: [*ANSWER.encode(), END], limits=Limits(max_queued=2))
     server.engine.load(server.backend)
     yield server
     server.backend.gate.set()
@@ -150,10 +110,11 @@ def test_token_ids_are_a_prompt_and_a_list_of_one_is_one(tmp_path: Path) -> None
         ({"prompt": None}, "prompt"),
         ({"prompt": [1.5]}, "prompt"),
         ({"prompt": []}, "prompt"),
-        ({"prompt": ["a", "b"]}, "prompt"),
-        ({"prompt": [257]}, "prompt"),
+        ({"prompt": [[]] * 1025}, "prompt"),
+        ({"prompt": ["a", [97]]}, "prompt"),
+        ({"prompt": [261]}, "prompt"),
         ({"prompt": [-1]}, "prompt"),
-        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
         ({"max_tokens": "7"}, "max_tokens"),
         ({"max_tokens": True}, "max_tokens"),
         ({"temperature": -0.1}, "temperature"),
@@ -164,15 +125,28 @@ def test_token_ids_are_a_prompt_and_a_list_of_one_is_one(tmp_path: Path) -> None
         ({"stop": 7}, "stop"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
-        ({"seed": 7, "temperature": 0.5}, "seed"),
-        ({"n": 2}, "n"),
-        ({"best_of": 3}, "best_of"),
-        ({"logprobs": 0}, "logprobs"),
-        ({"echo": True}, "echo"),
-        ({"suffix": "x"}, "suffix"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"logit_bias": {"1": 5}}, "logit_bias"),
+        ({"seed": 7.5}, "seed"),
+        ({"n": 0}, "n"),
+        ({"n": 1025}, "n"),
+        ({"n": 2, "best_of": 1}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"logprobs": -1}, "logprobs"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"echo": 1}, "echo"),
+        ({"suffix": 7}, "suffix"),
+        ({"suffix": "x", "prompt": [1, 2]}, "suffix"),
+        ({"suffix": "x", "echo": True, "logprobs": 0}, "echo"),
+        ({"suffix": "x", "max_tokens": CONTEXT_LENGTH}, "max_tokens"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"top_k": -2}, "top_k"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"ignore_eos": "yes"}, "ignore_eos"),
+        ({"logit_bias": {"foo": 0}}, "logit_bias"),
+        ({"logit_bias": {"999": 0}}, "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
     ],
 )
 def test_a_bad_request_is_a_400_that_names_the_field(
@@ -194,11 +168,40 @@ def test_a_bad_body_is_a_400(server: Server, content: str) -> None:
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
-def test_neutral_values_pass_and_unknown_fields_are_named(server: Server) -> None:
-    neutral = {name: values[-1] for name, values in UNSUPPORTED.items()}
-    answer = server.complete(**neutral, user="me", seed=None, stop=None, repetition_penalty=1, zorp=[1])
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (None, 1),
+    "best_of": (None, 1),
+    "logprobs": (None,),
+    "echo": (None, False),
+    "suffix": (None, ""),
+    "presence_penalty": (None, 0),
+    "frequency_penalty": (None, 0),
+    "repetition_penalty": (None, 1),
+    "logit_bias": (None, {}),
+    "top_k": (None, 0, -1),
+    "min_p": (None, 0),
+    "min_tokens": (None, 0),
+    "ignore_eos": (None, False),
+    "stream_options": (None,),
+    "seed": (None,),
+    "stop": (None, []),
+}
+
+
+def test_neutral_values_change_nothing(server: Server) -> None:
+    server.complete(temperature=0)
+    plain = server.backend.options
+    for name, values in NEUTRAL.items():
+        for value in values:
+            answer = server.complete(temperature=0, **{name: value})
+            assert (answer.status_code, answer.json()["choices"][0]["text"]) == (200, ANSWER), name
+            assert server.backend.options == plain, name
+
+
+def test_unknown_fields_are_ignored_and_named(server: Server) -> None:
+    answer = server.complete(user="me", guided_json={}, zorp=[1])
     assert answer.status_code == 200
-    assert answer.headers["x-pangu-ignored-fields"] == "repetition_penalty,zorp"
+    assert answer.headers["x-pangu-ignored-fields"] == "guided_json,zorp"
     assert "x-pangu-ignored-fields" not in server.complete(user="me").headers
     weird = server.complete(**{"naïve\n": 1})
     assert weird.status_code == 200
@@ -337,10 +340,3 @@ def test_two_servers_live_in_one_process(server: Server, tmp_path: Path) -> None
     assert other.metric("vllm:prompt_tokens_total") == 1
     assert server.metric("vllm:prompt_tokens_total") == 0
     other.engine.close()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        threading.Event().wait(0.01)

@@ -1,10 +1,12 @@
 """The page's playground in a real browser: over the application with a scripted backend, and over a stand-in."""
 
 from collections.abc import Callable
+from pathlib import Path
 
-from browser import CODE, Scripted, Tab, serving, wait_for
+from browser import CODE, Scripted, Tab, serving
 from playwright.sync_api import expect
-from scripted import CONTEXT_LENGTH
+from scripted import CONTEXT_LENGTH, MIDDLE, PREFIX, SUFFIX
+from served import wait_for
 from standin import StandIn
 
 # The name of what has the focus; nothing for the page itself.
@@ -48,7 +50,7 @@ def test_escape_dismisses_and_cancels(scripted: Scripted, tab: Tab) -> None:
     tab.page.keyboard.press("Escape")
     expect(tab.page.locator(".has-ghost")).to_have_count(0)
     assert tab.text() == "def "
-    wait_for(lambda: scripted.metric("pangu_requests_cancelled_total", stage="running") == 1)
+    wait_for(lambda: scripted.count("pangu_requests_cancelled_total", stage="running") == 1)
     tab.page.keyboard.press("Tab")
     expect(tab.find(".run")).to_be_focused()  # without a ghost, Tab moves on
 
@@ -59,8 +61,8 @@ def test_stop_cancels_on_the_server_and_keeps_the_text(scripted: Scripted, tab: 
     tab.find(".run").click()
     expect(tab.find(".ghost")).to_contain_text("ret")
     tab.find(".stop").click()
-    wait_for(lambda: scripted.metric("pangu_requests_cancelled_total", stage="running") == 1)
-    wait_for(lambda: scripted.metric("vllm:num_requests_running") == 0)
+    wait_for(lambda: scripted.count("pangu_requests_cancelled_total", stage="running") == 1)
+    wait_for(lambda: scripted.count("vllm:num_requests_running") == 0)
     expect(tab.page.locator("#m-finish")).to_have_text("stopped")
     expect(tab.find(".stop")).to_be_disabled()
     expect(tab.find(".run")).to_be_focused()  # focus does not get lost with the button
@@ -73,11 +75,11 @@ def test_completing_as_one_types_asks_once_and_drops_what_is_outdated(scripted: 
     tab.write("")
     tab.find(".editor textarea").press_sequentially("abc", delay=20)
     expect(tab.find(".ghost")).to_contain_text("ret")
-    assert scripted.prompts == ["abc"]
+    assert scripted.prompts() == ["abc"]
     tab.page.keyboard.type("d")
     expect(tab.page.locator(".has-ghost")).to_have_count(0)
-    wait_for(lambda: scripted.prompts == ["abc", "abcd"])
-    wait_for(lambda: scripted.metric("pangu_requests_cancelled_total", stage="running") == 1)
+    wait_for(lambda: scripted.prompts() == ["abc", "abcd"])
+    wait_for(lambda: scripted.count("pangu_requests_cancelled_total", stage="running") == 1)
     expect(tab.find(".ghost")).to_contain_text("ret")
 
 
@@ -264,3 +266,35 @@ def test_everything_can_be_done_with_the_keyboard(open_tab: Callable[..., Tab]) 
         reach("New conversation")
         press("Enter")
         expect(tab.page.locator(".messages li")).to_have_count(0)
+
+
+def test_the_application_understands_all_three_modes(tmp_path: Path, open_tab: Callable[..., Tab]) -> None:
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% for message in messages %}{{ message.content }}|{% endfor %}"
+    )
+    scripted = Scripted(tmp_path)
+    scripted.engine.load(scripted.backend)
+    with serving(scripted.app) as address:
+        tab = open_tab(address)
+        expect(tab.page.locator("#served dl")).to_contain_text("Fill in the middleyesChat templateyes")
+        tab.page.get_by_label("n", exact=True).fill("2")
+        tab.page.get_by_label("seed").fill("7")
+        tab.page.get_by_label("stop").fill("nothing\\n")
+        tab.page.get_by_role("tab", name="Fill in the middle").click()
+        tab.write("a\nb")
+        tab.page.keyboard.press("ArrowLeft")
+        tab.page.keyboard.press("Control+Enter")
+        expect(tab.find(".choices")).to_contain_text("Choice 1 of 2")
+        expect(tab.page.locator("#m-finish")).to_have_text("stop")
+        tab.page.keyboard.press("Tab")
+        assert tab.text() == f"a\n{CODE}b"
+        tab.page.get_by_role("tab", name="Chat").click()
+        for question in ("one", "two"):
+            tab.page.get_by_label("Message", exact=True).fill(question)
+            tab.page.keyboard.press("Enter")
+            expect(tab.page.locator("#status")).to_have_text("Answered.")
+        expect(tab.page.locator(".messages .assistant pre")).to_have_text([CODE, CODE])
+    scripted.engine.close()
+    fill = [PREFIX, *b"a\n", SUFFIX, *b"b", MIDDLE]
+    assert [list(prompt) for prompt in scripted.backend.prompts[:2]] == [fill, fill]
+    assert [bytes(prompt).decode() for prompt in scripted.backend.prompts[2:]] == ["one|", f"one|{CODE}|two|"]

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from browser import CODE, Scripted, Tab, serving, wait_for
+from browser import CODE, Scripted, Tab, serving
 from playwright.sync_api import expect
+from served import wait_for
 from standin import StandIn
 from starlette.testclient import TestClient
 
@@ -54,7 +55,7 @@ def test_it_tells_what_is_served(open_tab: Callable[..., Tab], tab: Tab) -> None
     with serving(standin.app) as address:
         other = open_tab(address)
         facts = other.page.locator("#served dl")
-        for text in ("135 MB", "humaneval pass at 10.3354", "templateyes", "middleyes", "9.9"):
+        for text in ("135 MB", "HumanEval pass@10.3354", "templateyes", "middleyes", "9.9"):
             expect(facts).to_contain_text(text)
         standin.card |= {"chat": False, "fim": False, "scores": {}}
         other.open()

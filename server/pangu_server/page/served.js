@@ -94,7 +94,8 @@ function scores(recorded) {
     if (value !== null && typeof value === "object") {
       for (const [key, inner] of Object.entries(value)) add(`${name} ${key}`, inner);
     } else if (value !== null) {
-      rows[name.replaceAll("_", " ")] = String(typeof value === "number" ? +value.toPrecision(4) : value);
+      const title = name.replace("humaneval", "HumanEval").replace("pass_at_k ", "pass@").replaceAll("_", " ");
+      rows[title] = String(typeof value === "number" ? +value.toPrecision(4) : value);
     }
   };
   for (const [name, value] of Object.entries(recorded)) add(name, value);

@@ -1,0 +1,79 @@
+"""The checkpoint's chat template: from messages to a prompt. Rendered as transformers renders it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pangu_server.encoding import Encoder
+from pangu_server.errors import RequestError
+
+NO_TEMPLATE = "this model has no chat template: use /v1/completions"
+
+
+class ChatTemplate:
+    """A Jinja template that comes with the artifact, run in a sandbox."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        from jinja2.exceptions import TemplateError
+        from jinja2.ext import loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        def raise_exception(message: str) -> None:
+            raise TemplateError(message)
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        )
+        environment.filters["tojson"] = lambda value, indent=None: json.dumps(
+            value, ensure_ascii=False, indent=indent
+        )
+        environment.globals["raise_exception"] = raise_exception
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        self._error = TemplateError
+        self._template = environment.from_string(source)
+        self._special_tokens = special_tokens
+
+    @classmethod
+    def load(cls, folder: Path) -> "ChatTemplate | None":
+        """The template of an artifact, if it has one."""
+        config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+        config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+        source = config.get("chat_template")
+        if template_file.is_file():
+            source = template_file.read_text(encoding="utf-8")
+        elif isinstance(source, list):  # several by name
+            source = next((entry["template"] for entry in source if entry["name"] == "default"), None)
+        if not source:
+            return None
+        tokens = {name: config.get(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+        texts = {
+            name: token.get("content") if isinstance(token, dict) else token for name, token in tokens.items()
+        }
+        return cls(source, {name: text for name, text in texts.items() if text})
+
+    def prompt(
+        self, messages: Sequence[Mapping[str, Any]], encoder: Encoder, *, parse_special: bool
+    ) -> list[int]:
+        """The ids of a conversation up to where the assistant answers.
+
+        Without `parse_special` the names of special tokens in the messages stay text; the template's own are
+        always tokens.
+
+        Raises:
+            RequestError: the template refuses the messages (their roles, or their order).
+        """
+        guarded = (
+            messages
+            if parse_special
+            else [{**message, "content": encoder.guard(message["content"])} for message in messages]
+        )
+        try:
+            text = self._template.render(messages=guarded, add_generation_prompt=True, **self._special_tokens)
+        except (self._error, TypeError, KeyError) as error:
+            raise RequestError(
+                f"messages: the chat template refuses them: {error}", param="messages"
+            ) from None
+        # The template writes the start-of-text token itself.
+        return encoder.guarded_text(text)

@@ -1,0 +1,160 @@
+"""One completion on its way through a backend: tokens in, pieces of text out.
+
+Listener methods run on the backend's thread; `cancel` runs on the event loop.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pangu_server.backends import SamplingOptions, TokenLogprobs
+from pangu_server.encoding import Encoder
+from pangu_server.errors import DeadlineExceeded, GenerationFailed
+from pangu_server.metrics import Metrics
+from pangu_server.text import Detokenizer, StopStrings
+
+if TYPE_CHECKING:
+    from pangu_server.engine import Load
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token that is reported because log-probabilities were asked for."""
+
+    id: int
+    offset: int  # in characters of the choice's text
+    logprobs: TokenLogprobs | None  # nothing precedes a prompt's first token: it has none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """A piece of a choice's text. Its last one, and only it, has a finish reason."""
+
+    index: int
+    text: str
+    tokens: tuple[Token, ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+Publish = Callable[[Delta | Exception], None]
+
+
+class Completion:
+    """The `Listener` of one sequence. Publishes its text piece by piece, or as one piece at the end."""
+
+    def __init__(
+        self,
+        index: int,
+        prompt_ids: Sequence[int],
+        sampling: SamplingOptions,
+        *,
+        stop: Sequence[str],
+        decode_seconds: float,
+        echo: str | None,
+        stream: bool,
+        encoder: Encoder,
+        metrics: Metrics,
+        load: "Load",
+        publish: Publish,
+    ) -> None:
+        self.index, self.prompt_ids, self.sampling = index, prompt_ids, sampling
+        self.ticket: Any = None
+        self.completion_tokens = 0
+        self.logprob_sum = 0.0
+        self.expired = self.cancelled = self.ended = False
+        self.arrived_seconds = self.last_token_seconds = time.perf_counter()
+        self.started_seconds: float | None = None
+        self.first_token_seconds: float | None = None
+        self._encoder, self._metrics, self._load, self._publish = encoder, metrics, load, publish
+        self._stream, self._decode_seconds = stream, decode_seconds
+        self._detokenizer = Detokenizer(encoder.tokenizer, prompt_ids)
+        self._stops = StopStrings(stop)
+        self._finish_reason: FinishReason = "length"
+        # Text that is decided but not published, and how much text there is up to its end.
+        self._text = self._echo = echo or ""
+        self._length = len(self._text)
+        self._tokens: list[Token] = []  # those that belong to `_text`
+        self._held: list[Token] = []  # those whose text may yet turn out to be a stop string
+
+    def on_start(self) -> None:
+        """See `Listener`."""
+        self.started_seconds = time.perf_counter()
+        self._load.add(waiting=-1, running=+1)
+        self._metrics.started(self)
+        if self._stream and self._echo and self.sampling.prompt_logprobs is None:
+            self._flush()
+
+    def on_prompt(self, logprobs: Sequence[TokenLogprobs | None]) -> None:
+        """See `Listener`."""
+        text = Detokenizer(self._encoder.tokenizer, [], skip_special_tokens=False)
+        for token_id, entry in zip(self.prompt_ids, logprobs, strict=True):
+            self._tokens.append(Token(token_id, text.length, entry))
+            text.push(token_id)
+        if self._stream:
+            self._flush()
+
+    def on_token(self, token_id: int, logprobs: TokenLogprobs | None) -> bool:
+        """See `Listener`."""
+        now = time.perf_counter()
+        self._metrics.token(self, now)
+        self.last_token_seconds = now
+        self.first_token_seconds = self.first_token_seconds or now
+        self.completion_tokens += 1
+        if logprobs is not None:
+            self.logprob_sum += logprobs.logprob
+            offset = len(self._echo) + self._detokenizer.length
+            self._held.append(Token(token_id, offset, logprobs))
+        if token_id in self.sampling.end_token_ids:
+            self._finish_reason = "stop"
+            return True
+        text = self._detokenizer.push(token_id)
+        self._add(self._stops.push(text))
+        if self._stops.found:
+            self._finish_reason = "stop"
+        elif self._stream and self._text:
+            self._flush()
+        # llama.cpp's `t_max_predict_ms`: whole lines only.
+        late = now - self.first_token_seconds > self._decode_seconds and "\n" in text
+        return self._stops.found or late
+
+    def on_end(self, error: Exception | None) -> None:
+        """See `Listener`."""
+        self.ended = True
+        started = self.started_seconds is not None
+        self._load.add(waiting=0 if started else -1, running=-1 if started else 0)
+        self._add(self._stops.push(self._detokenizer.flush()) + self._stops.flush())
+        if self._stops.found:
+            self._finish_reason = "stop"
+        else:
+            self._tokens += self._held
+        stage = None
+        if self._finish_reason == "length" and (self.cancelled or self.expired):
+            stage = "deadline" if self.expired else "running" if started else "queued"
+            self._finish_reason = "length" if self.expired else "abort"
+        self._metrics.ended(self, "error" if error else self._finish_reason, cancelled=stage)
+        if error is not None:
+            self._publish(
+                GenerationFailed("the model failed on this request; the server's log has the cause")
+            )
+        elif self.expired and not self.completion_tokens:
+            self._publish(DeadlineExceeded("the request's time was over before its first token"))
+        else:
+            self._flush(self._finish_reason)
+
+    def _add(self, text: str) -> None:
+        """`text` is decided, and so are the tokens that begin before its end."""
+        self._text += text
+        self._length += len(text)
+        decided = sum(token.offset < self._length for token in self._held)
+        self._tokens += self._held[:decided]
+        del self._held[:decided]
+
+    def _flush(self, finish_reason: FinishReason | None = None) -> None:
+        delta = Delta(
+            index=self.index, text=self._text, tokens=tuple(self._tokens), finish_reason=finish_reason
+        )
+        self._text, self._tokens = "", []
+        self._publish(delta)

@@ -1,0 +1,183 @@
+"""What the endpoints that generate have in common: sampling fields, usage, errors.
+
+A request carries the fields we act on. Unknown fields are ignored and named in a response header; fields that
+would change the answer in a way we cannot are refused unless their value is neutral.
+"""
+
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pangu_server.backends import SamplingOptions
+from pangu_server.engine import Engine, Generation, GenerationOptions
+from pangu_server.errors import ModelNotFound, RequestError, ServerError
+
+GREEDY_BELOW = 1e-5  # a temperature this low is an argmax; dividing by it would overflow
+SEEDS = 2**64
+
+
+class StreamOptions(BaseModel):
+    """OpenAI's `stream_options`, and vLLM's `continuous_usage_stats`."""
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = Field(default=False, description="A usage in every chunk")
+
+
+class GenerationRequest(BaseModel):
+    """Fields of every endpoint that generates. Null is the default."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    # Field -> its neutral values, which change nothing. Any other value is a 400.
+    refused: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    silent: ClassVar[tuple[str, ...]] = ("user",)  # says who asks, not what
+
+    model: str | None = None
+    temperature: float | None = Field(default=None, ge=0, le=2, description="0 is greedy")
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, description="0 and -1: all tokens")
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    n: int | None = Field(default=None, ge=1)
+    seed: int | None = Field(default=None, description="The same seed draws the same tokens")
+    stop: str | list[str] | None = None
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=1000)
+    logit_bias: dict[str, float] | None = Field(default=None, description="Token id -> -100 to 100")
+    min_tokens: int | None = Field(default=None, ge=0)
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    parse_special: bool | None = Field(
+        default=None,
+        description="Whether names of special tokens in the text become those tokens. Default: in a plain "
+        "prompt yes (editors write FIM tokens there), around a hole and in chat messages no",
+    )
+
+    def options(
+        self,
+        engine: Engine,
+        *,
+        max_tokens: int,
+        best_of: int | None = None,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
+        default_temperature: float = 1.0,
+        decode_seconds: float = float("inf"),
+    ) -> GenerationOptions:
+        """The request's options with OpenAI's defaults.
+
+        Raises:
+            RequestError: a value out of bounds, or a field whose value cannot be honoured.
+            ModelNotFound: the request names another model.
+        """
+        self._check(engine)
+        n = self.n or 1
+        best_of = n if best_of is None else best_of
+        if best_of < n:
+            raise RequestError(f"best_of={best_of} is less than n={n}", param="best_of")
+        if best_of > n and self.stream:
+            raise RequestError("best_of above n cannot be streamed: the best is known last", param="best_of")
+        if best_of > n and logprobs is None:
+            logprobs = 0  # what the choice is made by
+        if max(logprobs or 0, prompt_logprobs or 0) > engine.limits.max_logprobs:
+            raise RequestError(f"logprobs: at most {engine.limits.max_logprobs}", param="logprobs")
+        temperature = default_temperature if self.temperature is None else self.temperature
+        top_p = 1.0 if self.top_p is None else self.top_p
+        if temperature < GREEDY_BELOW or top_p == 0:  # a nucleus of nothing but the best token
+            temperature, top_p = 0.0, 1.0
+        sampling = SamplingOptions(
+            max_tokens=max_tokens,
+            min_tokens=self.min_tokens or 0,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=max(0, self.top_k or 0),
+            min_p=self.min_p or 0.0,
+            seed=None if self.seed is None else self.seed % SEEDS,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            logit_bias=self._logit_bias(engine.encoder.vocabulary_size),
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+        return GenerationOptions(
+            sampling=sampling,
+            n=n,
+            best_of=best_of,
+            stop=self._stops(engine.limits.max_stop_strings),
+            ignore_eos=bool(self.ignore_eos),
+            stream=bool(self.stream),
+            decode_seconds=decode_seconds,
+        )
+
+    def ignored_fields(self) -> list[str]:
+        """Names of the request's fields that mean nothing here."""
+        return sorted(name for name in self.model_extra or {} if name not in {*self.refused, *self.silent})
+
+    def _check(self, engine: Engine) -> None:
+        names = engine.model_names
+        if self.model is not None and self.model not in names:
+            raise ModelNotFound(
+                f"The model {self.model!r} does not exist; this server has {', '.join(names)}", param="model"
+            )
+        if self.stream_options is not None and not self.stream:
+            raise RequestError("stream_options needs stream=true", param="stream_options")
+        extra = self.model_extra or {}
+        for name, neutral in self.refused.items():
+            if name in extra and extra[name] not in neutral:
+                raise RequestError(f"{name} is not supported by this server", param=name)
+
+    def _stops(self, max_stop_strings: int) -> tuple[str, ...]:
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        if len(stops) > max_stop_strings or "" in stops:
+            raise RequestError(
+                f"stop takes up to {max_stop_strings} strings, none of them empty", param="stop"
+            )
+        return stops
+
+    def _logit_bias(self, vocabulary_size: int) -> tuple[tuple[int, float], ...]:
+        pairs = []
+        for key, bias in (self.logit_bias or {}).items():
+            if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < vocabulary_size):
+                raise RequestError(
+                    f"logit_bias: {key!r} is no token id; the vocabulary has 0 to {vocabulary_size - 1}",
+                    param="logit_bias",
+                )
+            if not -100 <= bias <= 100:
+                raise RequestError("logit_bias: values go from -100 to 100", param="logit_bias")
+            pairs.append((int(key), bias))
+        return tuple(pairs)
+
+
+class Usage(BaseModel):
+    """Token counts. An end-of-text token counts: it was generated."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+    @classmethod
+    def of(cls, generation: Generation) -> "Usage":
+        """What a generation has used up to now."""
+        prompt, completion = generation.prompt_tokens, generation.completion_tokens
+        return cls(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+
+
+class ErrorDetail(BaseModel):
+    """OpenAI's error."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorResponse(BaseModel):
+    """Body of every response that is not a success."""
+
+    error: ErrorDetail
+
+    @classmethod
+    def of(cls, error: ServerError) -> "ErrorResponse":
+        """The body for `error`."""
+        return cls(error=ErrorDetail(message=str(error), type=error.type, param=error.param, code=error.code))

@@ -1,0 +1,115 @@
+"""llama.cpp's `/infill`, which llama.vim and llama.vscode speak: the code around the cursor, and a time budget."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from pangu_server.completion import Delta
+from pangu_server.engine import Engine, Generation, GenerationOptions, Prompt
+from pangu_server.fim import SourceFile, no_fim
+from pangu_server.protocol.base import GenerationRequest, Usage
+
+DEFAULT_PREDICT = 128  # llama.cpp's default has no bound; this is what its editors send
+DEFAULT_TEMPERATURE = 0.8  # llama.cpp's
+
+
+class InfillFile(BaseModel):
+    """A snippet of another file."""
+
+    text: str
+    filename: str = ""
+
+
+class InfillRequest(GenerationRequest):
+    """Body of `POST /infill`. `prompt` is what is typed after `input_prefix`, on the cursor's line."""
+
+    input_prefix: str
+    input_suffix: str
+    input_extra: list[InfillFile] | None = None
+    prompt: str | None = None
+    n_predict: int | None = Field(default=None, ge=-1, description="-1: what the context has room for")
+    t_max_predict_ms: float | None = Field(
+        default=None, description="After this time the next line end is the last"
+    )
+
+    def generation(self, engine: Engine) -> tuple[Prompt, GenerationOptions]:
+        """The prompt around the hole and how to fill it.
+
+        Raises:
+            RequestError: the model has no FIM tokens, or see `GenerationRequest.options`.
+        """
+        if engine.fim is None:
+            raise no_fim("input_prefix")
+        max_tokens = DEFAULT_PREDICT if self.n_predict is None else self.n_predict
+        if max_tokens < 0:
+            max_tokens = engine.context_length // 2
+        ids = engine.fim.prompt(
+            self.input_prefix + (self.prompt or ""),
+            self.input_suffix,
+            engine.context_length - max_tokens,
+            files=[SourceFile(file.filename, file.text) for file in self.input_extra or []],
+            parse_special=bool(self.parse_special),
+        )
+        milliseconds = self.t_max_predict_ms or 0
+        options = self.options(
+            engine,
+            max_tokens=max_tokens,
+            default_temperature=DEFAULT_TEMPERATURE,
+            decode_seconds=milliseconds / 1000 if milliseconds > 0 else float("inf"),
+        )
+        return Prompt(ids), options
+
+
+class InfillResponse(BaseModel):
+    """Response of `POST /infill`, and each event of its stream."""
+
+    index: int = 0
+    content: str
+    stop: bool
+    stop_type: Literal["none", "eos", "limit"]
+    model: str
+    tokens_predicted: int
+    tokens_evaluated: int
+    truncated: bool = False
+    timings: dict[str, float] | None = None
+
+
+class InfillForm:
+    """Writes deltas as llama.cpp does. Its streams have no `[DONE]`: the last event says `stop`."""
+
+    def __init__(self, model: str, generation: Generation) -> None:
+        self._model, self._generation = model, generation
+
+    def body(self, deltas: Sequence[Delta], usage: Usage | None) -> InfillResponse:
+        """A whole answer, or a chunk of one."""
+        [delta] = deltas
+        ended = delta.finish_reason is not None
+        return InfillResponse(
+            content=delta.text,
+            stop=ended,
+            stop_type="none" if not ended else "eos" if delta.finish_reason == "stop" else "limit",
+            model=self._model,
+            tokens_predicted=self._generation.completion_tokens,
+            tokens_evaluated=self._generation.prompt_tokens,
+            timings=_timings(self._generation) if ended else None,
+        )
+
+    chunk = body
+
+
+def _timings(generation: Generation) -> dict[str, Any]:
+    """llama.cpp's names. The prompt's time goes from leaving the queue to the first token."""
+    [completion] = generation.completions
+    start, first = completion.started_seconds, completion.first_token_seconds
+    prompt_ms = 1000 * (first - start) if first and start else 0.0
+    predicted_ms = 1000 * (completion.last_token_seconds - first) if first else 0.0
+    prompt, predicted = generation.prompt_tokens, generation.completion_tokens
+    return {
+        "prompt_n": prompt,
+        "prompt_ms": prompt_ms,
+        "prompt_per_second": 1000 * prompt / prompt_ms if prompt_ms else 0.0,
+        "predicted_n": predicted,
+        "predicted_ms": predicted_ms,
+        "predicted_per_second": 1000 * (predicted - 1) / predicted_ms if predicted_ms else 0.0,
+    }

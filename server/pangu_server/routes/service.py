@@ -1,0 +1,79 @@
+"""Endpoints about the server: what is served, tokens for text, health, metrics."""
+
+from importlib import metadata
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from pangu_server.engine import Engine
+from pangu_server.errors import ModelNotFound, NotReady, RequestError
+from pangu_server.protocol.service import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    ModelCard,
+    ModelList,
+    Status,
+    TokenizeRequest,
+    TokenizeResponse,
+    Version,
+)
+
+
+def service_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter:
+    """The router; `errors` documents the responses that are not a success."""
+    router = APIRouter()
+    wrong: dict[int | str, Any] = {status: errors[status] for status in (400, 401, 422)}
+
+    @router.get("/v1/models", responses={401: errors[401]})
+    async def models() -> ModelList:
+        """What is served, under each of its names."""
+        return ModelList(data=[ModelCard.of(engine, name) for name in engine.model_names])
+
+    @router.get("/v1/models/{model:path}", responses={**wrong, 404: errors[404]})
+    async def model(model: str) -> ModelCard:
+        """The served model."""
+        if model not in engine.model_names:
+            raise ModelNotFound(f"The model {model!r} does not exist", param="model")
+        return ModelCard.of(engine, model)
+
+    @router.post("/tokenize", responses=wrong)
+    async def tokenize(body: TokenizeRequest) -> TokenizeResponse:
+        """The tokens of a text."""
+        text = body.content if body.prompt is None else body.prompt
+        if text is None:
+            raise RequestError("prompt: give the text", param="prompt")
+        tokens = engine.encoder.text(text, parse_special=body.parse_special is not False)
+        if body.add_special_tokens is not False:
+            tokens = engine.encoder.start_ids + tokens
+        return TokenizeResponse(count=len(tokens), max_model_len=engine.context_length, tokens=tokens)
+
+    @router.post("/detokenize", responses=wrong)
+    async def detokenize(body: DetokenizeRequest) -> DetokenizeResponse:
+        """The text of tokens."""
+        engine.encoder.check_ids(body.tokens, "tokens")
+        text = engine.encoder.decode(body.tokens)
+        return DetokenizeResponse(prompt=text, content=text)
+
+    @router.get("/version")
+    async def version() -> Version:
+        """Of this software."""
+        return Version(version=metadata.version("pangu-coder2"))
+
+    @router.get("/health")
+    async def health() -> Status:
+        """Liveness: the process answers."""
+        return Status(status="ok")
+
+    @router.get("/ready", responses={503: errors[503]})
+    async def ready() -> Status:
+        """Readiness: a completion would be taken."""
+        if not engine.ready:
+            raise NotReady("shutting down" if engine.draining else "the model is still loading")
+        return Status(status="ready")
+
+    @router.get("/metrics", response_class=Response)
+    async def prometheus() -> Response:
+        """Prometheus' text format."""
+        return Response(engine.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return router

@@ -1,0 +1,131 @@
+"""A generation as an HTTP response: server-sent events, or one JSON body. A client that goes away cancels it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+from starlette.types import Receive, Scope, Send
+
+from pangu_server.completion import Delta
+from pangu_server.engine import Generation
+from pangu_server.errors import ServerError
+from pangu_server.protocol.base import ErrorResponse, GenerationRequest, Usage
+
+IGNORED_HEADER, IGNORED_HEADER_LENGTH = "x-pangu-ignored-fields", 1000
+
+
+class Form(Protocol):
+    """How an endpoint writes its answers."""
+
+    def body(self, deltas: Sequence[Delta], usage: Usage | None) -> BaseModel:
+        """A whole answer: one delta a choice."""
+
+    def chunk(self, deltas: Sequence[Delta], usage: Usage | None) -> BaseModel:
+        """An event: one delta, or none and the usage."""
+
+
+async def respond(
+    generation: Generation, form: Form, body: GenerationRequest, request: Request, *, done: bool = True
+) -> Response:
+    """The response to `body`, streamed if it asks for that; `done`: a stream ends with `[DONE]`.
+
+    Raises:
+        ServerError: the generation failed before there was a response.
+    """
+    # Names come from the client: quoted, they cannot break the header.
+    ignored = quote(",".join(body.ignored_fields()), safe=",")[:IGNORED_HEADER_LENGTH]
+    headers = {IGNORED_HEADER: ignored} if ignored else {}
+    record = request.scope.setdefault("state", {}).setdefault("log", {})
+    if body.stream:
+        return EventStream(generation, form, body, record, headers=headers, done=done)
+    try:
+        deltas = await _collect(generation, request)
+    finally:
+        _note(record, generation, stream=False)
+    record["finish_reason"] = deltas[0].finish_reason
+    answer = form.body(generation.best(deltas), Usage.of(generation))
+    return Response(answer.model_dump_json(), media_type="application/json", headers=headers)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events of one generation."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        form: Form,
+        body: GenerationRequest,
+        record: dict[str, Any],
+        *,
+        headers: dict[str, str],
+        done: bool,
+    ) -> None:
+        self._generation, self._form, self._record, self._done = generation, form, record, done
+        options = body.stream_options
+        self._usage_last = options is not None and options.include_usage
+        self._usage_always = self._usage_last and options is not None and options.continuous_usage_stats
+        super().__init__(
+            self._events(),
+            media_type="text/event-stream",
+            headers={**headers, "cache-control": "no-cache", "x-accel-buffering": "no"},
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Not in the generator: one that was never started would not run its `finally`.
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._generation.cancel()
+            _note(self._record, self._generation, stream=True)
+
+    async def _events(self) -> AsyncIterator[str]:
+        try:
+            async for deltas in self._generation:
+                usage = Usage.of(self._generation) if self._usage_always else None
+                # An event a delta, but one write for all that are there: a fast model would otherwise fill
+                # the buffer of a client that is gone before the loop could notice.
+                yield "".join(_event(self._form.chunk([delta], usage)) for delta in deltas)
+                self._record["finish_reason"] = deltas[-1].finish_reason
+            if self._usage_last and self._done:
+                yield _event(self._form.chunk([], Usage.of(self._generation)))
+        except ServerError as error:
+            self._record["finish_reason"] = "error"
+            yield _event(ErrorResponse.of(error))
+        if self._done:
+            yield "data: [DONE]\n\n"
+
+
+def _event(chunk: BaseModel) -> str:
+    return f"data: {chunk.model_dump_json()}\n\n"
+
+
+async def _collect(generation: Generation, request: Request) -> list[Delta]:
+    """All choices whole, in order; cancels when the client goes away before."""
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        generation.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        deltas = [delta async for deltas in generation for delta in deltas]
+        return sorted(deltas, key=lambda delta: delta.index)
+    finally:
+        watcher.cancel()
+        generation.cancel()
+
+
+def _note(record: dict[str, Any], generation: Generation, *, stream: bool) -> None:
+    """What the request's log line says of its generation. No text of it."""
+    record.update(
+        stream=stream,
+        prompt_tokens=generation.prompt_tokens,
+        completion_tokens=generation.completion_tokens,
+        queue_seconds=generation.queue_seconds,
+        ttft_seconds=generation.first_token_seconds,
+    )

@@ -1,0 +1,181 @@
+"""Fill in the middle: the prompt that reaches the model, its budget, where the hole ends, and three wire forms."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted import CONTEXT_LENGTH, END, FILENAME, MIDDLE, PREFIX, SUFFIX, byte_tokenizer
+from served import Server
+from tokenizers import Tokenizer
+
+from pangu_server.encoding import Encoder
+from pangu_server.errors import ContextLengthExceeded
+from pangu_server.fim import FAMILIES, FillInMiddle, SourceFile
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """Fills every hole with `return n`."""
+    server = Server(tmp_path, lambda _: [*b"return n", END])
+    server.engine.load(server.backend)
+    yield server
+    server.engine.close()
+
+
+@pytest.fixture
+def fim() -> FillInMiddle:
+    found = FillInMiddle.find(Encoder(byte_tokenizer(), [END]))
+    assert found is not None
+    return found
+
+
+def seen(server: Server) -> list[int]:
+    assert server.backend.prompts
+    return list(server.backend.prompts[-1])
+
+
+BEFORE, AFTER = "def f(n):\n    ", "\n\nf(1)"
+AROUND = [PREFIX, *BEFORE.encode(), SUFFIX, *AFTER.encode(), MIDDLE]
+
+
+def test_suffix_asks_for_the_hole(server: Server) -> None:
+    answer = server.complete(prompt=BEFORE, suffix=AFTER, max_tokens=20)
+    assert answer.json()["choices"][0]["text"] == "return n"
+    assert seen(server) == AROUND
+    assert answer.json()["usage"]["prompt_tokens"] == len(AROUND)
+    assert server.backend.options is not None
+    assert {END, PREFIX, SUFFIX, MIDDLE, FILENAME} == set(server.backend.options.end_token_ids)
+    server.complete(prompt=BEFORE, suffix="", max_tokens=20)
+    assert seen(server) == list(BEFORE.encode()), "an empty suffix is none"
+
+
+def test_mistrals_form(server: Server) -> None:
+    answer = server.post("/v1/fim/completions", prompt=BEFORE, suffix=AFTER, max_tokens=20).json()
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": "return n"}
+    assert seen(server) == AROUND
+    events, end = server.stream("/v1/fim/completions", prompt=BEFORE, suffix=AFTER, max_tokens=20)
+    assert "".join(event["choices"][0]["delta"]["content"] for event in events) == "return n"
+    assert end == "[DONE]"
+    server.post("/v1/fim/completions", prompt=BEFORE, max_tokens=20)
+    assert seen(server) == [PREFIX, *BEFORE.encode(), SUFFIX, MIDDLE], "always a hole, at the end too"
+
+
+def test_llama_cpps_form(server: Server) -> None:
+    body: dict[str, Any] = {
+        "input_prefix": "def f(n):\n",
+        "prompt": "    ",
+        "input_suffix": AFTER,
+        "n_predict": 20,
+        "temperature": 0.0,
+    }
+    answer = server.post("/infill", **body).json()
+    assert (answer["content"], answer["stop"], answer["stop_type"]) == ("return n", True, "eos")
+    assert seen(server) == AROUND
+    assert (answer["tokens_predicted"], answer["tokens_evaluated"]) == (9, len(AROUND))
+    assert answer["timings"]["predicted_n"] == 9
+    events, last = server.stream("/infill", **body)
+    assert "[DONE]" not in last, "llama.cpp's streams end with an event that says stop"
+    assert "".join(event["content"] for event in events) + "" == "return n"
+    assert '"stop":true' in last
+    extra = [{"filename": "a.py", "text": "A = 1"}, {"filename": "b.py", "text": "B = 2"}]
+    server.post("/infill", **body, input_extra=extra)
+    files = [FILENAME, *b"a.py\nA = 1\n", FILENAME, *b"b.py\nB = 2\n"]
+    assert seen(server) == files + AROUND
+
+
+def test_a_time_budget_ends_at_a_line(tmp_path: Path) -> None:
+    server = Server(tmp_path, lambda _: [*b"a = 1\nb = 2\nc = 3", END])
+    server.engine.load(server.backend)
+    body = {"input_prefix": "", "input_suffix": "", "n_predict": 50, "t_max_predict_ms": 1e-6}
+    answer = server.post("/infill", **body).json()
+    assert (answer["content"], answer["stop_type"]) == ("a = 1\n", "limit")
+    server.engine.close()
+
+
+def test_special_tokens_in_code_stay_text(server: Server) -> None:
+    code = "x = '<fim_suffix>'  # <|endoftext|>"
+    server.complete(prompt=code, suffix=code, max_tokens=1)
+    ids = seen(server)
+    assert [token_id for token_id in ids if token_id >= 256] == [PREFIX, SUFFIX, MIDDLE]
+    assert bytes(token_id for token_id in ids if token_id < 256) == code.encode() * 2
+    server.complete(prompt=code, suffix=code, max_tokens=1, parse_special=True)
+    assert seen(server).count(SUFFIX) == 3
+    # Editors write the tokens into a plain prompt themselves.
+    server.complete(prompt="<fim_prefix>a<fim_suffix>b<fim_middle>", max_tokens=1)
+    assert seen(server) == [PREFIX, ord("a"), SUFFIX, ord("b"), MIDDLE]
+    server.complete(prompt="<fim_prefix>", max_tokens=1, parse_special=False)
+    assert bytes(seen(server)) == b"<fim_prefix>"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [
+        (10, 5, (10, 5)),  # fits
+        (100, 100, (75, 25)),  # three parts to one
+        (100, 10, (90, 10)),  # a short suffix leaves its share to the prefix
+        (20, 200, (20, 80)),  # and the other way round
+        (0, 200, (0, 100)),
+        (200, 0, (100, 0)),
+    ],
+)
+def test_a_short_context_keeps_what_is_near_the_hole(
+    fim: FillInMiddle, before: int, after: int, kept: tuple[int, int]
+) -> None:
+    prefix, suffix = "b" * before + "B", "A" + "a" * after
+    ids = fim.prompt(prefix[1:] if before else "", suffix[: after and after + 1][:after], 103)
+    middle = ids.index(SUFFIX)
+    assert (middle - 1, len(ids) - middle - 2) == kept
+    if before:
+        assert ids[middle - 1] == ord("B")
+    if after:
+        assert ids[middle + 1] == ord("A")
+
+
+def test_files_take_what_room_is_left_nearest_first(fim: FillInMiddle) -> None:
+    files = [SourceFile("a", "x" * 50), SourceFile("b", "y" * 10)]
+    assert fim.prompt("p", "s", 5 + 14, files=files) == [
+        *(FILENAME, *b"b\n", *b"y" * 10, ord("\n")),
+        *(PREFIX, ord("p"), SUFFIX, ord("s"), MIDDLE),
+    ]
+    assert FILENAME not in fim.prompt("p", "s", 5 + 13, files=files)
+
+
+def test_no_room_at_all_is_an_error(fim: FillInMiddle) -> None:
+    assert fim.prompt("", "", 3) == [PREFIX, SUFFIX, MIDDLE]
+    with pytest.raises(ContextLengthExceeded):
+        fim.prompt("x", "", 3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_are_recognised_by_their_tokens(family: tuple[str, str, str]) -> None:
+    tokenizer = Tokenizer.from_str(byte_tokenizer().to_str().replace("fim_", "gone_"))
+    assert FillInMiddle.find(Encoder(tokenizer, [END])) is None
+    tokenizer.add_special_tokens([*family])
+    encoder = Encoder(tokenizer, [END])
+    fim = FillInMiddle.find(encoder)
+    assert fim is not None
+    ids = [encoder.token_id(name) for name in family]
+    assert fim.prompt("p", "s", 9) == [ids[0], ord("p"), ids[1], ord("s"), ids[2]]
+
+
+def test_a_model_without_fim_tokens_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(tmp_path, lambda _: [END])
+    server.engine.fim = None
+    server.engine.load(server.backend)
+    for answer in (
+        server.complete(suffix="x"),
+        server.post("/v1/fim/completions", prompt="x"),
+        server.post("/infill", input_prefix="", input_suffix=""),
+    ):
+        assert answer.status_code == 400
+        assert "fill-in-the-middle" in answer.json()["error"]["message"]
+    assert not server.client.get("/v1/models").json()["data"][0]["fim"]
+    server.engine.close()
+
+
+def test_more_tokens_than_context_is_refused(server: Server) -> None:
+    answer = server.post("/infill", input_prefix="x", input_suffix="", n_predict=CONTEXT_LENGTH)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert server.post("/infill", input_prefix="x", input_suffix="", n_predict=-1).status_code == 200
+    assert server.post("/infill", input_prefix="x", input_suffix="", n_predict=0).json()["content"] == ""

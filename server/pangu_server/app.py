@@ -12,6 +12,7 @@ from pangu_server.engine import Engine
 from pangu_server.errors import GenerationFailed, RequestError, ServerError
 from pangu_server.page import add_page
 from pangu_server.protocol.base import ErrorDetail, ErrorResponse
+from pangu_server.responses import error_response
 from pangu_server.routes.generation import generation_routes
 from pangu_server.routes.service import service_routes
 
@@ -37,12 +38,6 @@ def create_app(engine: Engine) -> FastAPI:
     app.include_router(service_routes(engine, errors))
     add_page(app)
     return app
-
-
-def error_response(error: ServerError) -> JSONResponse:
-    """OpenAI's error body with its status."""
-    headers = {} if error.retry_after_seconds is None else {"retry-after": str(error.retry_after_seconds)}
-    return JSONResponse(ErrorResponse.of(error).model_dump(), error.status, headers=headers)
 
 
 async def _server_error(request: Request, error: Exception) -> JSONResponse:

@@ -72,7 +72,9 @@ def test_the_sdk_takes_our_answers(server: Server, sdk_tests: Path, tmp_path: Pa
         [*command, *settings], cwd=sdk_tests, env=environment, capture_output=True, text=True, check=False
     )
     cases = list(ElementTree.parse(report).iter("testcase"))
-    bad = {case.attrib["name"]: case for case in cases if len(case.findall("failure") + case.findall("error"))}
+    bad = {
+        case.attrib["name"]: case for case in cases if len(case.findall("failure") + case.findall("error"))
+    }
     assert len(cases) == 32, ran.stdout
     assert all(name.startswith(REFUSED) for name in bad), ran.stdout
     for case in bad.values():

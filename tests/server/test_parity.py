@@ -72,7 +72,7 @@ def test_greedy_tokens_equal_transformers(
     metrics = Metrics(artifact.manifest.name)
     engine = Engine(artifact, tokenizer, metrics)
     engine.load(backend)
-    client = TestClient(create_app(engine, metrics))
+    client = TestClient(create_app(engine))
     for prompt, tokens in zip(PROMPTS, expected, strict=True):
         body = {"prompt": prompt, "max_tokens": NUM_TOKENS, "temperature": 0}
         answer = client.post("/v1/completions", json=body).json()

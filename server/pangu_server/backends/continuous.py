@@ -122,6 +122,7 @@ class ContinuousSchedule(Schedule):
                 self._slots.reserve(len(self._rows), common)
                 if common and source is not row:
                     self._slots.copy(self._rows.index(source), self._rows.index(row), common)
+                self._slots.wipe(self._rows.index(row), common)
                 row.held = common
         return bool(admitted)
 

@@ -60,7 +60,7 @@ class Slots(Cache):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Called by the model in each layer: keep the new keys and values, return those to attend to."""
         if 2 * layer_idx == len(self._tensors):
-            # Zeros: a masked position still multiplies, and what was there before may be no number.
+            # Zeros, as `wipe` leaves them.
             self._tensors += [
                 new.new_zeros((self.rows, new.shape[1], self._length, new.shape[3]))
                 for new in (key_states, value_states)
@@ -74,6 +74,11 @@ class Slots(Cache):  # type: ignore[misc]
         """Copy the first `length` positions of a row to another."""
         for tensor in self._tensors:
             tensor[target, :, :length] = tensor[source, :, :length]
+
+    def wipe(self, row: int, start: int) -> None:
+        """Zero a row from `start` on: a masked position still multiplies, and half precision can overflow."""
+        for tensor in self._tensors:
+            tensor[row, :, start:] = 0
 
     def swap(self, first: int, second: int, length: int) -> None:
         """Exchange the first `length` positions of two rows."""

@@ -250,7 +250,6 @@ class Generation:
         self._timer.cancel()
         for completion in self.completions:
             if not completion.ended:
-                completion.cancelled = True
                 self._backend.cancel(completion.ticket)
 
     def _expire(self) -> None:

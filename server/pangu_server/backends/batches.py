@@ -222,8 +222,8 @@ class BatchSchedule(Schedule):
         if is_read(head):
             return [head]
         chosen, seconds = [head], self.costs.batch([head])
-        kind = native_sampling(head)
-        alike = [ticket for ticket in others if not is_read(ticket) and native_sampling(ticket) == kind]
+        kind = batch_kind(head)
+        alike = [ticket for ticket in others if not is_read(ticket) and batch_kind(ticket) == kind]
         for ticket in sorted(alike, key=lambda ticket: abs(len(ticket.tokens) - len(head.tokens))):
             if len(chosen) == self._max_batch:
                 break
@@ -261,6 +261,14 @@ def is_own(ticket: Ticket) -> bool:
     options = ticket.options
     drawn = options.temperature > 0 and (options.seed is not None or options.min_p > 0)
     return drawn or Sampler.changes_logits(options)
+
+
+def batch_kind(ticket: Ticket) -> object:
+    """Tickets of equal kind can be rows of one batch.
+
+    A prompt of one token goes alone with its like: beside it CTranslate2 4.8 does not force the longer ones.
+    """
+    return native_sampling(ticket), len(ticket.tokens) == 1
 
 
 def native_sampling(ticket: Ticket) -> tuple[float, float, int] | None:

@@ -143,7 +143,7 @@ def test_sigterm_lets_a_running_stream_finish(format: str, artifacts: Artifacts)
     wait_for(lambda: not accepts(server.address))
     chunks += list(stream)
     assert chunks[-1].choices[0].finish_reason == "length"
-    assert server.terminate() == 0
+    assert server.end() == 0
 
 
 def accepts(address: str) -> bool:

@@ -30,6 +30,8 @@ def main() -> None:
         top = {name.split("/")[0] for name in names if ".dist-info" not in name}
         assert top == PACKAGES, f"the wheel installs {top}"
         assert {f"{package}/py.typed" for package in PACKAGES} <= set(names)
+        page = {f"pangu_server/page/{file.name}" for file in (ROOT / "server/pangu_server/page").iterdir()}
+        assert page <= set(names), f"of the page the wheel lacks {page - set(names)}"
 
         venv.create(Path(folder) / "empty", with_pip=True)
         bin_folder = Path(folder) / "empty" / "bin"

@@ -70,6 +70,6 @@ def test_every_file_named_in_the_readme_exists() -> None:
 def test_architecture_has_a_sentence_for_every_module() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     for stage in ("training", "convert", "server", "bench"):
-        for module in (ROOT / stage).rglob("*.py"):
+        for module in (file for suffix in ("py", "js") for file in (ROOT / stage).rglob(f"*.{suffix}")):
             name = str(module.relative_to(ROOT / stage)).removesuffix("/__init__.py")
             assert f"`{name}`" in text, f"{name} is not described"

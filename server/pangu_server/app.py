@@ -10,7 +10,9 @@ from starlette.exceptions import HTTPException
 
 from pangu_server.engine import Engine
 from pangu_server.errors import GenerationFailed, RequestError, ServerError
+from pangu_server.page import add_page
 from pangu_server.protocol.base import ErrorDetail, ErrorResponse
+from pangu_server.responses import error_response
 from pangu_server.routes.generation import generation_routes
 from pangu_server.routes.service import service_routes
 
@@ -34,13 +36,8 @@ def create_app(engine: Engine) -> FastAPI:
     errors: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in statuses}
     app.include_router(generation_routes(engine, errors))
     app.include_router(service_routes(engine, errors))
+    add_page(app)
     return app
-
-
-def error_response(error: ServerError) -> JSONResponse:
-    """OpenAI's error body with its status."""
-    headers = {} if error.retry_after_seconds is None else {"retry-after": str(error.retry_after_seconds)}
-    return JSONResponse(ErrorResponse.of(error).model_dump(), error.status, headers=headers)
 
 
 async def _server_error(request: Request, error: Exception) -> JSONResponse:

@@ -64,7 +64,7 @@ class Completion:
         self.ticket: Any = None
         self.completion_tokens = 0
         self.logprob_sum = 0.0
-        self.expired = self.cancelled = self.ended = False
+        self.expired = self.ended = False
         self.arrived_seconds = self.last_token_seconds = time.perf_counter()
         self.started_seconds: float | None = None
         self.first_token_seconds: float | None = None
@@ -72,7 +72,8 @@ class Completion:
         self._stream, self._decode_seconds = stream, decode_seconds
         self._detokenizer = Detokenizer(encoder.tokenizer, prompt_ids)
         self._stops = StopStrings(stop)
-        self._finish_reason: FinishReason = "length"
+        self._finish_reason: FinishReason | None = None
+        self._late = False
         # Text that is decided but not published, and how much text there is up to its end.
         self._text = self._echo = echo or ""
         self._length = len(self._text)
@@ -117,8 +118,8 @@ class Completion:
         elif self._stream and self._text:
             self._flush()
         # llama.cpp's `t_max_predict_ms`: whole lines only.
-        late = now - self.first_token_seconds > self._decode_seconds and "\n" in text
-        return self._stops.found or late
+        self._late = now - self.first_token_seconds > self._decode_seconds and "\n" in text
+        return self._stops.found or self._late
 
     def on_end(self, error: Exception | None) -> None:
         """See `Listener`."""
@@ -131,9 +132,11 @@ class Completion:
         else:
             self._tokens += self._held
         stage = None
-        if self._finish_reason == "length" and (self.cancelled or self.expired):
-            stage = "deadline" if self.expired else "running" if started else "queued"
-            self._finish_reason = "length" if self.expired else "abort"
+        if self._finish_reason is None:
+            complete = self._late or self.completion_tokens >= self.sampling.max_tokens
+            self._finish_reason = "length" if complete or self.expired else "abort"
+            if not complete and error is None:
+                stage = "deadline" if self.expired else "running" if started else "queued"
         self._metrics.ended(self, "error" if error else self._finish_reason, cancelled=stage)
         if error is not None:
             self._publish(

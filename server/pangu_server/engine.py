@@ -210,8 +210,8 @@ class Generation:
         times = [c.started_seconds - c.arrived_seconds for c in self.completions if c.started_seconds]
         return min(times, default=None)
 
-    async def __aiter__(self) -> AsyncIterator[Delta]:
-        """Pieces of the choices as they come, until each has ended.
+    async def __aiter__(self) -> AsyncIterator[list[Delta]]:
+        """Pieces of the choices, all that have come since the last ones, until each choice has ended.
 
         Raises:
             GenerationFailed: the backend did.
@@ -219,11 +219,16 @@ class Generation:
         """
         unfinished = len(self.completions)
         while unfinished:
-            event = await self._events.get()
-            if isinstance(event, Exception):
-                raise event
-            yield event
-            unfinished -= event.finish_reason is not None
+            events = [await self._events.get()]
+            while not self._events.empty():
+                events.append(self._events.get_nowait())
+            deltas = [event for event in events if isinstance(event, Delta)]
+            if deltas:
+                yield deltas
+            for event in events:
+                if isinstance(event, Exception):
+                    raise event
+            unfinished -= sum(delta.finish_reason is not None for delta in deltas)
 
     def best(self, deltas: Sequence[Delta]) -> list[Delta]:
         """Of whole completions in order the `n` of each prompt with the highest mean log-probability."""
@@ -245,7 +250,6 @@ class Generation:
         self._timer.cancel()
         for completion in self.completions:
             if not completion.ended:
-                completion.cancelled = True
                 self._backend.cancel(completion.ticket)
 
     def _expire(self) -> None:

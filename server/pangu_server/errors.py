@@ -4,12 +4,16 @@
   + RequestError            400 invalid_request_error
     x ContextLengthExceeded 400, code context_length_exceeded
     x ModelNotFound         404, code model_not_found
+  + InvalidApiKey           401 invalid_request_error, code invalid_api_key
+  + BodyTimeout             408 invalid_request_error, code body_timeout
+  + BodyTooLarge            413 invalid_request_error, code body_too_large
   + Overloaded              429 rate_limit_exceeded, Retry-After
   + NotReady                503 server_error, Retry-After (loading or draining)
   + DeadlineExceeded        503 timeout_error, Retry-After
   + GenerationFailed        500 server_error (a fault of ours, logged with its traceback)
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pangu_training.errors import PanguError
@@ -21,6 +25,7 @@ class ServerError(PanguError):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str | None] = None
+    headers: ClassVar[Mapping[str, str]] = {}
     retry_after_seconds: ClassVar[int | None] = None
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
@@ -46,6 +51,33 @@ class ModelNotFound(RequestError):
 
     status = 404
     code = "model_not_found"
+
+
+class InvalidApiKey(ServerError):
+    """The request carries none of this server's API keys."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+    headers: ClassVar[Mapping[str, str]] = {"www-authenticate": "Bearer"}
+
+
+class BodyTimeout(ServerError):
+    """The body did not arrive in time."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "body_timeout"
+    headers: ClassVar[Mapping[str, str]] = {"connection": "close"}
+
+
+class BodyTooLarge(ServerError):
+    """The body is longer than this server takes."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "body_too_large"
+    headers: ClassVar[Mapping[str, str]] = {"connection": "close"}
 
 
 class Overloaded(ServerError):

@@ -84,11 +84,12 @@ class EventStream(StreamingResponse):
 
     async def _events(self) -> AsyncIterator[str]:
         try:
-            async for delta in self._generation:
-                if delta.finish_reason is not None:
-                    self._record["finish_reason"] = delta.finish_reason
+            async for deltas in self._generation:
                 usage = Usage.of(self._generation) if self._usage_always else None
-                yield _event(self._form.chunk([delta], usage))
+                # An event a delta, but one write for all that are there: a fast model would otherwise fill
+                # the buffer of a client that is gone before the loop could notice.
+                yield "".join(_event(self._form.chunk([delta], usage)) for delta in deltas)
+                self._record["finish_reason"] = deltas[-1].finish_reason
             if self._usage_last and self._done:
                 yield _event(self._form.chunk([], Usage.of(self._generation)))
         except ServerError as error:
@@ -112,7 +113,8 @@ async def _collect(generation: Generation, request: Request) -> list[Delta]:
 
     watcher = asyncio.create_task(watch())
     try:
-        return sorted([delta async for delta in generation], key=lambda delta: delta.index)
+        deltas = [delta async for deltas in generation for delta in deltas]
+        return sorted(deltas, key=lambda delta: delta.index)
     finally:
         watcher.cancel()
         generation.cancel()

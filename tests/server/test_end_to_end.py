@@ -2,13 +2,10 @@
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +13,9 @@ import httpx
 import openai
 import pytest
 from conftest import Artifacts
-from prometheus_client.parser import text_string_to_metric_families
+from process import COMMAND, Server, wait_for
 
 pytestmark = pytest.mark.real_model
-COMMAND = Path(sys.executable).with_name("pangu-serve")
 PROMPT = "def fibonacci(n):"
 FORMATS = {
     "ctranslate2": ("ctranslate2", "--quantization", "int8"),
@@ -34,43 +30,6 @@ COMPUTE_TYPES = {
 START_TIMEOUT_SECONDS = 120
 
 
-class Server:
-    """A running `pangu-serve`."""
-
-    def __init__(self, artifact: Path, *options: str) -> None:
-        self.process = subprocess.Popen(
-            # One thread: two that wait for each other crawl when a test machine is busy.
-            [COMMAND, artifact, "--port", "0", "--device", "cpu", "--threads", "1", *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        self.banner = self.process.stdout.readline() + self.process.stdout.readline()
-        found = re.search(r"ready on (http://127\.0\.0\.1:\d+)", self.banner)
-        assert found, self.banner + (self.process.communicate()[1] or "")
-        self.address = found[1]
-        self.openai = openai.OpenAI(base_url=f"{self.address}/v1", api_key="none", max_retries=0, timeout=120)
-        [self.model] = [model.id for model in self.openai.models.list()]
-
-    def metric(self, name: str, **labels: str) -> float:
-        text = httpx.get(f"{self.address}/metrics").text
-        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-        return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
-
-    def terminate(self) -> int:
-        """SIGTERM; the exit code."""
-        self.openai.close()
-        self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(60)
-        assert self.process.stderr is not None
-        assert self.process.stdout is not None
-        assert self.process.stderr.read() == "", "nothing to complain about"
-        self.process.stdout.close()
-        self.process.stderr.close()
-        return code
-
-
 @pytest.fixture(scope="module", params=FORMATS)
 def server(request: pytest.FixtureRequest, artifacts: Artifacts) -> Iterator[Server]:
     server = Server(artifacts("smollm2", *FORMATS[request.param]))
@@ -81,7 +40,8 @@ def server(request: pytest.FixtureRequest, artifacts: Artifacts) -> Iterator[Ser
 def test_the_printed_curl_line_works(server: Server) -> None:
     curl = server.banner.splitlines()[1]
     answer = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, check=True).stdout
-    text = json.loads(answer)["choices"][0]["text"]
+    [choice] = json.loads(answer)["choices"]
+    text = choice["text"] if choice["finish_reason"] == "stop" else choice["text"].rpartition("\n")[0]
     names: dict[str, Any] = {}
     exec(PROMPT + text, names)
     assert isinstance(names["fibonacci"](1), int), "the completion is code that runs"
@@ -223,13 +183,6 @@ def test_a_server_that_cannot_start_says_why_in_one_line(artifacts: Artifacts, t
     # What gets past the hashes still fails in one line: here the library's own check of its file.
     (damaged / "model.bin").write_bytes(b"\xff" * (damaged / "model.bin").stat().st_size)
     assert "CTranslate2 cannot load" in refused(damaged, "--port", "0", "--skip-verify")
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.05)
 
 
 def test_help_is_printed_by_the_installed_commands() -> None:

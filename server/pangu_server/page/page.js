@@ -1,0 +1,52 @@
+// Puts the parts together: tabs, the key, what is served, the charts.
+
+import { KEY_CHANGED, askKey } from "./api.js";
+import { Board } from "./board.js";
+import { Chat } from "./chat.js";
+import { Completer } from "./completer.js";
+import { Served } from "./served.js";
+
+const panel = (name) => document.querySelector(`#panel-${name}`);
+const modes = {
+  complete: new Completer(panel("complete"), { middle: false }),
+  fill: new Completer(panel("fill"), { middle: true }),
+  chat: new Chat(panel("chat")),
+};
+
+// The example's caret stands in its hole: the empty line.
+const example = modes.fill.editor.area;
+const hole = example.value.indexOf("\n\n") + 1;
+example.setSelectionRange(hole, hole);
+
+const served = new Served(document.querySelector("#served"));
+new Board(document.querySelector("#live"), () => served.watch());
+document.querySelector("#key").addEventListener("click", () => askKey());
+document.addEventListener(KEY_CHANGED, () => served.refresh());
+
+document.querySelector("#parameters").addEventListener("submit", (event) => {
+  event.preventDefault();
+  modes[document.querySelector("[role=tab][aria-selected=true]").dataset.mode].run();
+});
+
+// Tabs as the ARIA practices describe them: one stop in the tab order, arrows move.
+const tabs = [...document.querySelectorAll("[role=tab]")];
+
+function select(chosen) {
+  for (const tab of tabs) {
+    tab.ariaSelected = String(tab === chosen);
+    tab.tabIndex = tab === chosen ? 0 : -1;
+    panel(tab.dataset.mode).hidden = tab !== chosen;
+  }
+  document.querySelector("#n").disabled = chosen.dataset.mode === "chat"; // a conversation has one answer
+}
+
+for (const [index, tab] of tabs.entries()) {
+  tab.addEventListener("click", () => select(tab));
+  tab.addEventListener("keydown", ({ key }) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[key];
+    const target = { Home: tabs[0], End: tabs.at(-1) }[key] ?? (step && tabs.at((index + step) % tabs.length));
+    if (!target) return;
+    select(target);
+    target.focus();
+  });
+}

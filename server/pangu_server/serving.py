@@ -1,0 +1,164 @@
+"""Runs the application on uvicorn: answer at once, load the model beside, stop in order."""
+
+import contextlib
+import functools
+import logging
+import math
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+
+import uvicorn
+from starlette.types import ASGIApp
+from tokenizers import Tokenizer
+
+from pangu_convert.artifact import Artifact, ArtifactError, verify
+from pangu_server.access import KEYS_VARIABLE, read_access
+from pangu_server.app import create_app
+from pangu_server.backends import LoadOptions, load_backend
+from pangu_server.engine import Engine
+from pangu_server.listening import is_loopback, url
+from pangu_server.logs import configure
+from pangu_server.metrics import Metrics
+from pangu_server.options import ServeOptions
+from pangu_server.protection import protect
+
+KEEP_ALIVE_SECONDS = 75  # more than proxies keep an idle connection (60), so that they close it, not we
+REPEAT_SECONDS = 1  # `timeout` and some supervisors signal a process and its group: still one stop
+FLUSH_SECONDS = 5  # for the last events of streams, after the drain's deadline has ended them
+
+logger = logging.getLogger(__name__)
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its signal handlers: it would raise each signal again when it is done."""
+
+    def __init__(self, app: ASGIApp, drain_seconds: float) -> None:
+        config = uvicorn.Config(
+            app,
+            http="h11",  # its limits on headers are stated; httptools has others
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=math.ceil(drain_seconds) + FLUSH_SECONDS,
+        )
+        super().__init__(config)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Nothing: `stop_on_signal` has been there before."""
+        yield
+
+
+def serve(
+    artifact: Artifact, listener: socket.socket, options: ServeOptions, environment: Mapping[str, str]
+) -> None:
+    """Serve until SIGTERM or Ctrl-C. `environment` may hold API keys."""
+    configure(options.log_format)
+    access = read_access(options.api_key_file, environment)
+    if access.open and not is_loopback(listener):
+        logger.warning(
+            "%s answers everyone who reaches it: set --api-key-file or %s", url(listener), KEYS_VARIABLE
+        )
+    limits = options.limits
+    metrics = Metrics(artifact.manifest.name)
+    engine = Engine(
+        artifact,
+        read_tokenizer(artifact),
+        metrics,
+        model_names=options.served_model_name,
+        limits=limits,
+    )
+    app = protect(
+        create_app(engine),
+        access=access,
+        max_body_bytes=limits.max_body_bytes,
+        cors_origins=options.cors_origin,
+        log_requests=options.log_requests,
+    )
+    server = Server(app, options.drain_seconds)
+    close = functools.cache(engine.close)  # once, whoever comes first
+    # At its deadline the drain ends what still runs: those clients get their text so far, and [DONE].
+    deadline = threading.Timer(options.drain_seconds, close)
+    stop_on_signal(server, engine, deadline)
+    failure: list[Exception] = []
+
+    def load() -> None:
+        try:
+            if not options.skip_verify:
+                verify(artifact)
+            threads = options.threads or len(os.sched_getaffinity(0))
+            engine.load(
+                load_backend(
+                    artifact,
+                    LoadOptions(
+                        device=options.device,
+                        threads=threads,
+                        max_batch=options.max_batch,
+                        on_batch=metrics.batch_size.observe,
+                    ),
+                )
+            )
+            announce(engine, listener)
+        except Exception as error:  # handed to the main thread, which raises it
+            failure.append(error)
+            server.should_exit = True
+
+    loader = threading.Thread(target=load, name="load")
+    loader.start()
+    server.run(sockets=[listener])
+    if loader.is_alive() and not failure:
+        os._exit(0)  # a library that loads cannot be interrupted, and nobody was promised anything yet
+    loader.join()
+    deadline.cancel()
+    if deadline.is_alive():
+        deadline.join()
+    close()
+    if failure:
+        raise failure[0]
+
+
+def read_tokenizer(artifact: Artifact) -> Tokenizer:
+    """The artifact's tokenizer; `ArtifactError` when the file does not hold one."""
+    try:
+        return Tokenizer.from_file(str(artifact.path / "tokenizer.json"))
+    except Exception as error:  # the library raises no narrower class
+        raise ArtifactError(f"{artifact.path / 'tokenizer.json'} cannot be read: {error}") from None
+
+
+def stop_on_signal(server: uvicorn.Server, engine: Engine, deadline: threading.Timer) -> None:
+    """On SIGTERM or SIGINT refuse new requests and finish those taken; on a second one leave at once."""
+    first_seconds: float | None = None
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal first_seconds
+        if first_seconds is None:
+            first_seconds = time.monotonic()
+            server.should_exit = True
+            engine.drain()
+            deadline.start()
+        elif time.monotonic() - first_seconds > REPEAT_SECONDS:
+            os._exit(128 + number if server.server_state.tasks else 0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+
+
+def announce(engine: Engine, listener: socket.socket) -> None:
+    """Print what is served and a curl line that works."""
+    assert engine.backend is not None
+    info, manifest = engine.backend.info, engine.artifact.manifest
+    address = url(listener)
+    kernel = f", kernel {info.kernel}" if info.kernel else ""
+    print(
+        f"{manifest.name} ready on {address}: {info.name}, {info.compute_type}{kernel} on {info.device}, "
+        f"{info.threads} threads, {info.weight_bytes / 1e9:.3f} GB of weights\n"
+        f"curl -s {address}/v1/completions -H 'Content-Type: application/json' "
+        """-d '{"prompt": "def fibonacci(n):", "max_tokens": 96, "temperature": 0, "stop": ["\\n\\n"]}'""",
+        flush=True,
+    )

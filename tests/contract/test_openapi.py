@@ -1,0 +1,39 @@
+"""schemathesis sends what `/openapi.json` allows and what it forbids, to each backend."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Artifacts
+from process import Server
+
+SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
+FORMATS = {
+    "ctranslate2": ("ctranslate2", "--quantization", "float32"),
+    "transformers": ("transformers", "--dtype", "float32"),
+    "gptq": ("gptq", "--bits", "4", "--group-size", "128", "--samples", "2", "--sequence-length", "64"),
+}
+# A schema cannot say which prompts fit the context, which ids the vocabulary has, that best_of is not below n,
+# or that this model has no chat template: refusing such a body is right.
+EXCLUDED = "positive_data_acceptance"
+EXAMPLES = 10  # an endpoint and phase; a fixed seed, so that a failure can be repeated
+
+
+@pytest.fixture(params=FORMATS)
+def server(request: pytest.FixtureRequest, artifacts: Artifacts) -> Iterator[Server]:
+    server = Server(artifacts("tiny_bigcode", *FORMATS[request.param]))
+    yield server
+    # uvicorn's, to the NULL byte in a header that schemathesis tries first.
+    assert server.terminate(expected=r"Invalid HTTP request received\.$") == 0
+
+
+def test_the_schema_is_kept(server: Server, tmp_path: Path) -> None:
+    command = [SCHEMATHESIS, "run", f"{server.address}/openapi.json", "--max-examples", str(EXAMPLES)]
+    checks = ["--mode", "all", "--checks", "all", "--exclude-checks", EXCLUDED, "--request-timeout", "60"]
+    options = ["--seed", "1", "--no-color", "--output-sanitize", "false", "--output-truncate", "false"]
+    ran = subprocess.run(
+        [*command, *checks, *options], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stdout

@@ -1,0 +1,65 @@
+"""Fixtures of the page's tests."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from browser import Scripted, Tab, serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    executable = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
+    if executable is None:
+        pytest.fail("the page's tests need Chromium: apt-get install -y --no-install-recommends chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Chromium refuses to run its sandbox as root, as containers do.
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_tab(browser: "Browser") -> Iterator[Callable[..., Tab]]:
+    """Opens `address` with a context's options; at the end nothing may have been complained about."""
+    tabs: list[Tab] = []
+
+    def open_tab(address: str, **options: Any) -> Tab:
+        context = browser.new_context(**options)
+        context.set_default_timeout(20_000)
+        tabs.append(Tab(context.new_page(), address))
+        tabs[-1].open()
+        return tabs[-1]
+
+    yield open_tab
+    for tab in tabs:
+        tab.page.context.close()
+        assert tab.complaints == []
+        assert [url for url in tab.requests if not url.startswith(tab.address)] == [], "it works offline"
+
+
+@pytest.fixture
+def scripted(tmp_path: Path) -> Iterator[Scripted]:
+    scripted = Scripted(tmp_path)
+    scripted.engine.load(scripted.backend)
+    yield scripted
+    scripted.go.set()
+    scripted.engine.close()
+
+
+@pytest.fixture
+def tab(scripted: Scripted, open_tab: Callable[..., Tab]) -> Iterator[Tab]:
+    from playwright.sync_api import expect
+
+    with serving(scripted.app) as address:
+        tab = open_tab(address)
+        expect(tab.page.locator("#state")).to_have_text("Ready")
+        yield tab
+        tab.page.goto("about:blank")  # lets go of what still streams

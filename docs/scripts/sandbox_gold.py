@@ -56,10 +56,14 @@ def read_rows(path: Path) -> list[Row]:
         return [json.loads(line) for line in file]
 
 
-def score(name: str, rows: list[Row], form: Callable[[Row], checks.Check], arguments: argparse.Namespace) -> bool:
+def score(
+    name: str, rows: list[Row], form: Callable[[Row], checks.Check], arguments: argparse.Namespace
+) -> bool:
     """Print one line a time and one a problem that fails; whether all passed every time."""
     policy = Policy(packages=("sortedcontainers",) if name == "LeetCode" else ())
-    jobs = [(row["prompt"] + row.get("canonical_solution", row.get("completion", "")), form(row)) for row in rows]
+    jobs = [
+        (row["prompt"] + row.get("canonical_solution", row.get("completion", "")), form(row)) for row in rows
+    ]
     whole = True
     for _ in range(arguments.times):
         started = time.monotonic()
@@ -76,7 +80,8 @@ def score(name: str, rows: list[Row], form: Callable[[Row], checks.Check], argum
         for row, result in zip(rows, results, strict=True):
             if result.outcome is not Outcome.PASSED:
                 whole = False
-                print(f"  {row['task_id']}: {result.outcome}, {result.passed_checks} of {result.total_checks}: {result.reason}")
+                counts = f"{result.passed_checks} of {result.total_checks}"
+                print(f"  {row['task_id']}: {result.outcome}, {counts}: {result.reason}")
     return whole
 
 

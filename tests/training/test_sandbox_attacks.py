@@ -1,184 +1,26 @@
-"""Programs that try to score without solving the problem, or to do harm. None may, as root or as anybody.
+"""Programs that try to do harm. None may, as root or as anybody.
 
 An attack's `f` returns True when it got what it wanted, and the check asks for just that; so `passed` means
 that the attack worked. `reason` holds what stopped it, so that an attack with a fault of its own is noticed.
 """
 
-import ctypes
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from attacked import QUICK, healthy  # noqa: F401
 
 from pangu_training.sandbox.checks import Check
-from pangu_training.sandbox.execution import Outcome, Policy, run
-from pangu_training.sandbox.tiers import tier
+from pangu_training.sandbox.execution import Outcome, run
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
-QUICK = Policy(cpu_seconds=1, check_cpu_seconds=5, idle_seconds=1)
 HARM = Check(entry_point="f", test="def check(candidate):\n    assert candidate() is True\n")
-ANSWER = Check(
-    entry_point="f",
-    test="def check(candidate):\n    # canary-7\n    for n in (17, 40, 41):\n        assert candidate(n) == n ** 3 + 11\n",
-)
-
-
-def children() -> set[str]:
-    tasks = Path("/proc/self/task").glob("*/children")
-    return {child for task in tasks for child in task.read_text().split()}
-
-
-@pytest.fixture(autouse=True)
-def healthy() -> Iterator[None]:
-    """The parent has as many descriptors, children and temporary files after an attack as before."""
-    before = (len(os.listdir("/proc/self/fd")), children(), set(os.listdir(tempfile.gettempdir())))
-    yield
-    assert len(os.listdir("/proc/self/fd")) == before[0]
-    assert children() == before[1]
-    new = set(os.listdir(tempfile.gettempdir())) - before[2]
-    assert not any("sandbox" in name or "attack" in name for name in new)
-
-
-def test_the_checks_can_be_passed() -> None:
-    assert run("def f(): return True", HARM, QUICK).outcome is Outcome.PASSED
-    assert run("def f(n): return n ** 3 + 11", ANSWER, QUICK).outcome is Outcome.PASSED
-
-
-FORGERIES = {
-    "walk the frames": """
-import sys
-def f(n):
-    frame = sys._getframe()
-    while frame:
-        for value in frame.f_locals.values():
-            if isinstance(value, list): value.append("passed")
-            if isinstance(value, dict): value.update(passed=True, result="passed", ended="whole")
-        frame = frame.f_back
-    return True""",
-    "write the verdict to every descriptor": """
-import os
-for fd in range(64):
-    try: os.write(fd, b'3\\n+\\n+\\n+\\n{"ended": "whole", "reason": ""}\\n')
-    except OSError: pass
-def f(n): return 0""",
-    "write results ahead": """
-import os
-for fd in range(64):
-    for message in (b'{"loaded": true}\\n', b'{"result": {"value": true, "objects": []}}\\n' * 9):
-        try: os.write(fd, message)
-        except OSError: pass
-def f(n): return 0""",
-    "claim to be unconfined": """
-import os
-for fd in range(64):
-    try: os.write(fd, b'{"unconfined": "sorry"}\\n')
-    except OSError: pass
-def f(n): return 0""",
-    "claim that the check is broken": """
-import os
-for fd in range(64):
-    try: os.write(fd, b'{"broken": "sorry"}\\n')
-    except OSError: pass
-def f(n): return 0""",
-    "os._exit(0) when loaded": "import os\nos._exit(0)",
-    "os._exit(0) when called": "import os\ndef f(n): os._exit(0)",
-    "sys.exit(0) when loaded": "import sys\nsys.exit(0)",
-    "sys.exit(0) when called": "import sys\ndef f(n): sys.exit(0)",
-    "raise AssertionError's opposite": "class Passed(BaseException): pass\ndef f(n): raise Passed('passed')",
-    "atexit": "import atexit, os\natexit.register(os._exit, 0)\ndef f(n): raise SystemExit",
-    "replace builtins": """
-import builtins
-builtins.AssertionError = builtins.SystemExit = type('Never', (BaseException,), {})
-builtins.isinstance = builtins.any = builtins.all = lambda *a: True
-builtins.len = builtins.abs = builtins.int = lambda *a: 0
-def f(n): return 0""",
-    "replace the protocol": """
-import sys, json
-json.dumps = lambda *a, **k: '{"result": {"value": true, "objects": []}}'
-for name in list(sys.modules):
-    if 'wire' in name: sys.modules[name].encode = lambda *a: {"value": True, "objects": []}
-def f(n): return 0""",
-    "close every descriptor": "import os\ndef f(n):\n    os.closerange(0, 64)\n    return n ** 3 + 11",
-    "equal to everything": """
-class Liar:
-    def __eq__(self, other): return True
-    def __ne__(self, other): return False
-    __hash__ = None
-    def __bool__(self): return True
-def f(n): return Liar()""",
-    "a number equal to everything": """
-class Liar(int):
-    def __eq__(self, other): return True
-    __hash__ = int.__hash__
-def f(n): return Liar(5)""",
-    "numpy that is not": """
-class Liar:
-    def item(self): return self
-    def __eq__(self, other): return True
-Liar.__module__ = 'numpy'
-def f(n): return Liar()""",
-    "find the test in memory": """
-import gc, sys
-word = ''.join(['can', 'ary-', '7'])
-def f(n):
-    for thing in gc.get_objects():
-        if word in repr(thing): return n ** 3 + 11
-    for frame in sys._current_frames().values():
-        while frame:
-            if word in repr(frame.f_locals) + repr(frame.f_globals): return n ** 3 + 11
-            frame = frame.f_back""",
-    "nested too deep": """
-import os
-for fd in range(3, 64):
-    try: os.write(fd, b'{"loaded": true}\\n' + b'[' * 50000 + b'\\n')
-    except OSError: pass
-def f(n): return 0""",
-    "a message of no kind": """
-import os
-for fd in range(3, 64):
-    try: os.write(fd, b'{"loaded": true}\\n{"result": {"value": {"r": 5, "x": 1}, "objects": [["dict", {}]]}}\\n')
-    except OSError: pass
-def f(n): return 0""",
-    "not JSON": """
-import os
-for fd in range(3, 64):
-    try: os.write(fd, b'{"loaded": true}\\n\\xff\\x00\\n')
-    except OSError: pass
-def f(n): return 0""",
-    "a class that the problem does not have": """
-import os
-message = b'{"loaded": true}\\n{"result": {"value": {"r": 0}, "objects": [["Opaque", {"__class__": 1}]]}}\\n'
-for fd in range(3, 64):
-    try: os.write(fd, message)
-    except OSError: pass
-def f(n): return 0""",
-}
-
-
-@pytest.mark.parametrize("program", FORGERIES.values(), ids=FORGERIES)
-def test_a_verdict_cannot_be_forged(program: str) -> None:
-    result = run(program, ANSWER, QUICK)
-    assert result.outcome in (Outcome.FAILED, Outcome.ERROR, Outcome.KILLED, Outcome.TIMEOUT), result
-    assert result.passed_checks == 0
-
-
-def test_a_node_that_lies_about_equality_is_judged_by_its_values() -> None:
-    definitions = "class ListNode:\n    def __init__(self, val=0, next=None):\n        self.val, self.next = val, next\n"
-    test = "def check(candidate):\n    assert candidate(ListNode(3)).val == 4\n    assert candidate(ListNode(9)) == 1\n"
-    check = Check(entry_point="f", test=test, definitions=definitions)
-    liar = "class ListNode:\n    def __eq__(self, o): return True\n    __ne__ = __eq__\ndef f(n):\n    n.val = ListNode()\n    return n"
-    assert run(liar, check, QUICK).passed_checks == 0
-    assert run(definitions + "def f(n): return ListNode(n.val + 1)", check, QUICK).passed_checks == 1
-
-
 PERMISSION = "PermissionError"
 HARMS = {
     "the password file": ("open('/etc/passwd').read()", PERMISSION),
@@ -214,7 +56,10 @@ HARMS = {
     "spawn": ("os.posix_spawn('/bin/true', ['true'], {})", PERMISSION),
     "exec": ("os.execv('/bin/true', ['true'])", PERMISSION),
     "a thread": ("__import__('threading').Thread(target=print).start()", "can't start new thread"),
-    "busy threads": ("[__import__('_thread').start_new_thread(f, ()) for _ in range(99)]", "can't start new thread"),
+    "busy threads": (
+        "[__import__('_thread').start_new_thread(f, ()) for _ in range(99)]",
+        "can't start new thread",
+    ),
     "kill the parent": ("os.kill(os.getppid(), 9)", PERMISSION),
     "stop the parent": ("os.kill(os.getppid(), 19)", PERMISSION),
     "kill the group": ("os.kill(0, 9)", PERMISSION),
@@ -232,6 +77,10 @@ CALLS |= {"perf_event_open": 298, "io_uring_setup": 425, "process_vm_readv": 310
 CALLS |= {"clone": 56, "vfork": 58, "clone3": 435, "open_by_handle_at": 304, "pidfd_open": 434, "prctl": 157}
 CALLS |= {"shmget": 29, "mq_open": 240, "timer_create": 222, "seccomp": 317, "chroot": 161, "unknown": 9999}
 CALLS |= {"getpid of x32": 0x40000000 + 39}
+
+
+def test_the_check_can_be_passed() -> None:
+    assert run("def f(): return True", HARM, QUICK).outcome is Outcome.PASSED
 
 
 def harm(action: str, secret: Path) -> str:
@@ -297,7 +146,8 @@ EXHAUSTIONS = {
     "kill itself": ("os.kill(os.getpid(), 9)", {Outcome.KILLED}),
     "descriptors": ("x = []\n    while True: x.append(os.pipe())", {Outcome.ERROR}),
     "an answer that never ends": (
-        "while True:\n        for fd in range(3, 9):\n            try: os.write(fd, b'x' * 4096)\n            except OSError: pass",
+        "while True:\n        for fd in range(3, 9):\n            try: os.write(fd, b'x' * 4096)\n"
+        "            except OSError: pass",
         {Outcome.TIMEOUT, Outcome.ERROR, Outcome.KILLED},
     ),
 }
@@ -314,7 +164,7 @@ def test_a_result_cannot_exhaust_the_judge() -> None:
     check = Check(entry_point="f", test="def check(candidate):\n    assert sum(range(candidate())) == 3\n")
     result = run("def f(): return 10 ** 12", check, QUICK)
     assert result.outcome is Outcome.TIMEOUT
-    assert result.reason.startswith("the checks: used up 5 s")
+    assert result.reason.startswith("the checks used up 3 s")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="runs as an unprivileged user already")
@@ -323,10 +173,11 @@ def test_all_of_this_as_an_unprivileged_user() -> None:
     python = shutil.which(f"python{version}", path="/usr/local/bin:/usr/bin")
     if python is None or not shutil.which("setpriv"):
         pytest.skip(f"no python{version} that another user can start")
+    as_nobody = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all"]
+    files = [__file__, str(Path(__file__).with_name("test_sandbox_forgeries.py"))]
     path = [sysconfig.get_path("purelib"), str(ROOT / "training")]
     finished = subprocess.run(
-        ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all"]
-        + [python, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", __file__],
+        [*as_nobody, python, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", *files],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": ":".join(path), "PYTHONDONTWRITEBYTECODE": "1"},
         cwd=ROOT,
         capture_output=True,
@@ -335,8 +186,3 @@ def test_all_of_this_as_an_unprivileged_user() -> None:
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "1 skipped" in finished.stdout
-
-
-def test_the_tier_is_said() -> None:
-    assert tier().name.startswith(("landlock+seccomp (ABI ", "bubblewrap"))
-    assert ctypes.sizeof(ctypes.c_void_p) == 8

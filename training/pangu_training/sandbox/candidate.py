@@ -3,11 +3,24 @@
 import json
 import os
 import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from types import ModuleType
 from typing import Any
 
 from pangu_training.sandbox.confinement import confine
 from pangu_training.sandbox.wire import Channel, WireError, decode, encode
+
+
+class Packages:
+    """Finds the packages that were named, and no other in the folders where they lie."""
+
+    def __init__(self, origins: dict[str, str]) -> None:
+        self._origins = origins
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """Where `name` is loaded from, as the import system asks it."""
+        return spec_from_file_location(name, self._origins[name]) if name in self._origins else None
 
 
 def main() -> None:
@@ -27,7 +40,7 @@ def main() -> None:
         channel.send({"syntax": describe(error)})
         return
     channel.send({"compiled": True})
-    sys.path += settings["list"]
+    sys.meta_path.append(Packages(settings["packages"]))
     module = sys.modules["candidate"] = ModuleType("candidate")
     try:
         exec(code, vars(module))

@@ -40,8 +40,9 @@ def human_eval(row: Mapping[str, Any]) -> Check:
     The tests also use what the prompt defines, and HumanEval/33 calls the program by its name.
     """
     name = row["entry_point"]
-    by_name = f"_check = check\ndef check(candidate):\n    global {name}\n    {name} = candidate\n    _check(candidate)\n"
-    return Check(entry_point=name, test=f"{row['test']}\n{by_name}", definitions=row["prompt"])
+    by_name = f"def check(candidate):\n    global {name}\n    {name} = candidate\n    _check(candidate)\n"
+    test = f"{row['test']}\n_check = check\n{by_name}"
+    return Check(entry_point=name, test=test, definitions=row["prompt"])
 
 
 def leetcode(row: Mapping[str, Any]) -> Check:
@@ -65,7 +66,7 @@ def human_eval_plus(row: Mapping[str, Any]) -> Check:
     )
 
 
-_PLUS_TEST = '''
+_PLUS_TEST = """
 import copy
 import math
 
@@ -95,4 +96,4 @@ def check(candidate):
     for arguments in {inputs!r}:
         result = candidate(*copy.deepcopy(arguments))
         assert {rule}
-'''
+"""

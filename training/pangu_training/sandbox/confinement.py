@@ -37,7 +37,7 @@ def confine(settings: Mapping[str, Any]) -> None:
     """
     os.chdir("/")
     _limit(settings["cpu_seconds"], settings["memory_bytes"])
-    rules = _landlock_rules(settings["read"], settings["list"]) if settings["landlock"] else None
+    rules = _landlock_rules(settings["read"]) if settings["landlock"] else None
     _drop_privileges(os.__file__)
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
     if os.getppid() != settings["parent"]:
@@ -51,9 +51,10 @@ def confine(settings: Mapping[str, Any]) -> None:
 
 
 def _limit(cpu_seconds: int, memory_bytes: int) -> None:
-    # Soft = hard: the kernel kills at once, and no handler can put it off.
+    # Soft = hard: the kernel kills at once, and no handler can put it off. The parent ends a process at its
+    # CPU seconds; the kernel's clock for RLIMIT_CPU counts in ticks and can run ahead, so it comes second.
     for limit, value in (
-        (resource.RLIMIT_CPU, cpu_seconds),
+        (resource.RLIMIT_CPU, 2 * cpu_seconds + 5),
         (resource.RLIMIT_AS, memory_bytes),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NOFILE, 64),
@@ -67,7 +68,7 @@ def _limit(cpu_seconds: int, memory_bytes: int) -> None:
         resource.setrlimit(limit, (value, value))
 
 
-def _landlock_rules(readable: list[str], listable: list[str]) -> int:
+def _landlock_rules(readable: list[str]) -> int:
     """A ruleset that handles everything this kernel can and allows reading below the paths."""
     abi = landlock_abi()
     files = (1 << (13 if abi < 2 else 14 if abi < 3 else 15 if abi < 5 else 16)) - 1
@@ -76,7 +77,6 @@ def _landlock_rules(readable: list[str], listable: list[str]) -> int:
     attributes = struct.pack("=QQQ", files, network, scoped)[: 8 if abi < 4 else 16 if abi < 6 else 24]
     rules = _check(_libc.syscall(_LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0))
     wanted = [(path, _READ_FILE | _READ_FOLDER) for path in readable]
-    wanted += [(path, _READ_FOLDER) for path in listable]
     wanted += [("/dev/null", _READ_FILE | _WRITE_FILE)]
     for path, access in wanted:
         try:

@@ -25,6 +25,7 @@ from pangu_training.sandbox.checks import Check
 from pangu_training.sandbox.tiers import SandboxError, Tier, readable_paths, tier
 
 _TICK_SECONDS = 0.1
+_CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 _MAX_VERDICT_BYTES = 16 << 20
 # The whole environment of the confined processes. A fixed hash seed: the same program, the same verdict.
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -84,12 +85,12 @@ def run(
         SandboxError: the program could not be confined; it was not run.
     """
     isolation = isolation or tier(unsafe=policy.unsafe)
-    readable, listable = readable_paths(policy.packages)
+    readable, origins = readable_paths(policy.packages)
     common = {
         "records": check.records,
         "memory_bytes": policy.memory_bytes,
         "read": readable,
-        "list": listable,
+        "packages": origins,
         "landlock": isolation.landlock,
         "seccomp": syscalls.supported(),
         "parent": 0 if isolation.bubblewrap else os.getpid(),
@@ -117,7 +118,8 @@ def run(
         )
         stack.callback(judge.end)
         ends.close()
-        verdict, idle = _watch(verdict_read, (candidate, judge), policy.idle_seconds, stop)
+        limits = ((candidate, policy.cpu_seconds), (judge, policy.check_cpu_seconds))
+        verdict, idle = _watch(verdict_read, limits, policy.idle_seconds, stop)
         candidate.end()
         judge.end()
         return _result(verdict, idle, candidate, judge, policy)
@@ -152,7 +154,7 @@ class _Process:
     """One confined process and what is left of it."""
 
     def __init__(self, command: Sequence[str], keep_open: Any, settings: dict[str, Any]) -> None:
-        self.signal, self.exit_code, self.cpu_seconds = 0, 0, 0.0
+        self.signal, self.exit_code, self.cpu_seconds = 0, 0, 0.0  # once it ended
         with os.fdopen(os.memfd_create("settings"), "r+b") as file:
             file.write(json.dumps(settings).encode())
             file.seek(0)
@@ -167,13 +169,14 @@ class _Process:
                 pass_fds=tuple(keep_open),
             )
 
-    def waits(self) -> bool:
-        """Whether it sleeps or is stopped, rather than runs, wants to run, or reads a disk."""
+    def look(self) -> tuple[bool, float]:
+        """Whether it waits (sleeps or is stopped, rather than runs, wants to run or reads a disk); CPU seconds."""
         try:
             with open(f"/proc/{self._innermost()}/stat", "rb") as file:
-                return file.read().rpartition(b") ")[2][:1] in b"StTZ"
+                fields = file.read().rpartition(b") ")[2].split()
         except OSError:
-            return True
+            return True, 0.0
+        return fields[0] in b"StTZ", (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS
 
     def end(self) -> None:
         """Kill and reap it, once."""
@@ -185,7 +188,7 @@ class _Process:
         code = os.waitstatus_to_exitcode(status)
         self._process.returncode = code
         # bubblewrap passes a signal on as 128 + its number
-        self.signal = -code if code < 0 else code - 128 if code > 128 else 0
+        self.signal = -code if code < 0 else code - 128 if code - 128 in signal.valid_signals() else 0
         self.exit_code = code
         self.cpu_seconds = usage.ru_utime + usage.ru_stime
 
@@ -212,12 +215,15 @@ def _pipe(stack: contextlib.ExitStack) -> tuple[int, int]:
 
 
 def _watch(
-    verdict_read: int, processes: Sequence[_Process], idle_seconds: float, stop: threading.Event | None
+    verdict_read: int,
+    limits: Sequence[tuple[_Process, int]],
+    idle_seconds: float,
+    stop: threading.Event | None,
 ) -> tuple[bytes, bool]:
-    """What the judge wrote until its end, and whether both were found waiting for too long."""
+    """What the judge wrote until its end or a limit, and whether all were found waiting for too long."""
     poll = select.poll()
     poll.register(verdict_read)
-    verdict, idle, before = bytearray(), 0.0, time.monotonic()
+    verdict, idle, looked = bytearray(), 0.0, time.monotonic()
     while len(verdict) < _MAX_VERDICT_BYTES:
         if stop is not None and stop.is_set():
             raise KeyboardInterrupt
@@ -226,14 +232,17 @@ def _watch(
             if not block:
                 break
             verdict += block
-            before = time.monotonic()
+        elapsed = time.monotonic() - looked
+        if elapsed < _TICK_SECONDS:
             continue
-        now = time.monotonic()
-        if all(process.waits() for process in processes):
-            idle += min(now - before, 2 * _TICK_SECONDS)  # a machine that was stopped does not count
+        looked += elapsed
+        seen = [process.look() for process, _ in limits]
+        if any(used > limit for (_, used), (_, limit) in zip(seen, limits, strict=True)):
+            break
+        if all(waits for waits, _ in seen):
+            idle += min(elapsed, 2 * _TICK_SECONDS)  # a machine that was stopped does not count
             if idle > idle_seconds:
                 return bytes(verdict), True
-        before = now
     return bytes(verdict), False
 
 
@@ -247,20 +256,26 @@ def _result(verdict: bytes, idle: bool, candidate: _Process, judge: _Process, po
     match ending.get("ended"):
         case "unconfined":
             raise SandboxError(f"a program could not be confined: {reason}")
+        case Outcome.BROKEN:
+            outcome = Outcome.BROKEN
+        case _ if candidate.cpu_seconds > policy.cpu_seconds:
+            outcome, reason = Outcome.TIMEOUT, f"used up {policy.cpu_seconds} s of CPU time"
+        case _ if judge.cpu_seconds > policy.check_cpu_seconds:
+            outcome, reason = Outcome.TIMEOUT, f"the checks used up {policy.check_cpu_seconds} s of CPU time"
+        case _ if idle:
+            outcome, reason = Outcome.TIMEOUT, f"waited {policy.idle_seconds:g} s for nothing"
         case "whole" if reached and reached == passed:
             outcome = Outcome.PASSED
         case "whole" | "cut":
             outcome = Outcome.ERROR if raised and not passed else Outcome.FAILED
+        case "gone" if candidate.signal:
+            outcome, reason = Outcome.KILLED, f"died of {signal.Signals(candidate.signal).name}"
         case "gone":
-            outcome, how = _death(candidate, policy.cpu_seconds)
-            reason = how or reason
-        case Outcome.SYNTAX | Outcome.ERROR | Outcome.BROKEN as ended:
+            outcome = Outcome.ERROR
+        case Outcome.SYNTAX | Outcome.ERROR as ended:
             outcome = Outcome(ended)
-        case _ if idle:
-            outcome, reason = Outcome.TIMEOUT, f"waited {policy.idle_seconds:g} s for nothing"
-        case _:
-            outcome, how = _death(judge, policy.check_cpu_seconds)
-            reason = f"the checks: {how or f'exit code {judge.exit_code}'}"
+        case _:  # what the program returned was too much for the judge
+            outcome, reason = Outcome.KILLED, f"the checks' process ended ({judge.signal or judge.exit_code})"
     return Result(
         outcome=outcome,
         passed_checks=passed,
@@ -268,11 +283,3 @@ def _result(verdict: bytes, idle: bool, candidate: _Process, judge: _Process, po
         reason=" ".join(reason.split()),
         cpu_seconds=round(candidate.cpu_seconds, 3),
     )
-
-
-def _death(process: _Process, cpu_seconds: int) -> tuple[Outcome, str]:
-    if process.signal == signal.SIGKILL and process.cpu_seconds > cpu_seconds - 0.1:
-        return Outcome.TIMEOUT, f"used up {cpu_seconds} s of CPU time"
-    if process.signal:
-        return Outcome.KILLED, f"died of {signal.Signals(process.signal).name}"
-    return Outcome.ERROR, ""

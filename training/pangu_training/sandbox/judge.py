@@ -12,7 +12,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from pangu_training.sandbox.candidate import describe
+from pangu_training.sandbox.candidate import Packages, describe
 from pangu_training.sandbox.confinement import confine
 from pangu_training.sandbox.wire import Channel, WireError, decode, encode
 
@@ -26,7 +26,9 @@ class RaisedError(Exception):
 
 
 _EXCEPTIONS = {
-    name: kind for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, Exception)
+    name: kind
+    for name, kind in vars(builtins).items()
+    if isinstance(kind, type) and issubclass(kind, Exception)
 }
 
 
@@ -118,7 +120,7 @@ def _judge(settings: dict[str, Any], verdict: int) -> dict[str, Any]:
     proxy = Proxy(channel, namespace, settings["records"])
     test, asserts = settings["test"], CountAsserts()
     tally = namespace["__tally__"] = Tally(proxy, test, verdict)
-    sys.path += settings["list"]
+    sys.meta_path.append(Packages(settings["packages"]))
     try:
         exec(compile(settings["definitions"], "<definitions>", "exec", dont_inherit=True), namespace)
         tree = asserts.visit(ast.parse(test))

@@ -6,7 +6,7 @@ touched. A call that a later kernel brings is refused as well.
 """
 
 import errno
-import platform
+import os
 import struct
 
 # name: (x86-64, aarch64); None where the architecture has no such call
@@ -57,12 +57,12 @@ _ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x80000000
 
 def supported() -> bool:
     """Whether the calls' numbers are known for this machine."""
-    return platform.machine() in _MACHINES
+    return os.uname().machine in _MACHINES
 
 
 def filter_program(process_id: int) -> bytes:
     """The filter as an array of `struct sock_filter`, for the process `process_id`."""
-    column, architecture = _MACHINES[platform.machine()]
+    column, architecture = _MACHINES[os.uname().machine]
     code = [_step(_LOAD, 4), _step(_IF_EQUAL, architecture, 1, 0), _step(_RETURN, _KILL), _step(_LOAD, 0)]
     for numbers in _ALLOWED.values():
         if (number := numbers[column]) is not None:

@@ -16,7 +16,7 @@ from pangu_training.sandbox.confinement import UNPRIVILEGED_ID, landlock_abi
 
 # What every process of the sandbox reads before it confines itself: the folder that holds `pangu_training`.
 SOURCES = Path(__file__).parents[2]
-INTERPRETER = os.path.realpath(sys._base_executable)
+INTERPRETER = os.path.realpath(sys._base_executable)  # type: ignore[attr-defined]
 _SHARED_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
 
 
@@ -38,15 +38,24 @@ class Tier:
             f"import sys; sys.path.insert(0, {str(SOURCES)!r}); from pangu_training.sandbox import {module}; "
             f"del sys.path[0]; {module}.main()"
         )
-        # No user's or site's packages, no program's folder on the path, no .pyc written.
-        python = [INTERPRETER, "-s", "-S", "-P", "-B", "-c", start]
+        # No user's or site's packages, no program's folder on the path.
+        python = [INTERPRETER, "-s", "-S", "-P", "-c", start]
         if not self.bubblewrap:
             return python
         isolated = ["--unshare-user", "--unshare-all", "--die-with-parent", "--as-pid-1"]
         isolated += ["--uid", str(UNPRIVILEGED_ID), "--gid", str(UNPRIVILEGED_ID)]
         for path in (*readable, INTERPRETER, str(SOURCES / "pangu_training")):
             isolated += ["--ro-bind-try", path, path]
-        return [self.bubblewrap, *isolated, "--dev-bind", "/dev/null", "/dev/null", "--remount-ro", "/", *python]
+        return [
+            self.bubblewrap,
+            *isolated,
+            "--dev-bind",
+            "/dev/null",
+            "/dev/null",
+            "--remount-ro",
+            "/",
+            *python,
+        ]
 
 
 @functools.cache
@@ -66,26 +75,30 @@ def tier(*, unsafe: bool = False) -> Tier:
             "untrusted programs cannot be confined here: a kernel of 5.13 or later with Landlock on x86-64 or "
             "aarch64, or bubblewrap, is needed (or say that you accept the risk)"
         )
-    logging.getLogger(__name__).warning("UNSAFE: programs run with resource limits only; they can read your files")
+    logging.getLogger(__name__).warning(
+        "UNSAFE: programs run with resource limits only; they can read your files"
+    )
     return Tier(name="UNSAFE (resource limits only)")
 
 
 @functools.cache
-def readable_paths(packages: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Paths to read and folders to list: the interpreter's libraries, and `packages` with their folder.
+def readable_paths(packages: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
+    """The paths to read, the interpreter's libraries and `packages`; and where each package begins.
 
     Raises:
         SandboxError: a package is not installed.
     """
-    readable = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), f"{sys.base_prefix}/lib"]
-    readable += _SHARED_LIBRARIES
-    folders: list[str] = []
+    # Nothing below sys.prefix: in a virtual environment that would be every installed package.
+    readable = [sysconfig.get_path("stdlib"), f"{sys.base_prefix}/lib", *_SHARED_LIBRARIES]
+    origins: dict[str, str] = {}
     for name in packages:
         found = importlib.util.find_spec(name)
         if found is None or found.origin is None:
-            raise SandboxError(f"the package {name}, which programs shall use, is not installed: pip install {name}")
+            raise SandboxError(
+                f"the package {name}, which programs shall use, is not installed: pip install {name}"
+            )
+        origins[name] = found.origin
         place = Path(found.origin)
         place = place.parent if found.submodule_search_locations else place
         readable += [str(place), str(place.with_name(f"{name}.libs"))]
-        folders.append(str(place.parent))
-    return readable, list(dict.fromkeys(folders))
+    return readable, origins

@@ -60,7 +60,7 @@ def score(
     name: str, rows: list[Row], form: Callable[[Row], checks.Check], arguments: argparse.Namespace
 ) -> bool:
     """Print one line a time and one a problem that fails; whether all passed every time."""
-    policy = Policy(packages=("sortedcontainers",) if name == "LeetCode" else ())
+    policy = Policy(packages=("numpy", "sortedcontainers") if name == "LeetCode" else ())
     jobs = [
         (row["prompt"] + row.get("canonical_solution", row.get("completion", "")), form(row)) for row in rows
     ]

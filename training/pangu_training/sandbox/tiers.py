@@ -65,10 +65,15 @@ def tier(*, unsafe: bool = False) -> Tier:
     Raises:
         SandboxError: there is none, and `unsafe` was not asked for.
     """
-    abi = landlock_abi()
-    if abi and syscalls.supported():
-        return Tier(name=f"landlock+seccomp (ABI {abi})", landlock=True)
-    if bubblewrap := shutil.which("bwrap"):
+    abi = landlock_abi() if syscalls.supported() else 0
+    return choose_tier(abi, shutil.which("bwrap"), unsafe=unsafe)
+
+
+def choose_tier(landlock: int, bubblewrap: str | None, *, unsafe: bool) -> Tier:
+    """`tier` of a machine with this Landlock version, 0 for none, and this bubblewrap."""
+    if landlock:
+        return Tier(name=f"landlock+seccomp (ABI {landlock})", landlock=True)
+    if bubblewrap:
         return Tier(name="bubblewrap" + ("+seccomp" if syscalls.supported() else ""), bubblewrap=bubblewrap)
     if not unsafe:
         raise SandboxError(

@@ -49,7 +49,7 @@ class GenerationRequest(BaseModel):
     stop: str | list[str] | None = None
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=1000)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
     logit_bias: dict[str, float] | None = Field(default=None, description="Token id -> -100 to 100")
     min_tokens: Integer | None = Field(default=None, ge=0)
     ignore_eos: bool | None = None

@@ -18,11 +18,16 @@ from pangu_server.streaming import respond
 
 INLINE_BYTES = 32 << 10  # of a body: tokenizing it takes a few milliseconds
 T = TypeVar("T")
+EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
+STREAM: dict[str, Any] = {
+    "description": "The whole answer, or with `stream` server-sent events of its pieces",
+    "content": {"text/event-stream": {"schema": EVENT}},
+}
 
 
 def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter:
     """The router; `errors` documents the responses that are not a success."""
-    router = APIRouter(responses=errors)
+    router = APIRouter(responses={**errors, 200: STREAM})
     # One for all: tokenizing takes some 250 bytes of memory for each byte of text.
     encoder_thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
 

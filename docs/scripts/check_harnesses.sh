@@ -6,14 +6,15 @@
 # Run it where pangu-coder2 is installed (PYTHON=.venv/bin/python by default). ARTIFACT is a float32 CTranslate2 or
 # transformers artifact of CHECKPOINT, a Hugging Face folder.
 # - lm-evaluation-harness: the log-likelihood of each choice of a task made of Python lines, through local-completions
-#   and by its own `hf` model in float32. They must agree within 1e-4, and in which choice is the greedy one.
+#   and by its own `hf` model in double precision (its log_softmax in single precision rounds by up to 2e-5 a token).
+#   They must agree within 1e-4, and in which choice is the greedy one.
 # - guidellm: concurrent streams of exact lengths, through completions and chat.
 # - evalplus: its openai backend generates for the first two problems of HumanEval+, if the file is given.
 # Each harness lives in an environment of its own in $HARNESSES, or in a temporary folder. Nothing is fetched but
 # packages. Exit code 1 when one fails.
 set -euo pipefail
 
-[ $# -ge 2 ] || { sed -n '2,15p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,16p' "$0" >&2; exit 2; }
 python=$(command -v "${PYTHON:-.venv/bin/python}")
 artifact=$(realpath "$1") checkpoint=$(realpath "$2") problems=${3:+$(realpath "$3")}
 root=$(realpath "$(dirname "$0")/../..")
@@ -91,7 +92,7 @@ evaluate() { # NAME MODEL ARGUMENTS
     > "$work/$1.log" 2>&1 || { tail -n 30 "$work/$1.log" >&2; return 1; }
 }
 completions="base_url=$url/v1/completions,model=$model,tokenizer=$checkpoint,tokenized_requests=True,max_retries=1"
-if HF_HOME=$work/hf evaluate hf hf "pretrained=$checkpoint,dtype=float32" &&
+if HF_HOME=$work/hf evaluate hf hf "pretrained=$checkpoint,dtype=float64" &&
   HF_HOME=$work/hf evaluate ids local-completions "$completions" &&
   HF_HOME=$work/hf evaluate concurrent local-completions "$completions,num_concurrent=4" 4; then
   "$python" - "$work" <<'PYTHON' || status=1

@@ -112,14 +112,8 @@ def token_logprobs(logits: Logits, token_id: int, top: int) -> TokenLogprobs:
 
 
 def text_logprobs(logits: Logits, token_ids: Sequence[int], top: int) -> Iterator[TokenLogprobs]:
-    """Like `token_logprobs` for each row of `logits` (tokens, vocabulary); in single precision, for its speed."""
-    for row, token_id in zip(logits, token_ids, strict=True):
-        highest_logit = row.max()
-        total = highest_logit + np.log(np.exp(row - highest_logit).sum())
-        best = highest(row, top)
-        yield TokenLogprobs(
-            float(row[token_id] - total), tuple((int(i), float(row[i] - total)) for i in best)
-        )
+    """`token_logprobs` for each row of `logits` (tokens, vocabulary)."""
+    return (token_logprobs(row, token_id, top) for row, token_id in zip(logits, token_ids, strict=True))
 
 
 def highest(logits: Logits, count: int) -> npt.NDArray[np.int64]:

@@ -267,7 +267,8 @@ def _common(held: Sequence[int], wanted: Sequence[int]) -> int:
 
 def _logprobs(logits: torch.Tensor, token_ids: Sequence[int], top: int) -> list[TokenLogprobs]:
     """One entry per token; `logits` (at least as many, vocabulary) are those before each."""
-    logs = logits[: len(token_ids)].log_softmax(-1)
+    # In single precision it would round by up to 2e-5 a token.
+    logs = logits[: len(token_ids)].double().log_softmax(-1)
     chosen = logs.gather(1, torch.tensor(token_ids, device=logs.device)[:, None])[:, 0].tolist()
     values, best = (tensor.tolist() for tensor in logs.topk(min(top, logs.shape[1])))
     return [

@@ -100,8 +100,8 @@ def test_a_killed_or_stopped_run_goes_on_exactly(tmp_path: Path, tiny_starcoder:
     assert run.last_checkpoint() is not None
     (run.path / "checkpoint-99").mkdir()  # as a kill while saving leaves it
 
-    stopped = start(arguments)
-    wait_for(lambda: len(run.metrics) > 6 or stopped.poll() is not None)
+    done, stopped = len(run.metrics), start(arguments)
+    wait_for(lambda: len(run.metrics) > done or stopped.poll() is not None)
     stopped.send_signal(signal.SIGINT)
     _, errors = stopped.communicate()
     assert stopped.returncode == 130, errors

@@ -24,6 +24,7 @@ from pangu_training.ranked import RankedFile, read_ranked
 from pangu_training.run import Run
 
 if TYPE_CHECKING:
+    from pangu_training.memory import Shape
     from pangu_training.pairs import Pair, PairTokenizer
     from pangu_training.trainer import PairTrainer
 
@@ -62,15 +63,17 @@ def run(arguments: argparse.Namespace) -> None:
             f"--max-length {options.max_length} is beyond the checkpoint's {checkpoint.context_length} tokens"
         )
 
+    from pangu_training.memory import Shape
     from pangu_training.pairs import PairTokenizer
 
     tokenizer = PairTokenizer(checkpoint)
     pairs = _fitting(tokenizer, data, options)
     held_out_pairs = _fitting(tokenizer, held_out, options) if held_out else None
     run = Run(arguments.output)
-    # Before the model is loaded: under ZeRO-3 this is what makes loading shard it.
+    shape = Shape.of(checkpoint)
+    # Under ZeRO-3 every model made after this is sharded: the one to train, but not the plan's.
     training = _training_arguments(run, options, len(pairs), held_out is not None)
-    _print_plan(checkpoint, options, training)
+    _print_plan(shape, options, training)
     if arguments.plan_only:
         return
     with contextlib.ExitStack() as stack:
@@ -168,11 +171,11 @@ def _sharded() -> bool:
     return "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED"))
 
 
-def _print_plan(checkpoint: Checkpoint, options: Options, training: Any) -> None:
+def _print_plan(shape: "Shape", options: Options, training: Any) -> None:
     """Print the memory plan; `FitError` when what is held whatever the batch does not fit already."""
-    from pangu_training.memory import Shape, device_bytes, plan, table
+    from pangu_training.memory import device_bytes, plan, table
 
-    shape, world = Shape.of(checkpoint), int(training.world_size)
+    world = int(training.world_size)
     plans = {
         (rank, shards): plan(
             shape,

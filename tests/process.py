@@ -40,9 +40,13 @@ class Server:
         return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
 
     def terminate(self, *, expected: str = "(?!)") -> int:
-        """SIGTERM; the exit code. Nothing may be on stderr but lines in which `expected` is found."""
-        self.openai.close()
+        """SIGTERM; the exit code, see `end`."""
         self.process.send_signal(signal.SIGTERM)
+        return self.end(expected=expected)
+
+    def end(self, *, expected: str = "(?!)") -> int:
+        """The exit code when it ends. Nothing may be on stderr but lines in which `expected` is found."""
+        self.openai.close()
         self.process.wait(60)
         lines = self.process.communicate()[1].splitlines()
         errors = [line for line in lines if not re.search(expected, line)]

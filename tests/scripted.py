@@ -9,8 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from pangu_convert.artifact import Artifact, Source, read_artifact, seal
 from pangu_server.backends import BackendInfo, CacheUse, Listener, SamplingOptions, TokenLogprobs
-from pangu_server.backends.schedule import Ticket
-from pangu_server.backends.serial import SerialSchedule
+from pangu_server.backends.schedule import Schedule, Ticket
 from pangu_server.sampling import Logits
 
 SPECIAL = ["<|endoftext|>", "<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<filename>"]
@@ -46,6 +45,27 @@ def scripted_artifact(folder: Path) -> Artifact:
         source=Source(name="scripted", sha256="0" * 64),
     )
     return read_artifact(folder)
+
+
+# Generates for one ticket by calling `take` for each token, until it returns True.
+Generate = Callable[[Ticket], None]
+
+
+class SerialSchedule(Schedule):
+    """Runs `generate` for one ticket after the other."""
+
+    def __init__(self, generate: Generate) -> None:
+        super().__init__()
+        self._generate = generate
+        self.start()
+
+    def turn(self) -> None:
+        """See `Schedule`."""
+        with self.changed:
+            head = list(self.waiting)[:1]
+        for ticket in self.admit(head):
+            self._generate(ticket)
+            self.finish(ticket)
 
 
 class ScriptedBackend:

@@ -21,7 +21,10 @@ def listen(host: str, port: int) -> socket.socket:
         raise ServeError(
             f"cannot listen on {host}:{port} ({error.strerror or error}): choose another --port or --host"
         ) from None
-    # Connections inherit it: the kernel drops one whose client has read nothing of what it was sent for so
+    # Connections inherit both options. asyncio sets this one only on sockets whose protocol number is given,
+    # and `create_server` gives none: a small answer on a reused connection would wait 40 ms for an ACK.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # The kernel drops one whose client has read nothing of what it was sent for so
     # long, be it asleep or gone. uvicorn would hold the response, and a slot of the drain, for ever.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_MILLISECONDS)
     return listener

@@ -5,7 +5,7 @@ one uniform number a token from a counter-based generator, so it does not depend
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -109,6 +109,17 @@ def token_logprobs(logits: Logits, token_id: int, top: int) -> TokenLogprobs:
     logs = shifted - np.log(np.exp(shifted).sum())
     best = highest(logits, top)
     return TokenLogprobs(float(logs[token_id]), tuple((int(i), float(logs[i])) for i in best))
+
+
+def text_logprobs(logits: Logits, token_ids: Sequence[int], top: int) -> Iterator[TokenLogprobs]:
+    """Like `token_logprobs` for each row of `logits` (tokens, vocabulary); in single precision, for its speed."""
+    for row, token_id in zip(logits, token_ids, strict=True):
+        highest_logit = row.max()
+        total = highest_logit + np.log(np.exp(row - highest_logit).sum())
+        best = highest(row, top)
+        yield TokenLogprobs(
+            float(row[token_id] - total), tuple((int(i), float(row[i] - total)) for i in best)
+        )
 
 
 def highest(logits: Logits, count: int) -> npt.NDArray[np.int64]:

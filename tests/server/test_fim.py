@@ -50,6 +50,14 @@ def test_suffix_asks_for_the_hole(server: Server) -> None:
     assert seen(server) == list(BEFORE.encode()), "an empty suffix is none"
 
 
+def test_echo_with_logprobs_shows_what_the_model_got(server: Server) -> None:
+    body = {"prompt": BEFORE, "suffix": AFTER, "echo": True, "max_tokens": 1}
+    assert server.complete(**body).json()["choices"][0]["text"] == BEFORE + "r"
+    [choice] = server.complete(**body, logprobs=0).json()["choices"]
+    assert "".join(choice["logprobs"]["tokens"]) == choice["text"]
+    assert choice["text"].startswith("<fim_prefix>def f")
+
+
 def test_mistrals_form(server: Server) -> None:
     answer = server.post("/v1/fim/completions", prompt=BEFORE, suffix=AFTER, max_tokens=20).json()
     assert answer["choices"][0]["message"] == {"role": "assistant", "content": "return n"}

@@ -5,7 +5,7 @@ from pathlib import Path
 import ctranslate2
 import pytest
 import torch
-from collector import greedy
+from collector import Collector, greedy
 from conftest import PROMPTS, Artifacts
 from starlette.testclient import TestClient
 from tokenizers import Tokenizer
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from pangu_convert.artifact import read_artifact
 from pangu_convert.ctranslate2 import QUANTIZATIONS
 from pangu_server.app import create_app
-from pangu_server.backends import LoadOptions, load_backend
+from pangu_server.backends import LoadOptions, SamplingOptions, load_backend
 from pangu_server.engine import Engine
 from pangu_server.metrics import Metrics
 
@@ -61,11 +61,18 @@ def test_greedy_tokens_equal_transformers(
     assert backend.info.compute_type == "float32"
     for prompt_ids, tokens in zip(prompts, expected, strict=True):
         assert greedy(backend, prompt_ids, NUM_TOKENS, end_ids) == tokens
+    options = SamplingOptions(max_tokens=NUM_TOKENS, temperature=0, end_token_ids=tuple(end_ids))
+    together = [Collector() for _ in prompts]
+    for prompt_ids, collector in zip(prompts, together, strict=True):
+        backend.submit(prompt_ids, options, collector)
+    for collector, tokens in zip(together, expected, strict=True):
+        assert collector.ended.wait(120)
+        assert collector.tokens == tokens
 
     metrics = Metrics(artifact.manifest.name)
     engine = Engine(artifact, tokenizer, metrics)
     engine.load(backend)
-    client = TestClient(create_app(engine, metrics))
+    client = TestClient(create_app(engine))
     for prompt, tokens in zip(PROMPTS, expected, strict=True):
         body = {"prompt": prompt, "max_tokens": NUM_TOKENS, "temperature": 0}
         answer = client.post("/v1/completions", json=body).json()

@@ -4,10 +4,10 @@ import threading
 from collections.abc import Sequence
 
 import pytest
+from scripted import SerialSchedule
 
 from pangu_server.backends import SamplingOptions, TokenLogprobs
 from pangu_server.backends.schedule import Ticket
-from pangu_server.backends.serial import SerialSchedule
 
 OPTIONS = SamplingOptions(max_tokens=3)
 

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 from pangu_training.errors import PanguError
 
-# transformers imports torchao where it is installed, and that logs its GPU files' absence, and more
-NOISY_LOGGERS = ("torchao", "torch.utils._pytree")
+# transformers imports torchao where it is installed, and that logs its GPU files' absence, and more;
+# accelerate takes a model with tied weights that is still empty for one whose weights are not tied
+NOISY_LOGGERS = ("torchao", "torch.utils._pytree", "accelerate.utils.modeling")
 
 
 def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,10 @@
   + DownloadError         pangu_convert.download
   + CalibrationError      pangu_convert.calibration
   + QuantizationError     pangu_convert.gptq
+  + SuiteError            pangu_bench.suites
+  + TooFewSamples         pangu_bench.pass_at_k
+  + UnpairedError         pangu_bench.significance
+  + RowsError             pangu_bench.rows
   + RequestError          pangu_server.errors, HTTP 400; Overloaded 429 and NotReady 503 beside it
 """
 

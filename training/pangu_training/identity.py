@@ -31,7 +31,9 @@ def hash_files(folder: Path, names: Iterable[str], description: str) -> dict[str
     names = list(names)
     total_bytes = sum((folder / name).stat().st_size for name in names)
     with (
-        tqdm(total=total_bytes, desc=description, unit="B", unit_scale=True, leave=False, delay=1) as bar,
+        tqdm(
+            total=total_bytes, desc=description, unit="B", unit_scale=True, leave=False, delay=1, disable=None
+        ) as bar,
         ThreadPoolExecutor(max_workers=2) as pool,
     ):
         return dict(zip(names, pool.map(lambda name: sha256_of(folder / name, bar), names), strict=True))

@@ -51,7 +51,9 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         self._saved_step = state.global_step
         if state.is_world_process_zero:
             self._run.drop_metrics_after(state.global_step)
-            self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
+            self._bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=None
+            )
             if importlib.util.find_spec("tensorboard"):
                 from torch.utils.tensorboard import SummaryWriter
 

@@ -122,13 +122,16 @@ class Schedule(ABC):
                 ticket.listener.on_start()
         return admitted
 
-    def requeue(self, tickets: Sequence[Ticket]) -> None:
-        """Move these from `running` to the end of the queue, to go on later from the tokens they have."""
+    def requeue(self, tickets: Sequence[Ticket], *, front: bool = False) -> None:
+        """Move these from `running` to the end (or front) of the queue, to go on from the tokens they have."""
         with self.changed:
             going_on = [ticket for ticket in tickets if not ticket.cancelled]
             for ticket in going_on:
                 self.running.remove(ticket)
-            self.waiting += going_on
+            if front:
+                self.waiting.extendleft(reversed(going_on))
+            else:
+                self.waiting += going_on
         for ticket in tickets:
             if ticket not in going_on:
                 self.finish(ticket)

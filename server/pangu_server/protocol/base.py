@@ -4,9 +4,9 @@ A request carries the fields we act on. Unknown fields are ignored and named in 
 would change the answer in a way we cannot are refused unless their value is neutral.
 """
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from pangu_server.backends import SamplingOptions
 from pangu_server.engine import Engine, Generation, GenerationOptions
@@ -14,6 +14,14 @@ from pangu_server.errors import ModelNotFound, RequestError, ServerError
 
 GREEDY_BELOW = 1e-5  # a temperature this low is an argmax; dividing by it would overflow
 SEEDS = 2**64
+
+
+def _integral(value: Any) -> Any:
+    """JSON has no integers of its own: editors in Lua and JavaScript may write 56.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Integer = Annotated[int, BeforeValidator(_integral)]
 
 
 class StreamOptions(BaseModel):
@@ -34,16 +42,16 @@ class GenerationRequest(BaseModel):
     model: str | None = None
     temperature: float | None = Field(default=None, ge=0, le=2, description="0 is greedy")
     top_p: float | None = Field(default=None, ge=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1, description="0 and -1: all tokens")
+    top_k: Integer | None = Field(default=None, ge=-1, description="0 and -1: all tokens")
     min_p: float | None = Field(default=None, ge=0, le=1)
-    n: int | None = Field(default=None, ge=1)
-    seed: int | None = Field(default=None, description="The same seed draws the same tokens")
+    n: Integer | None = Field(default=None, ge=1)
+    seed: Integer | None = Field(default=None, description="The same seed draws the same tokens")
     stop: str | list[str] | None = None
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=1000)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
     logit_bias: dict[str, float] | None = Field(default=None, description="Token id -> -100 to 100")
-    min_tokens: int | None = Field(default=None, ge=0)
+    min_tokens: Integer | None = Field(default=None, ge=0)
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -72,7 +80,7 @@ class GenerationRequest(BaseModel):
         """
         self._check(engine)
         n = self.n or 1
-        best_of = n if best_of is None else best_of
+        best_of = best_of or n
         if best_of < n:
             raise RequestError(f"best_of={best_of} is less than n={n}", param="best_of")
         if best_of > n and self.stream:
@@ -138,6 +146,8 @@ class GenerationRequest(BaseModel):
     def _logit_bias(self, vocabulary_size: int) -> tuple[tuple[int, float], ...]:
         pairs = []
         for key, bias in (self.logit_bias or {}).items():
+            if bias == 0:
+                continue
             if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < vocabulary_size):
                 raise RequestError(
                     f"logit_bias: {key!r} is no token id; the vocabulary has 0 to {vocabulary_size - 1}",

@@ -11,7 +11,7 @@ from pangu_server.encoding import Encoder
 from pangu_server.engine import Engine, GenerationOptions, Prompt
 from pangu_server.errors import RequestError
 from pangu_server.fim import no_fim
-from pangu_server.protocol.base import GenerationRequest, Usage
+from pangu_server.protocol.base import GenerationRequest, Integer, Usage
 
 DEFAULT_FIM_TOKENS = 128
 
@@ -50,10 +50,14 @@ class ChatRequest(GenerationRequest):
     }
 
     messages: list[Message] = Field(min_length=1)
-    max_tokens: int | None = Field(default=None, ge=0, description="Default: what the context has room for")
-    max_completion_tokens: int | None = Field(default=None, ge=0, description="The same, by its newer name")
+    max_tokens: Integer | None = Field(
+        default=None, ge=0, description="Default: what the context has room for"
+    )
+    max_completion_tokens: Integer | None = Field(
+        default=None, ge=0, description="The same, by its newer name"
+    )
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0)
+    top_logprobs: Integer | None = Field(default=None, ge=0)
 
     def prompt(self, engine: Engine) -> Prompt:
         """The conversation by the model's chat template.
@@ -86,7 +90,7 @@ class FimRequest(GenerationRequest):
 
     prompt: str = Field(description="The code before the hole")
     suffix: str | None = Field(default=None, description="The code after the hole")
-    max_tokens: int | None = Field(default=None, ge=0)
+    max_tokens: Integer | None = Field(default=None, ge=0)
 
     def generation(self, engine: Engine) -> tuple[Prompt, GenerationOptions]:
         """The prompt around the hole and how to fill it.

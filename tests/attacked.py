@@ -1,0 +1,28 @@
+"""What the tests of attacks on the sandbox share."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pangu_training.sandbox.execution import Policy
+
+QUICK = Policy(cpu_seconds=1, check_cpu_seconds=3, idle_seconds=1, memory_bytes=1 << 28)
+
+
+def children() -> set[str]:
+    tasks = Path("/proc/self/task").glob("*/children")
+    return {child for task in tasks for child in task.read_text().split()}
+
+
+@pytest.fixture(autouse=True)
+def healthy() -> Iterator[None]:
+    """The parent has as many descriptors, children and temporary files after an attack as before."""
+    before = (len(os.listdir("/proc/self/fd")), children(), set(os.listdir(tempfile.gettempdir())))
+    yield
+    assert len(os.listdir("/proc/self/fd")) == before[0]
+    assert children() == before[1]
+    new = set(os.listdir(tempfile.gettempdir())) - before[2]
+    assert not any("sandbox" in name or "attack" in name for name in new)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pangu_convert.architectures import require_supported
-from pangu_convert.artifact import Artifact, Format, Source, checkpoint_hash, read_artifact, seal
+from pangu_convert.artifact import Artifact, Format, Source, read_artifact, seal
 from pangu_convert.inspection import summary
 from pangu_convert.weights import check_weights
 from pangu_training.checkpoint import Checkpoint, read_checkpoint
+from pangu_training.identity import checkpoint_hash
 from pangu_training.output import new_directory
 
 BYTES_PER_PARAMETER = {"float32": 4, "float16": 2, "bfloat16": 2}

@@ -18,8 +18,6 @@ from tqdm import tqdm
 from pangu_convert.artifact import (
     Artifact,
     Manifest,
-    checkpoint_hash,
-    library_versions,
     read_artifact,
     verify,
     write_scores,
@@ -29,6 +27,7 @@ from pangu_convert.fidelity import Fidelity, FidelityMeter, first_difference
 from pangu_convert.scoring import Scorer, load_scorer, load_source
 from pangu_training.checkpoint import TOKENIZER, Checkpoint, read_checkpoint
 from pangu_training.errors import CheckpointError
+from pangu_training.identity import checkpoint_hash, library_versions
 
 GREEDY_PROMPTS, GREEDY_PROMPT_TOKENS, GREEDY_TOKENS = 4, 64, 32
 

@@ -8,7 +8,8 @@ import pytest
 from scripted import scripted_artifact
 
 from pangu_convert import cli
-from pangu_convert.artifact import ArtifactError, Manifest, combined_hash, read_artifact, verify
+from pangu_convert.artifact import ArtifactError, Manifest, read_artifact, verify
+from pangu_training.identity import combined_hash
 
 
 @pytest.fixture

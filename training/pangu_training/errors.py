@@ -3,6 +3,8 @@
 * PanguError              exit code 2
   + CheckpointError       a folder that is not a checkpoint we can use
   + OutputError           an output folder that exists, is being written, or does not fit
+  + DataError             pangu_training.ranked
+  + FitError              pangu_training.fit
   + ArtifactError         pangu_convert.artifact
   + DownloadError         pangu_convert.download
   + CalibrationError      pangu_convert.calibration

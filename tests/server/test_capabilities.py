@@ -168,3 +168,25 @@ def test_the_table_has_these_rows_and_no_refusals() -> None:
     table = documented()
     assert list(table) == list(ROWS)
     assert not [cell for cells in table.values() for cell in cells if "400" in cell]
+
+
+# A body of each row that CTranslate2 either draws by itself (one batch to the end) or that our sampler surely
+# disagrees with on the way (a batch more for each disagreement).
+DRAWN = {
+    "`temperature` 0": {},
+    "`temperature`, `top_p`, `top_k`": {"temperature": 2},
+    "`seed` with a temperature": {"temperature": 2, "seed": 1},
+    "`min_p`": {"temperature": 2, "min_p": 1e-9},
+    "`repetition_penalty`": {"repetition_penalty": 100},
+    "`ignore_eos`": {"ignore_eos": True},
+    "`logprobs`, `echo` with `logprobs`": {"logprobs": 3},
+}
+
+
+@pytest.mark.parametrize("client", ["ctranslate2"], indirect=True)
+@pytest.mark.parametrize("row", DRAWN)
+def test_who_draws_with_ctranslate2_is_what_the_table_says(client: Client, row: str) -> None:
+    client.batches.clear()
+    client.tokens(**DRAWN[row])
+    cell = documented()[row][0]
+    assert ("verified" if len(client.batches) > 1 else "native") in cell

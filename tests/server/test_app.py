@@ -1,5 +1,6 @@
 """The application over a scripted backend: wire format, errors, admission, cancellation, metrics."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -339,3 +340,39 @@ def test_two_servers_live_in_one_process(server: Server, tmp_path: Path) -> None
     assert other.metric("vllm:prompt_tokens_total") == 1
     assert server.metric("vllm:prompt_tokens_total") == 0
     other.engine.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_ends_at_its_deadline_with_what_it_has(tmp_path: Path, stream: bool) -> None:
+    over = threading.Event()
+
+    def slow(_: Sequence[int]) -> Iterator[int]:
+        yield ord("a")
+        over.wait(30)
+        yield ord("b")
+
+    server = Server(tmp_path, slow, limits=Limits(max_request_seconds=0.2))
+    server.engine.load(server.backend)
+    threading.Timer(0.5, over.set).start()
+    if stream:
+        events, end = server.stream()
+        text = "".join(event["choices"][0]["text"] for event in events)
+        assert (events[-1]["choices"][0]["finish_reason"], end) == ("length", "[DONE]")
+    else:
+        choice = server.complete().json()["choices"][0]
+        text = choice["text"]
+        assert choice["finish_reason"] == "length"
+    assert text == "a"
+    assert server.metric("pangu_requests_cancelled_total", stage="deadline") == 1
+    server.engine.close()
+
+
+def test_a_deadline_before_the_first_token_is_a_503(tmp_path: Path) -> None:
+    server = Server(tmp_path, lambda _: [END], limits=Limits(max_request_seconds=0.2))
+    server.engine.load(server.backend)
+    server.backend.gate.clear()
+    threading.Timer(0.5, server.backend.gate.set).start()
+    answer = server.complete()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "deadline_exceeded")
+    assert int(answer.headers["retry-after"]) > 0
+    server.engine.close()

@@ -81,7 +81,7 @@ class LatencyRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryRow:
-    """A reading of `meter` (`nvml`, `pss`, `rss`) in `phase`: `loading` and `generating` are peaks, `loaded` is not."""
+    """A reading of `meter` (see memory.py) in `phase`: `loading` and `generating` are peaks, `loaded` is not."""
 
     kind: ClassVar[str] = "memory"
     key_fields: ClassVar[tuple[str, ...]] = ("phase", "meter", "context_tokens")
@@ -91,10 +91,27 @@ class MemoryRow:
     size_bytes: int
 
 
-Row = GenerationRow | VerdictRow | LatencyRow | MemoryRow
-RowType = TypeVar("RowType", GenerationRow, VerdictRow, LatencyRow, MemoryRow)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedRow:
+    """A start of the server: what ran, where, and how long it took until it answered, hashes checked."""
+
+    kind: ClassVar[str] = "served"
+    key_fields: ClassVar[tuple[str, ...]] = ("started_at",)
+    started_at: str
+    load_seconds: float
+    device: str
+    backend: str
+    compute_type: str
+    kernel: str | None
+    weight_bytes: int
+    copy_bytes_per_second: float  # of the main memory, measured before the start
+    environment: Mapping[str, Any]
+
+
+Row = GenerationRow | VerdictRow | LatencyRow | MemoryRow | ServedRow
+RowType = TypeVar("RowType", GenerationRow, VerdictRow, LatencyRow, MemoryRow, ServedRow)
 ROW_TYPES: Mapping[str, type[Row]] = {
-    row.kind: row for row in (GenerationRow, VerdictRow, LatencyRow, MemoryRow)
+    row.kind: row for row in (GenerationRow, VerdictRow, LatencyRow, MemoryRow, ServedRow)
 }
 
 

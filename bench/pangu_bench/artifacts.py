@@ -1,0 +1,24 @@
+"""What the benchmark knows of an artifact besides its figures, and where it writes them."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pangu_convert.artifact import Artifact, combined_hash, read_artifact, write_scores
+
+
+def subject_of(artifact: Artifact, device: str, threads: int) -> dict[str, Any]:
+    """The artifact and how it is served, as part of a result's configuration."""
+    manifest = artifact.manifest
+    hashes = {name: record.sha256 for name, record in manifest.files.items()}
+    return {"model": manifest.name, "sha256": combined_hash(hashes), "device": device, "threads": threads}
+
+
+def record(path: Path, scores: Mapping[str, Any]) -> None:
+    """Put `scores` beside those in the manifest, as it is now; says so when the folder cannot be written."""
+    artifact = read_artifact(path)
+    try:
+        write_scores(artifact, {**artifact.manifest.scores, **scores})
+    except OSError as error:  # the figures are in the output, and many mount artifacts read-only
+        print(f"{path}: the scores are not recorded in the manifest: {error}", file=sys.stderr)

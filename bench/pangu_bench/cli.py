@@ -1,0 +1,33 @@
+"""`pangu-bench VERB …`: one module a verb."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from pangu_bench import humaneval
+from pangu_training import command
+
+VERBS = {
+    "humaneval": (humaneval, "score a model on HumanEval or another suite"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's argument parser."""
+    parser = argparse.ArgumentParser(
+        prog="pangu-bench",
+        description="What an artifact costs, what it solves, and whether a difference is real.",
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for name, (module, help_text) in VERBS.items():
+        module.add_arguments(verbs.add_parser(name, help=help_text, description=module.__doc__))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `pangu-bench`."""
+    return command.run(parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -74,7 +74,7 @@ async def _ask(
     if prompt.suffix is not None:
         body["suffix"] = prompt.suffix
     started = time.perf_counter()
-    answer = await _post(client, path, body, problem.task_id)
+    answer = await _post(client, path, body, f"{model}, {problem.task_id}")
     seconds = time.perf_counter() - started
     try:
         choice, usage = answer["choices"][0], answer["usage"]
@@ -93,7 +93,7 @@ async def _ask(
         raise ServedError(f"{client.base_url} does not answer in OpenAI's form: {error!r} missing") from None
 
 
-async def _post(client: httpx.AsyncClient, path: str, body: dict[str, Any], task_id: str) -> Any:
+async def _post(client: httpx.AsyncClient, path: str, body: dict[str, Any], what: str) -> Any:
     """The answer's JSON; waits while the server is busy."""
     wait_seconds = FIRST_WAIT_SECONDS
     for _ in range(BUSY_TRIES):
@@ -107,7 +107,7 @@ async def _post(client: httpx.AsyncClient, path: str, body: dict[str, Any], task
                 "the same command again to go on"
             ) from None
         if response.status_code not in BUSY:
-            raise ServedError(f"{task_id}: the server said {response.status_code}: {_words(response)}")
+            raise ServedError(f"{what}: the server said {response.status_code}: {_words(response)}")
         after = response.headers.get("retry-after", "")
         await asyncio.sleep(float(after) if after.isdigit() else wait_seconds)
         wait_seconds = min(2 * wait_seconds, LONGEST_WAIT_SECONDS)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_convert.artifact import Artifact, combined_hash, read_artifact, write_scores
+from pangu_convert.verification import BOUNDS, bits_of, outside
 
 
 def subject_of(artifact: Artifact, device: str, threads: int) -> dict[str, Any]:
@@ -22,3 +23,20 @@ def record(path: Path, scores: Mapping[str, Any]) -> None:
         write_scores(artifact, {**artifact.manifest.scores, **scores})
     except OSError as error:  # the figures are in the output, and many mount artifacts read-only
         print(f"{path}: the scores are not recorded in the manifest: {error}", file=sys.stderr)
+
+
+def description(artifact: Artifact) -> dict[str, Any]:
+    """What the manifest says, the distance from the source included when `pangu-convert verify` measured it."""
+    manifest = artifact.manifest
+    fidelity = manifest.scores.get("fidelity")
+    bits = bits_of(manifest)
+    return {
+        "format": manifest.format,
+        "quantization": manifest.quantization,
+        "bits": bits,
+        "source": manifest.source.name,
+        "source_sha256": manifest.source.sha256,
+        "stored_weight_bytes": manifest.weight_bytes,
+        "fidelity": fidelity,
+        "fidelity_outside": outside(fidelity, BOUNDS[bits]) if fidelity else [],
+    }

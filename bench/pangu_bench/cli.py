@@ -4,10 +4,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pangu_bench import humaneval
+from pangu_bench import compare, humaneval
 from pangu_training import command
 
 VERBS = {
+    "compare": (compare, "memory, latency and score of several artifacts, and whether differences are real"),
     "humaneval": (humaneval, "score a model on HumanEval or another suite"),
 }
 

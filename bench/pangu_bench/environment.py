@@ -54,7 +54,7 @@ def now() -> str:
 def copy_bytes_per_second(threads: int) -> float:
     """What the main memory moves, read and written, when `threads` threads copy: the best of a few tries.
 
-    Decoding at batch 1 reads every weight once a token, so this bounds it.
+    Decoding at batch 1 reads every weight once a token: weights x tokens/s cannot be far above this.
     """
     import numpy as np
 

@@ -14,7 +14,7 @@ from pangu_bench.options import AnswerOptions, read_suite
 from pangu_bench.pass_at_k import mean_pass_at_k, pass_at_k_interval
 from pangu_bench.prompts import style_for
 from pangu_bench.rows import GenerationRow, RowFile, VerdictRow
-from pangu_bench.served import Endpoint
+from pangu_bench.served import Endpoint, file_stem
 from pangu_bench.significance import wilson
 from pangu_bench.suites import Problem, Suite
 from pangu_training.sandbox.execution import Outcome, Policy
@@ -50,7 +50,7 @@ class Evaluation:
 
     def file(self, folder: Path, name: str) -> Path:
         """Where the rows about the model `name` are."""
-        return folder / f"{name.replace('/', '_')}.{self.suite.name}.{self.options.style}.jsonl"
+        return folder / f"{file_stem(name)}.{self.suite.name}.{self.options.style}.jsonl"
 
     def is_answered(self, rows: RowFile) -> bool:
         """Whether no answer is missing."""

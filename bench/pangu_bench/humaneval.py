@@ -10,15 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pangu_bench.options import add_answer_arguments, add_server_arguments, answer_options
-from pangu_training.errors import PanguError
+from pangu_bench.options import UsageError, add_answer_arguments, add_server_arguments, answer_options
 
 if TYPE_CHECKING:
     from pangu_bench.evaluation import Evaluation
-
-
-class UsageError(PanguError):
-    """The command's arguments do not go together."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,14 +58,14 @@ def _measure(
     """The model's name and its score."""
     from pangu_bench.artifacts import record, subject_of
     from pangu_bench.rows import RowFile
-    from pangu_bench.served import ServerProcess, running
+    from pangu_bench.served import ServerProcess, file_stem, identity, running
     from pangu_convert.artifact import read_artifact
 
     folder: Path = arguments.output
     if arguments.base_url is not None:
         endpoint = running(arguments.base_url)
-        subject = {"base_url": endpoint.base_url, "model": endpoint.model}
-        with RowFile(evaluation.file(folder, endpoint.model), evaluation.configuration(subject)) as rows:
+        configuration = evaluation.configuration(identity(endpoint))
+        with RowFile(evaluation.file(folder, endpoint.model), configuration) as rows:
             evaluation.answer(rows, endpoint)
             evaluation.judge(rows)
             return endpoint.model, evaluation.score(rows, gold)
@@ -83,7 +78,7 @@ def _measure(
                 artifact.path,
                 device=arguments.device,
                 threads=arguments.threads,
-                log=folder / f"{name}.server.log",
+                log=folder / f"{file_stem(name)}.server.log",
             ) as server:
                 endpoint, _ = server.ready()
                 evaluation.answer(rows, endpoint)

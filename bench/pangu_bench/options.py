@@ -18,6 +18,7 @@ from pangu_bench.suites import (
     infilling,
     leet_code,
 )
+from pangu_training.errors import PanguError
 
 READERS: Mapping[str, Callable[[Path], Suite]] = {
     "humaneval": human_eval_file,
@@ -26,6 +27,10 @@ READERS: Mapping[str, Callable[[Path], Suite]] = {
     "leetcode": leet_code,
     "codereval": coder_eval,
 }
+
+
+class UsageError(PanguError):
+    """The command's arguments do not go together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,12 +107,12 @@ def answer_options(arguments: argparse.Namespace) -> AnswerOptions:
     """What was parsed.
 
     Raises:
-        SuiteError: the options do not go together.
+        UsageError: the options do not go together.
     """
     names = AnswerOptions.__dataclass_fields__
     options = AnswerOptions(**{name: getattr(arguments, name) for name in names})
     if options.samples > 1 and options.temperature == 0:
-        raise SuiteError("--samples above 1 are all alike without a --temperature above 0: give one")
+        raise UsageError("--samples above 1 are all alike without a --temperature above 0: give one")
     return options
 
 

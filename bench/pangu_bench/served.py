@@ -45,6 +45,13 @@ class Endpoint:
         return {"base_url": self.base_url, "headers": headers, "timeout": _timeout(), "trust_env": False}
 
 
+def identity(endpoint: Endpoint) -> dict[str, Any]:
+    """What a running server has, as part of a result's configuration; its port may change."""
+    names = ("quantization", "compute_type", "kernel", "backend", "device", "weight_bytes", "source")
+    card = endpoint.card
+    return {"model": endpoint.model, **{name: card[name] for name in names if name in card}}
+
+
 def running(base_url: str) -> Endpoint:
     """The server at `base_url`, with or without `/v1`, and the first model that it has.
 
@@ -64,6 +71,11 @@ def running(base_url: str) -> Endpoint:
         raise ServedError(f"no OpenAI-style server answers at {base_url}: {error}") from None
 
 
+def file_stem(model: str) -> str:
+    """A model's name as the beginning of a file's."""
+    return model.replace("/", "_")
+
+
 class ServerProcess:
     """`pangu-serve ARTIFACT` on a free port, for as long as the context lasts; its log goes to `log`."""
 
@@ -78,7 +90,7 @@ class ServerProcess:
             if not name.startswith("PANGU_SERVE_") and name != "PANGU_API_KEYS"
         }
         self._started_seconds = time.perf_counter()
-        with self._log.open("ab") as log:
+        with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", LAUNCH, self._artifact, *self._options],
                 stdin=subprocess.DEVNULL,

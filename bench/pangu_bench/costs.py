@@ -142,8 +142,10 @@ def in_short(figures: Mapping[str, Any]) -> dict[str, Any]:
         "latency": [
             {
                 "prompt_tokens": latency["prompt_tokens"],
-                "ttft_seconds": latency["ttft_seconds"]["median"],
-                "tpot_seconds": latency["tpot_seconds"]["median"],
+                **{
+                    name: latency[name] and latency[name]["median"]
+                    for name in ("ttft_seconds", "tpot_seconds")
+                },
                 "tokens_per_second": latency["tokens_per_second"],
             }
             for latency in figures["latency"]
@@ -177,8 +179,7 @@ def _memory(rows: Sequence[MemoryRow], meters: Sequence[str]) -> dict[str, Any]:
 
 def _latency(rows: Sequence[LatencyRow], served: ServedRow) -> dict[str, Any]:
     tpot = spread([row.tpot_seconds for row in rows if row.tpot_seconds is not None])
-    tokens_per_second = 1 / tpot["median"]
-    on_cpu = served.device == "cpu"
+    tokens_per_second = 1 / tpot["median"] if tpot else None
     return {
         "prompt_tokens": rows[0].prompt_tokens,
         "new_tokens": rows[0].completion_tokens,
@@ -189,13 +190,15 @@ def _latency(rows: Sequence[LatencyRow], served: ServedRow) -> dict[str, Any]:
         "tokens_per_second": tokens_per_second,
         # of what the memory moves; a GPU's own memory is not what was measured
         "bandwidth_share": served.weight_bytes * tokens_per_second / served.copy_bytes_per_second
-        if on_cpu
+        if tokens_per_second and served.device == "cpu"
         else None,
     }
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Least, median, 95th percentile (nearest rank), most."""
+def spread(values: Sequence[float]) -> dict[str, float] | None:
+    """Least, median, 95th percentile (nearest rank), most; None of nothing."""
+    if not values:
+        return None
     ordered = sorted(values)
     rank = -(-95 * len(ordered) // 100) - 1
     return {

@@ -62,7 +62,10 @@ class VerdictRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyRow:
-    """One timed request of `completion_tokens` = n tokens; `itl_seconds` are its n - 1 gaps between tokens."""
+    """One timed request of `completion_tokens` = n tokens; `itl_seconds` are its n - 1 gaps between tokens.
+
+    There are fewer gaps when the first tokens have no text, see latency.py.
+    """
 
     kind: ClassVar[str] = "latency"
     key_fields: ClassVar[tuple[str, ...]] = ("concurrency", "prompt_tokens", "request")
@@ -75,7 +78,7 @@ class LatencyRow:
 
     @property
     def tpot_seconds(self) -> float | None:
-        """Time per output token after the first: (last token's time - first's) / (n - 1); None for one token."""
+        """Time per output token after the first: (last token's time - first's) / (n - 1); None without a gap."""
         return sum(self.itl_seconds) / len(self.itl_seconds) if self.itl_seconds else None
 
 

@@ -60,7 +60,7 @@ def _main(artifacts: Sequence[Report]) -> str:
                 artifact["name"],
                 f"{artifact['quantization']}, computed in {artifact['costs']['served']['compute_type']}",
                 _gigabytes(artifact["costs"]["memory"]["generating_bytes"]),
-                f"{1e3 * artifact['costs']['latency'][0]['tpot_seconds']['median']:.1f}",
+                _milliseconds(artifact["costs"]["latency"][0]["tpot_seconds"], "median"),
                 _pass_at(artifact["score"], "1"),
             )
             for artifact in artifacts
@@ -178,9 +178,6 @@ def _memory(artifacts: Sequence[Report]) -> str:
 
 
 def _latency(artifacts: Sequence[Report]) -> str:
-    def milliseconds(spread: Mapping[str, float], *names: str) -> str:
-        return " / ".join(f"{1e3 * spread[name]:.1f}" for name in names)
-
     return _rows(
         (
             "artifact",
@@ -195,10 +192,10 @@ def _latency(artifacts: Sequence[Report]) -> str:
             (
                 artifact["name"],
                 str(latency["prompt_tokens"]),
-                milliseconds(latency["ttft_seconds"], "median", "p95"),
-                milliseconds(latency["itl_seconds"], "median", "p95"),
-                milliseconds(latency["tpot_seconds"], "min", "median", "max"),
-                f"{latency['tokens_per_second']:.1f}",
+                _milliseconds(latency["ttft_seconds"], "median", "p95"),
+                _milliseconds(latency["itl_seconds"], "median", "p95"),
+                _milliseconds(latency["tpot_seconds"], "min", "median", "max"),
+                "—" if latency["tokens_per_second"] is None else f"{latency['tokens_per_second']:.1f}",
                 "—" if latency["bandwidth_share"] is None else f"{latency['bandwidth_share']:.0%}",
             )
             for artifact in artifacts
@@ -270,6 +267,10 @@ def _pass_at(score: Report, k: str) -> str:
 
 def _gigabytes(size_bytes: int) -> str:
     return f"{size_bytes / 1e9:.3f}"
+
+
+def _milliseconds(spread: Mapping[str, float] | None, *names: str) -> str:
+    return " / ".join(f"{1e3 * spread[name]:.1f}" for name in names) if spread else "—"
 
 
 def _number(value: int, shown: bool) -> str:

@@ -90,6 +90,7 @@ def test_a_comparison_and_its_repetition(
     assert f"**{zero['name']}**: 3 of 3 answers are empty" in table
     assert not any("empty" in warning for warning in whole["score"]["warnings"])
     assert whole["score"]["gold"]["passed"] == 3
+    assert all(one["ttft_seconds"]["min"] > 0 for one in whole["costs"]["latency"])
     assert report["pairs"][0]["baseline"] == whole["name"]
     for costs in (whole["costs"], zero["costs"]):
         memory, latency = costs["memory"], costs["latency"]
@@ -99,7 +100,6 @@ def test_a_comparison_and_its_repetition(
             (8, 4, 2),
             (16, 4, 2),
         ]
-        assert all(0 < one["tpot_seconds"]["min"] <= one["tpot_seconds"]["median"] for one in latency)
         assert costs["served"]["compute_type"] == "float32"
 
     assert cli.main(command) == 0

@@ -72,6 +72,7 @@ def test_times_of_tokens_from_times_of_events() -> None:
     assert ttft_seconds == 1.0
     assert itl_seconds == pytest.approx((0.2, 0.2, 0.2, 0.3))
     assert sum(itl_seconds) == pytest.approx(1.9 - 1.0), "TPOT is (last - first) / (tokens - 1)"
+    assert gaps([(1.0, 3), (1.5, 4)]) == (1.0, (0.5,)), "nobody knows when tokens without text came"
 
 
 def test_every_prompt_has_its_length_and_a_beginning_of_its_own() -> None:

@@ -4,11 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pangu_bench import compare, humaneval
+from pangu_bench import compare, humaneval, load
 from pangu_training import command
 
 VERBS = {
     "compare": (compare, "memory, latency and score of several artifacts, and whether differences are real"),
+    "load": (load, "throughput and latency of an artifact over the number of requests at a time"),
     "humaneval": (humaneval, "score a model on HumanEval or another suite"),
 }
 

@@ -6,6 +6,7 @@ first artifact is the baseline.
 """
 
 import argparse
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -140,7 +141,7 @@ def _measure(
                     server, costs, meters=meters, threads=threads, copy_speed=copy_speed
                 )
                 if not is_complete(costs, options):
-                    measure_requests(
+                    requests = measure_requests(
                         costs,
                         endpoint,
                         options,
@@ -148,6 +149,7 @@ def _measure(
                         meters=meters,
                         process_id=server.process_id,
                     )
+                    asyncio.run(requests)
                 evaluation.answer(answers, endpoint)
         evaluation.judge(answers)
         return {

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import httpx
-from tokenizers import Tokenizer
 
 from pangu_bench.environment import environment, now
 from pangu_bench.latency import Prompts, measure_latency, timed_request
@@ -15,7 +14,6 @@ from pangu_bench.options import UsageError
 from pangu_bench.rows import LatencyRow, MemoryRow, RowFile, RowsError, ServedRow
 from pangu_bench.served import Endpoint, ServerProcess
 from pangu_convert.artifact import Artifact
-from pangu_training.checkpoint import TOKENIZER
 
 CPU_METERS, GPU_METERS = ("pss",), ("nvml", "nvml_device")  # where the weights are; the first that there is
 
@@ -84,7 +82,7 @@ def measured_start(
     return endpoint
 
 
-def measure_requests(
+async def measure_requests(
     rows: RowFile,
     endpoint: Endpoint,
     options: CostOptions,
@@ -95,19 +93,21 @@ def measure_requests(
 ) -> None:
     """Append the latency of requests alone, then the peak of memory in one that fills the context."""
     requests = len(options.prompt_tokens) * (options.warmup + options.repeats)
-    prompts = Prompts(Tokenizer.from_file(str(artifact.path / TOKENIZER)), requests + 1)
-    measure_latency(
-        rows,
-        endpoint,
-        prompts,
-        lengths=options.prompt_tokens,
-        new_tokens=options.new_tokens,
-        warmup=options.warmup,
-        repeats=options.repeats,
-    )
-    prompt = prompts.prompt(requests, options.context - options.new_tokens)
-    with httpx.Client(**endpoint.client_options()) as client, Peak(meters, process_id) as generating:
-        timed_request(client, endpoint.model, prompt, options.new_tokens)
+    prompts = Prompts(artifact, requests + 1)
+    async with httpx.AsyncClient(**endpoint.client_options()) as client:
+        await measure_latency(
+            rows,
+            client,
+            endpoint.model,
+            prompts,
+            lengths=options.prompt_tokens,
+            new_tokens=options.new_tokens,
+            warmup=options.warmup,
+            repeats=options.repeats,
+        )
+        prompt = prompts.prompt(requests, options.context - options.new_tokens)
+        with Peak(meters, process_id) as generating:
+            await timed_request(client, endpoint.model, prompt, options.new_tokens)
     _append(rows, "generating", generating.sizes, context_tokens=options.context)
 
 

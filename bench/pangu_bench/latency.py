@@ -1,4 +1,4 @@
-"""How long one request alone takes, through the endpoint, as a client sees it.
+"""How long requests take, through the endpoint, as a client sees it; one alone, and several at a time.
 
     TTFT   request sent to first token received
     ITL    time between two tokens; where an event brings k of them, each gets a k-th of the time since the last
@@ -23,8 +23,10 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from pangu_bench.rows import LatencyRow, RowFile
-from pangu_bench.served import Endpoint, ServedError
+from pangu_bench.served import ServedError
+from pangu_convert.artifact import Artifact
 from pangu_convert.code_text import evaluation_windows
+from pangu_training.checkpoint import TOKENIZER
 
 PIECE_TOKENS = 128
 
@@ -32,7 +34,8 @@ PIECE_TOKENS = 128
 class Prompts:
     """Python code as token ids, of any length; the first `count` prompts begin with different code."""
 
-    def __init__(self, tokenizer: Tokenizer, count: int) -> None:
+    def __init__(self, artifact: Artifact, count: int) -> None:
+        tokenizer = Tokenizer.from_file(str(artifact.path / TOKENIZER))
         text = evaluation_windows(tokenizer, num_windows=count, window_tokens=PIECE_TOKENS)
         self._pieces = text.windows
 
@@ -43,9 +46,10 @@ class Prompts:
         return list(itertools.islice(itertools.chain.from_iterable(pieces), num_tokens))
 
 
-def measure_latency(
+async def measure_latency(
     rows: RowFile,
-    endpoint: Endpoint,
+    client: httpx.AsyncClient,
+    model: str,
     prompts: Prompts,
     *,
     lengths: Sequence[int],
@@ -55,31 +59,27 @@ def measure_latency(
 ) -> None:
     """Append the rows that are missing: `repeats` requests at each prompt length, after `warmup` that do not count."""
     numbers = itertools.count()
-    with httpx.Client(**endpoint.client_options()) as client:
-        for length in lengths:
-            if all(rows.has(LatencyRow, 1, length, request) for request in range(repeats)):
-                continue
-            requests = range(-warmup, repeats)
-            for request in tqdm(requests, desc=f"{length} tokens in", unit="request", disable=None):
-                prompt = prompts.prompt(next(numbers), length)
-                ttft_seconds, itl_seconds = timed_request(client, endpoint.model, prompt, new_tokens)
-                if request >= 0 and not rows.has(LatencyRow, 1, length, request):
-                    rows.append(
-                        LatencyRow(
-                            concurrency=1,
-                            prompt_tokens=length,
-                            request=request,
-                            completion_tokens=new_tokens,
-                            ttft_seconds=ttft_seconds,
-                            itl_seconds=itl_seconds,
-                        )
-                    )
+    for length in lengths:
+        if all(rows.has(LatencyRow, 1, length, request) for request in range(repeats)):
+            continue
+        requests = range(-warmup, repeats)
+        for request in tqdm(requests, desc=f"{length} tokens in", unit="request", disable=None):
+            prompt = prompts.prompt(next(numbers), length)
+            row = await timed_request(client, model, prompt, new_tokens, request=request)
+            if request >= 0 and not rows.has(LatencyRow, 1, length, request):
+                rows.append(row)
 
 
-def timed_request(
-    client: httpx.Client, model: str, prompt: Sequence[int], new_tokens: int
-) -> tuple[float, tuple[float, ...]]:
-    """TTFT and ITLs, in seconds, of a greedy completion of exactly `new_tokens` tokens.
+async def timed_request(
+    client: httpx.AsyncClient,
+    model: str,
+    prompt: Sequence[int],
+    new_tokens: int,
+    *,
+    request: int = 0,
+    concurrency: int = 1,
+) -> LatencyRow:
+    """A greedy completion of exactly `new_tokens` tokens; `request` and `concurrency` only name the row.
 
     Raises:
         ServedError: the server refuses, fails, or sends another number of tokens.
@@ -96,12 +96,11 @@ def timed_request(
     arrivals: list[tuple[float, int]] = []
     started = time.perf_counter()
     try:
-        with client.stream("POST", "/v1/completions", json=body) as response:
+        async with client.stream("POST", "/v1/completions", json=body) as response:
             if not response.is_success:
-                raise ServedError(
-                    f"{model}: the server said {response.status_code}: {response.read().decode()[:200]}"
-                )
-            for line in response.iter_lines():
+                words = (await response.aread()).decode()[:200]
+                raise ServedError(f"{model}: the server said {response.status_code}: {words}")
+            async for line in response.aiter_lines():
                 at = time.perf_counter() - started
                 if line.startswith("data: {"):
                     event = json.loads(line.removeprefix("data: "))
@@ -113,7 +112,15 @@ def timed_request(
     came = max((tokens for _, tokens in arrivals), default=0)
     if came != new_tokens:
         raise ServedError(f"{model}: {new_tokens} tokens were asked for, {came} came: nothing to compare")
-    return gaps(arrivals)
+    ttft_seconds, itl_seconds = gaps(arrivals)
+    return LatencyRow(
+        concurrency=concurrency,
+        prompt_tokens=len(prompt),
+        request=request,
+        completion_tokens=new_tokens,
+        ttft_seconds=ttft_seconds,
+        itl_seconds=itl_seconds,
+    )
 
 
 def gaps(arrivals: Sequence[tuple[float, int]]) -> tuple[float, tuple[float, ...]]:

@@ -111,10 +111,23 @@ class ServedRow:
     environment: Mapping[str, Any]
 
 
-Row = GenerationRow | VerdictRow | LatencyRow | MemoryRow | ServedRow
-RowType = TypeVar("RowType", GenerationRow, VerdictRow, LatencyRow, MemoryRow, ServedRow)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadRow:
+    """So many requests, `concurrency` at a time, took `seconds` from the first one's start to the last one's end."""
+
+    kind: ClassVar[str] = "load"
+    key_fields: ClassVar[tuple[str, ...]] = ("concurrency",)
+    concurrency: int
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+
+
+Row = GenerationRow | VerdictRow | LatencyRow | MemoryRow | ServedRow | LoadRow
+RowType = TypeVar("RowType", GenerationRow, VerdictRow, LatencyRow, MemoryRow, ServedRow, LoadRow)
 ROW_TYPES: Mapping[str, type[Row]] = {
-    row.kind: row for row in (GenerationRow, VerdictRow, LatencyRow, MemoryRow, ServedRow)
+    row.kind: row for row in (GenerationRow, VerdictRow, LatencyRow, MemoryRow, ServedRow, LoadRow)
 }
 
 

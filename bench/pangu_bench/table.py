@@ -47,7 +47,7 @@ def _main(artifacts: Sequence[Report]) -> str:
     first = artifacts[0]["costs"]
     context, prompt = first["memory"]["context_tokens"], first["latency"][0]["prompt_tokens"]
     score = artifacts[0]["score"]
-    return _rows(
+    return rows(
         (
             "artifact",
             "precision",
@@ -60,7 +60,7 @@ def _main(artifacts: Sequence[Report]) -> str:
                 artifact["name"],
                 f"{artifact['quantization']}, computed in {artifact['costs']['served']['compute_type']}",
                 _gigabytes(artifact["costs"]["memory"]["generating_bytes"]),
-                _milliseconds(artifact["costs"]["latency"][0]["tpot_seconds"], "median"),
+                milliseconds(artifact["costs"]["latency"][0]["tpot_seconds"], "median"),
                 _pass_at(artifact["score"], "1"),
             )
             for artifact in artifacts
@@ -69,7 +69,7 @@ def _main(artifacts: Sequence[Report]) -> str:
 
 
 def _pairs(pairs: Sequence[Report]) -> str:
-    rows = _rows(
+    lines = rows(
         (
             "artifact",
             f"points against {pairs[0]['baseline']}",
@@ -100,7 +100,7 @@ def _pairs(pairs: Sequence[Report]) -> str:
         for kind in ("gained", "lost")
         if pair[kind]
     ]
-    return "\n\n".join([rows, "\n".join(flips)] if flips else [rows])
+    return "\n\n".join([lines, "\n".join(flips)] if flips else [lines])
 
 
 def _warnings(artifacts: Sequence[Report]) -> list[str]:
@@ -118,7 +118,7 @@ def _scores(artifacts: Sequence[Report]) -> str:
         return f"No score: {score['no_score']}."
     gold = score["gold"]
     ks = list(score["pass_at_k"])
-    rows = _rows(
+    lines = rows(
         ("artifact", *(f"pass@{k} (95 %)" for k in ks), "outcomes"),
         [
             (
@@ -131,7 +131,7 @@ def _scores(artifacts: Sequence[Report]) -> str:
         + [("gold solutions", f"{gold['passed']} of {gold['problems']}", *[""] * len(ks))],
     )
     return (
-        f"{rows}\n\nTemperature {score['temperature']:g}, {score['concurrency']} request(s) at a time, sandbox "
+        f"{lines}\n\nTemperature {score['temperature']:g}, {score['concurrency']} request(s) at a time, sandbox "
         f"{score['sandbox']}, suite sha256 {score['suite_sha256'][:12]}…"
     )
 
@@ -147,7 +147,7 @@ def _memory(artifacts: Sequence[Report]) -> str:
         count = parameters.get(artifact["source_sha256"])
         return "—" if count is None else f"{8 * artifact['stored_weight_bytes'] / count:.2f}"
 
-    return _rows(
+    return rows(
         (
             "artifact",
             "meter",
@@ -178,7 +178,7 @@ def _memory(artifacts: Sequence[Report]) -> str:
 
 
 def _latency(artifacts: Sequence[Report]) -> str:
-    return _rows(
+    return rows(
         (
             "artifact",
             "prompt",
@@ -192,9 +192,9 @@ def _latency(artifacts: Sequence[Report]) -> str:
             (
                 artifact["name"],
                 str(latency["prompt_tokens"]),
-                _milliseconds(latency["ttft_seconds"], "median", "p95"),
-                _milliseconds(latency["itl_seconds"], "median", "p95"),
-                _milliseconds(latency["tpot_seconds"], "min", "median", "max"),
+                milliseconds(latency["ttft_seconds"], "median", "p95"),
+                milliseconds(latency["itl_seconds"], "median", "p95"),
+                milliseconds(latency["tpot_seconds"], "min", "median", "max"),
                 "—" if latency["tokens_per_second"] is None else f"{latency['tokens_per_second']:.1f}",
                 "—" if latency["bandwidth_share"] is None else f"{latency['bandwidth_share']:.0%}",
             )
@@ -208,7 +208,7 @@ def _fidelity(artifacts: Sequence[Report]) -> str:
     measured = [artifact for artifact in artifacts if artifact["fidelity"]]
     if not measured:
         return "Not measured: `pangu-convert verify ARTIFACT --against CHECKPOINT` records it."
-    return _rows(
+    return rows(
         ("artifact", "mean KL", "99 % KL", "same top-1", "perplexity (source)", "first greedy difference"),
         (
             (
@@ -226,7 +226,7 @@ def _fidelity(artifacts: Sequence[Report]) -> str:
 
 
 def _environment(artifacts: Sequence[Report], options: Report) -> str:
-    rows = _rows(
+    lines = rows(
         ("artifact", "backend", "device", "compute type", "kernel", "date", "load average", "copy, GB/s"),
         (
             (
@@ -243,18 +243,26 @@ def _environment(artifacts: Sequence[Report], options: Report) -> str:
             for served, environment in [(artifact["costs"]["served"], artifact["costs"]["environment"])]
         ),
     )
-    machine = artifacts[0]["costs"]["environment"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
-        f"{rows}\n\n{machine['cpu']} ({' '.join(machine['isa']) or 'no vector extension known here'}), "
-        f"{machine['cpus']} CPUs, {machine['threads']} compute threads, GPUs: {', '.join(machine['gpus']) or 'none'}; "
-        f"Linux {machine['kernel']}, Python {machine['python']}, {versions}. {options['warmup']} requests to warm "
-        f"up and {options['repeats']} measured at each prompt length, {options['new_tokens']} new tokens each."
+        f"{lines}\n\n{machine(artifacts[0]['costs']['environment'])} {options['warmup']} requests to warm up and "
+        f"{options['repeats']} measured at each prompt length, {options['new_tokens']} new tokens each."
     )
 
 
-def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
+def machine(environment: Report) -> str:
+    """A sentence about it."""
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    return (
+        f"{environment['cpu']} ({' '.join(environment['isa']) or 'no vector extension known here'}), "
+        f"{environment['cpus']} CPUs, {environment['threads']} compute threads, GPUs: "
+        f"{', '.join(environment['gpus']) or 'none'}; Linux {environment['kernel']}, Python {environment['python']}, "
+        f"{versions}."
+    )
+
+
+def rows(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *body]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
@@ -269,7 +277,8 @@ def _gigabytes(size_bytes: int) -> str:
     return f"{size_bytes / 1e9:.3f}"
 
 
-def _milliseconds(spread: Mapping[str, float] | None, *names: str) -> str:
+def milliseconds(spread: Mapping[str, float] | None, *names: str) -> str:
+    """Some of a spread of seconds."""
     return " / ".join(f"{1e3 * spread[name]:.1f}" for name in names) if spread else "—"
 
 

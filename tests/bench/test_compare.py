@@ -198,6 +198,24 @@ def test_two_artifacts_of_one_name_are_refused(
     assert "two artifacts have one name" in capsys.readouterr().err
 
 
+def test_load_at_several_levels_and_one_more_later(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["load", artifact, "--prompt-tokens", "8", "20", "--new-tokens", "4", "6", "--requests", "5"]
+    command = [str(word) for word in (*words, "--threads", "1", "--output", tmp_path / "out")]
+    assert cli.main([*command, "--concurrency", "1", "3"]) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[-1])["levels"]
+    assert [(level["concurrency"], level["requests"]) for level in first] == [(1, 5), (3, 5)]
+    tokens = [level["tokens_per_second"] * level["seconds"] for level in first]
+    assert tokens == pytest.approx([4 + 6 + 4 + 6 + 4] * 2)
+    assert cli.main([*command, "--concurrency", "1", "2", "3"]) == 0
+    text = capsys.readouterr().out
+    later = json.loads(text.splitlines()[-1])["levels"]
+    assert [later[0], later[2]] == first, "what is there is not measured again"
+    assert later[1]["concurrency"] == 2
+    assert "# tiny-starcoder-float32 under load" in text
+
+
 def wait_for_lines(file: Path, count: int) -> None:
     deadline = time.monotonic() + 120
     while not file.is_file() or file.read_bytes().count(b"\n") < count:

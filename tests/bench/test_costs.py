@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from scripted import byte_tokenizer
+from scripted import scripted_artifact
 
 from pangu_bench import memory
 from pangu_bench.costs import spread
@@ -75,8 +76,8 @@ def test_times_of_tokens_from_times_of_events() -> None:
     assert gaps([(1.0, 3), (1.5, 4)]) == (1.0, (0.5,)), "nobody knows when tokens without text came"
 
 
-def test_every_prompt_has_its_length_and_a_beginning_of_its_own() -> None:
-    prompts = Prompts(byte_tokenizer(), 6)
+def test_every_prompt_has_its_length_and_a_beginning_of_its_own(tmp_path: Path) -> None:
+    prompts = Prompts(scripted_artifact(tmp_path), 6)
     made = [prompts.prompt(number, 300) for number in range(6)]
     assert {len(prompt) for prompt in made} == {300}
     assert len({tuple(prompt[:64]) for prompt in made}) == 6, "a server could reuse what it has computed"

@@ -1,8 +1,8 @@
 """`pangu-bench compare`: memory, ms per token and HumanEval of several artifacts, and whether differences are real.
 
 Each artifact is served by a fresh process. Every reading is a row in `--output`, where an interrupted run goes on;
-then a Markdown table is written there, and the figures into each artifact's manifest, which the server shows. The
-first artifact is the baseline.
+then a Markdown table and a page with pictures are written there, and the figures into each artifact's manifest, which
+the server shows. The first artifact is the baseline. What `pangu-bench load` left in the same folder is in the page.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pangu_bench.evaluation import Evaluation
     from pangu_convert.artifact import Artifact
 
-TABLE, FIGURES = "compare.md", "compare.json"
+TABLE, FIGURES, PAGE = "compare.md", "compare.json", "compare.html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     from pangu_bench.artifacts import record
     from pangu_bench.costs import CostOptions, in_short
     from pangu_bench.evaluation import evaluation_of
+    from pangu_bench.report import page
     from pangu_bench.table import table
     from pangu_convert.artifact import read_artifact
 
@@ -84,20 +85,15 @@ def run(arguments: argparse.Namespace) -> int:
     for artifact in artifacts:
         options.check(artifact)
     gold = evaluation.gold(arguments.output)
-    measured, rates = [], []
-    for artifact in artifacts:
-        figures, rate = _measure(artifact, evaluation, options, gold, arguments)
-        measured.append(figures)
-        rates.append(rate)
+    measured = [_measure(artifact, evaluation, options, gold, arguments) for artifact in artifacts]
     report = {
         "artifacts": measured,
-        "pairs": [
-            _pair(names[0], rates[0], *other) for other in zip(names[1:], rates[1:], strict=True) if rates[0]
-        ],
+        "pairs": [_pair(measured[0], other) for other in measured[1:]] if evaluation.suite.runnable else [],
         "cost_options": dataclasses.asdict(options),
     }
     text = table(report)
     write_file(arguments.output / TABLE, text.encode())
+    write_file(arguments.output / PAGE, page(report, text, _loads(arguments.output, names)).encode())
     write_file(arguments.output / FIGURES, json.dumps(report, indent=2).encode())
     for artifact, figures in zip(artifacts, measured, strict=True):
         scores = {"costs": in_short(figures["costs"])}
@@ -115,8 +111,8 @@ def _measure(
     options: "CostOptions",
     gold: Mapping[str, Any],
     arguments: argparse.Namespace,
-) -> tuple[dict[str, Any], dict[str, float]]:
-    """The artifact's figures, and each problem's pass rate."""
+) -> dict[str, Any]:
+    """The artifact's figures."""
     from pangu_bench.artifacts import description, subject_of
     from pangu_bench.costs import figures, is_complete, measure_requests, measured_start
     from pangu_bench.environment import copy_bytes_per_second
@@ -157,20 +153,28 @@ def _measure(
             **description(artifact),
             "costs": figures(costs, artifact),
             "score": evaluation.score(answers, gold),
-        }, evaluation.pass_rates(answers) if evaluation.suite.runnable else {}
+            "pass_rates": evaluation.pass_rates(answers) if evaluation.suite.runnable else {},
+        }
 
 
-def _pair(
-    baseline: str, baseline_rates: Mapping[str, float], name: str, rates: Mapping[str, float]
-) -> dict[str, Any]:
+def _pair(baseline: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """An artifact beside the baseline."""
     from pangu_bench.significance import compare, verdict
 
-    comparison = compare(baseline_rates, rates)
+    comparison = compare(baseline["pass_rates"], other["pass_rates"])
     return {
-        "baseline": baseline,
-        "name": name,
+        "baseline": baseline["name"],
+        "name": other["name"],
         **dataclasses.asdict(comparison),
         "detectable": comparison.detectable,
         "verdict": verdict(comparison),
     }
+
+
+def _loads(folder: Path, names: Sequence[str]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """What `pangu-bench load` has measured of these artifacts in the same folder."""
+    from pangu_bench.load import measured_levels
+    from pangu_bench.served import file_stem
+
+    files = [(name, folder / f"{file_stem(name)}.load.jsonl") for name in names]
+    return [(name, measured_levels(file)) for name, file in files if file.is_file()]

@@ -72,9 +72,9 @@ def measured_start(
         environment=environment(threads),
     )
     for earlier in rows.of(ServedRow):
-        if _what_runs(earlier) != _what_runs(served):
+        if what_runs(earlier) != what_runs(served):
             raise RowsError(
-                f"the rows so far are of {_what_runs(earlier)}, now {_what_runs(served)} runs: choose another output"
+                f"the rows so far are of {what_runs(earlier)}, now {what_runs(served)} runs: choose another output"
             )
     rows.append(served)
     for phase, sizes in (("loading", loading.sizes), ("loaded", meters.read(server.process_id))):
@@ -154,7 +154,8 @@ def in_short(figures: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _what_runs(row: ServedRow) -> str:
+def what_runs(row: ServedRow) -> str:
+    """In words."""
     kernel = f" kernel {row.kernel}" if row.kernel else ""
     return f"{row.backend} {row.compute_type}{kernel} on {row.device}"
 

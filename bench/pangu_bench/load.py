@@ -20,7 +20,7 @@ from pangu_training.output import write_file
 
 if TYPE_CHECKING:
     from pangu_bench.latency import Prompts
-    from pangu_bench.rows import LatencyRow, LoadRow, RowFile
+    from pangu_bench.rows import LatencyRow, LoadRow, Row, RowFile
     from pangu_bench.served import Endpoint
 
 
@@ -57,9 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure the levels that are missing, report all."""
     from pangu_bench.artifacts import subject_of
-    from pangu_bench.environment import environment
+    from pangu_bench.costs import measured_start, what_runs
+    from pangu_bench.environment import copy_bytes_per_second
     from pangu_bench.latency import Prompts
-    from pangu_bench.rows import LatencyRow, LoadRow, RowFile
+    from pangu_bench.memory import Meters
+    from pangu_bench.rows import LoadRow, RowFile, ServedRow
     from pangu_bench.served import ServerProcess, file_stem
     from pangu_convert.artifact import read_artifact
 
@@ -82,22 +84,20 @@ def run(arguments: argparse.Namespace) -> int:
         if missing:
             prompts = Prompts(artifact, options.warmup + options.requests * len(missing))
             log = folder / f"{stem}.server.log"
+            meters, copy_speed = Meters(), copy_bytes_per_second(arguments.threads)
             with ServerProcess(
                 artifact.path, device=arguments.device, threads=arguments.threads, log=log
             ) as server:
-                endpoint, _ = server.ready()
+                endpoint = measured_start(
+                    server, rows, meters=meters, threads=arguments.threads, copy_speed=copy_speed
+                )
                 asyncio.run(_measure(rows, endpoint, prompts, missing, options))
         report = {
             "model": name,
             "options": dataclasses.asdict(options),
-            "environment": environment(arguments.threads),
-            "levels": [
-                figures(
-                    next(row for row in rows.of(LoadRow) if row.concurrency == level),
-                    [row for row in rows.of(LatencyRow) if row.concurrency == level],
-                )
-                for level in levels
-            ],
+            "served": what_runs(rows.of(ServedRow)[-1]),
+            "environment": rows.of(ServedRow)[-1].environment,
+            "levels": [figures for figures in _figures(rows.rows) if figures["concurrency"] in levels],
         }
     text = table(report)
     write_file(folder / f"{stem}.load.md", text.encode())
@@ -165,8 +165,25 @@ async def _level(
     return done
 
 
-def figures(level: "LoadRow", requests: "Sequence[LatencyRow]") -> dict[str, Any]:
-    """What one level comes to."""
+def measured_levels(file: Path) -> list[dict[str, Any]]:
+    """What each level of a result file comes to, the least first."""
+    from pangu_bench.rows import read_rows
+
+    return _figures(read_rows(file)[1])
+
+
+def _figures(rows: "Sequence[Row]") -> list[dict[str, Any]]:
+    from pangu_bench.rows import LatencyRow, LoadRow
+
+    requests = [row for row in rows if isinstance(row, LatencyRow)]
+    levels = sorted((row for row in rows if isinstance(row, LoadRow)), key=lambda row: row.concurrency)
+    return [
+        _level_figures(level, [row for row in requests if row.concurrency == level.concurrency])
+        for level in levels
+    ]
+
+
+def _level_figures(level: "LoadRow", requests: "Sequence[LatencyRow]") -> dict[str, Any]:
     from pangu_bench.costs import spread
 
     return {
@@ -211,5 +228,5 @@ def table(report: dict[str, Any]) -> str:
     return (
         f"# {report['model']} under load\n\n{lines}\n\n{options['requests']} requests a level; prompts of "
         f"{', '.join(map(str, options['prompt_tokens']))} tokens and answers of "
-        f"{', '.join(map(str, options['new_tokens']))}, in turn. {machine(report['environment'])}\n"
+        f"{', '.join(map(str, options['new_tokens']))}, in turn. {report['served']}. {machine(report['environment'])}\n"
     )

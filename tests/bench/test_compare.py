@@ -1,6 +1,7 @@
 """Artifacts measured through the real server: a tiny model with random weights, and one that is broken."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -84,6 +85,10 @@ def test_a_comparison_and_its_repetition(
     assert report == json.loads((output / "compare.json").read_text(encoding="utf-8"))
     table = (output / "compare.md").read_text(encoding="utf-8")
     assert text.startswith(table)
+    page = (output / "compare.html").read_text(encoding="utf-8")
+    assert page.count("<figure>") >= 3  # a tiny model can be too fast for gaps between its events
+    assert "3 of 3 answers are empty" in page
+    assert not re.search(r"<script|src=|href=|url\(", page), "it must open without a network"
 
     whole, zero = report["artifacts"]
     assert zero["score"]["warnings"][0].startswith("3 of 3 answers are empty")

@@ -28,7 +28,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `pangu-bench`."""
-    return command.run(parser(), argv)
+    try:
+        return command.run(parser(), argv)
+    except ModuleNotFoundError as error:
+        print(f"pangu-bench: error: {error}: pip install 'pangu-coder2[bench]'", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pangu_bench.answers import answer, missing
 from pangu_bench.environment import now
 from pangu_bench.judging import gold_verdicts, judge, policy_of, sandbox_configuration
 from pangu_bench.options import AnswerOptions, read_suite
-from pangu_bench.pass_at_k import mean_pass_at_k, pass_at_k_interval
+from pangu_bench.pass_at_k import mean_pass_at_k, pass_at_k, pass_at_k_interval
 from pangu_bench.prompts import style_for
 from pangu_bench.rows import GenerationRow, RowFile, VerdictRow
 from pangu_bench.served import Endpoint, file_stem
@@ -108,9 +108,10 @@ class Evaluation:
         }
 
     def _interval(self, tasks: Sequence[tuple[int, int]], k: int) -> tuple[float, float]:
-        """95 %: Wilson's for one sample a task, else a bootstrap over tasks."""
-        if self.options.samples == 1:
-            return wilson(sum(passed for _, passed in tasks), len(tasks))
+        """95 %: Wilson's where each task is 0 or 1, else a bootstrap over tasks."""
+        values = [pass_at_k(samples, passed, k) for samples, passed in tasks]
+        if all(value in (0, 1) for value in values):
+            return wilson(round(sum(values)), len(values))  # a bootstrap of equal values has no width
         return pass_at_k_interval(tasks, k)
 
     def _passed(self, rows: RowFile) -> dict[str, int]:

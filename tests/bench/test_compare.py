@@ -112,11 +112,19 @@ def test_a_comparison_and_its_repetition(
     rows = read_rows(output / f"{whole['name']}.costs.jsonl")[1]
     assert sum(isinstance(row, ServedRow) for row in rows) == 1, "what is there is not measured again"
 
+    file = output / f"{whole['name']}.costs.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:-4]) + lines[-4][:40])  # killed in the midst of a line
+    assert cli.main(command) == 0
+    costs = json.loads(capsys.readouterr().out.splitlines()[-1])["artifacts"][0]["costs"]
+    assert costs["latency"][0] == whole["costs"]["latency"][0], "what was whole stays"
+    assert sum(isinstance(row, ServedRow) for row in read_rows(file)[1]) == 2
+
     verify(read_artifact(artifact))  # what was recorded did not touch anything else
     server = Server(artifact)
     card = httpx.get(f"{server.address}/v1/models").json()["data"][0]
     assert card["scores"]["humaneval"]["pass_at_k"] == whole["score"]["pass_at_k"]
-    assert card["scores"]["costs"]["memory"] == whole["costs"]["memory"]
+    assert card["scores"]["costs"]["memory"] == costs["memory"]
     assert server.metric("pangu_humaneval_pass_at_k", k="1", samples="3x1") == 0
     assert server.terminate() == 0
 

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -194,3 +196,24 @@ def test_rows_of_another_setting_are_refused(bench: Any, suite: Path) -> None:
         code, _, errors = bench(*arguments, "--max-tokens", "9")
     assert code == 2
     assert "measured with another max_tokens" in errors
+
+
+def test_samples_that_all_fail_leave_an_interval(bench: Any, suite: Path) -> None:
+    with answering(lambda body: "    pass\n") as server:
+        arguments = ("--base-url", server.address, "--suite", f"humaneval:{suite}", "--samples", "2")
+        score = bench(*arguments, "--temperature", "1")[1]
+    low, high = score["intervals"]["1"]
+    assert low == 0
+    assert high > 0.5, "three problems say little"
+
+
+def test_help_loads_no_library_and_a_missing_one_is_named() -> None:
+    script = "import sys; from pangu_bench import cli; cli.parser(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert not {"numpy", "httpx", "tokenizers", "torch"} & set(loaded.split())
+    script = "import sys; sys.modules['httpx'] = None; from pangu_bench import cli; sys.exit(cli.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", script, "humaneval", "--gold", "--output", "nowhere"]
+    missing = subprocess.run(command, capture_output=True, text=True)
+    assert missing.returncode == 2
+    assert missing.stderr.count("\n") == 1
+    assert "pip install 'pangu-coder2[bench]'" in missing.stderr

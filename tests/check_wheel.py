@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = {"pangu_training", "pangu_convert", "pangu_server", "pangu_bench"}
-COMMANDS = ("pangu-convert", "pangu-serve", "pangu-train")
+COMMANDS = ("pangu-bench", "pangu-convert", "pangu-serve", "pangu-train")
 NOT_FOR_SERVING = ("torch", "transformers", "gguf")
 
 

@@ -1,1 +1,1 @@
-"""Stage 4 of 4: what an artifact costs and what it solves. The command, `pangu-bench`, is not written yet."""
+"""Stage 4 of 4: what an artifact costs and what it solves."""

@@ -62,7 +62,10 @@ class VerdictRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyRow:
-    """One timed request of `completion_tokens` = n tokens; `itl_seconds` are its n - 1 gaps between tokens."""
+    """One timed request of `completion_tokens` = n tokens; `itl_seconds` are its n - 1 gaps between tokens.
+
+    There are fewer gaps when the first tokens have no text, see latency.py.
+    """
 
     kind: ClassVar[str] = "latency"
     key_fields: ClassVar[tuple[str, ...]] = ("concurrency", "prompt_tokens", "request")
@@ -75,13 +78,13 @@ class LatencyRow:
 
     @property
     def tpot_seconds(self) -> float | None:
-        """Time per output token after the first: (last token's time - first's) / (n - 1); None for one token."""
+        """Time per output token after the first: (last token's time - first's) / (n - 1); None without a gap."""
         return sum(self.itl_seconds) / len(self.itl_seconds) if self.itl_seconds else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryRow:
-    """A reading of `meter` (`nvml`, `pss`, `rss`) in `phase`: `loading` and `generating` are peaks, `loaded` is not."""
+    """A reading of `meter` (see memory.py) in `phase`: `loading` and `generating` are peaks, `loaded` is not."""
 
     kind: ClassVar[str] = "memory"
     key_fields: ClassVar[tuple[str, ...]] = ("phase", "meter", "context_tokens")
@@ -91,10 +94,40 @@ class MemoryRow:
     size_bytes: int
 
 
-Row = GenerationRow | VerdictRow | LatencyRow | MemoryRow
-RowType = TypeVar("RowType", GenerationRow, VerdictRow, LatencyRow, MemoryRow)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedRow:
+    """A start of the server: what ran, where, and how long it took until it answered, hashes checked."""
+
+    kind: ClassVar[str] = "served"
+    key_fields: ClassVar[tuple[str, ...]] = ("started_at",)
+    started_at: str
+    load_seconds: float
+    device: str
+    backend: str
+    compute_type: str
+    kernel: str | None
+    weight_bytes: int
+    copy_bytes_per_second: float  # of the main memory, measured before the start
+    environment: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadRow:
+    """So many requests, `concurrency` at a time, took `seconds` from the first one's start to the last one's end."""
+
+    kind: ClassVar[str] = "load"
+    key_fields: ClassVar[tuple[str, ...]] = ("concurrency",)
+    concurrency: int
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+
+
+Row = GenerationRow | VerdictRow | LatencyRow | MemoryRow | ServedRow | LoadRow
+RowType = TypeVar("RowType", GenerationRow, VerdictRow, LatencyRow, MemoryRow, ServedRow, LoadRow)
 ROW_TYPES: Mapping[str, type[Row]] = {
-    row.kind: row for row in (GenerationRow, VerdictRow, LatencyRow, MemoryRow)
+    row.kind: row for row in (GenerationRow, VerdictRow, LatencyRow, MemoryRow, ServedRow, LoadRow)
 }
 
 

@@ -13,6 +13,9 @@
   + TooFewSamples         pangu_bench.pass_at_k
   + UnpairedError         pangu_bench.significance
   + RowsError             pangu_bench.rows
+  + UsageError            pangu_bench.options
+  + ServedError           pangu_bench.served
+  + SandboxError          pangu_training.sandbox.tiers
   + RequestError          pangu_server.errors, HTTP 400; Overloaded 429 and NotReady 503 beside it
 """
 

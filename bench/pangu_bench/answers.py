@@ -1,0 +1,124 @@
+"""Asks a server for answers, several at a time; each is a row as soon as it is there."""
+
+import asyncio
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import httpx
+from tqdm import tqdm
+
+from pangu_bench.options import AnswerOptions
+from pangu_bench.prompts import style_for
+from pangu_bench.rows import GenerationRow, RowFile
+from pangu_bench.served import Endpoint, ServedError
+from pangu_bench.suites import Problem
+
+BUSY = (429, 503)  # come again later
+BUSY_TRIES = 60
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
+
+
+def missing(
+    rows: RowFile, problems: Iterable[Problem], options: AnswerOptions
+) -> Iterator[tuple[Problem, int]]:
+    """The problems, each with the number of a sample, whose answers are not there yet."""
+    for problem in problems:
+        for sample in range(options.samples):
+            if not rows.has(GenerationRow, problem.suite, options.style, problem.task_id, sample):
+                yield problem, sample
+
+
+def answer(rows: RowFile, problems: Iterable[Problem], options: AnswerOptions, endpoint: Endpoint) -> None:
+    """Append the answers that are missing.
+
+    Raises:
+        ServedError: the server is gone, stays busy, or refuses a prompt.
+    """
+    asyncio.run(_answer(rows, list(missing(rows, problems, options)), options, endpoint))
+
+
+async def _answer(
+    rows: RowFile, jobs: list[tuple[Problem, int]], options: AnswerOptions, endpoint: Endpoint
+) -> None:
+    waiting = iter(jobs)
+    with tqdm(total=len(jobs), desc=f"asking {endpoint.model}", unit="answer", disable=None) as bar:
+        async with httpx.AsyncClient(**endpoint.client_options()) as client:
+
+            async def work() -> None:
+                for problem, sample in waiting:
+                    rows.append(await _ask(client, endpoint.model, problem, sample, options))
+                    bar.update()
+
+            await asyncio.gather(*(work() for _ in range(options.concurrency)))
+
+
+async def _ask(
+    client: httpx.AsyncClient, model: str, problem: Problem, sample: int, options: AnswerOptions
+) -> GenerationRow:
+    prompt = style_for(problem, options.style).prompt(problem)
+    body: dict[str, Any] = {
+        "model": model,
+        "max_tokens": options.max_tokens,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+    }
+    if prompt.stop:
+        body["stop"] = prompt.stop
+    if options.seed is not None:
+        body["seed"] = options.seed + sample
+    if prompt.messages:
+        path, body["messages"] = "/v1/chat/completions", prompt.messages
+    else:
+        path, body["prompt"] = "/v1/completions", prompt.text
+    if prompt.suffix is not None:
+        body["suffix"] = prompt.suffix
+    started = time.perf_counter()
+    answer = await _post(client, path, body, f"{model}, {problem.task_id}")
+    seconds = time.perf_counter() - started
+    try:
+        choice, usage = answer["choices"][0], answer["usage"]
+        return GenerationRow(
+            suite=problem.suite,
+            style=options.style,
+            task_id=problem.task_id,
+            sample=sample,
+            answer=(choice["message"]["content"] if prompt.messages else choice["text"]) or "",
+            finish_reason=choice["finish_reason"],
+            prompt_tokens=usage["prompt_tokens"],
+            completion_tokens=usage["completion_tokens"],
+            seconds=seconds,
+        )
+    except (LookupError, TypeError) as error:
+        raise ServedError(f"{client.base_url} does not answer in OpenAI's form: {error!r} missing") from None
+
+
+async def _post(client: httpx.AsyncClient, path: str, body: dict[str, Any], what: str) -> Any:
+    """The answer's JSON; waits while the server is busy."""
+    wait_seconds = FIRST_WAIT_SECONDS
+    for _ in range(BUSY_TRIES):
+        try:
+            response = await client.post(path, json=body)
+            if response.is_success:
+                return response.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise ServedError(
+                f"the server at {client.base_url} is gone ({error or type(error).__name__}): start it and run "
+                "the same command again to go on"
+            ) from None
+        if response.status_code not in BUSY:
+            raise ServedError(f"{what}: the server said {response.status_code}: {_words(response)}")
+        after = response.headers.get("retry-after", "")
+        await asyncio.sleep(float(after) if after.isdigit() else wait_seconds)
+        wait_seconds = min(2 * wait_seconds, LONGEST_WAIT_SECONDS)
+    raise ServedError(
+        f"{client.base_url} stays busy ({_words(response)}): lower --concurrency, or come again"
+    )
+
+
+def _words(response: httpx.Response) -> str:
+    """An error body's message, in OpenAI's form or as it is."""
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return response.text[:200]

@@ -1,0 +1,43 @@
+"""What the benchmark knows of an artifact besides its figures, and where it writes them."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pangu_convert.artifact import Artifact, read_artifact, write_scores
+from pangu_convert.verification import BOUNDS, bits_of, outside
+from pangu_training.identity import combined_hash
+
+
+def subject_of(artifact: Artifact, device: str, threads: int) -> dict[str, Any]:
+    """The artifact and how it is served, as part of a result's configuration."""
+    manifest = artifact.manifest
+    hashes = {name: record.sha256 for name, record in manifest.files.items()}
+    return {"model": manifest.name, "sha256": combined_hash(hashes), "device": device, "threads": threads}
+
+
+def record(path: Path, scores: Mapping[str, Any]) -> None:
+    """Put `scores` beside those in the manifest, as it is now; says so when the folder cannot be written."""
+    artifact = read_artifact(path)
+    try:
+        write_scores(artifact, {**artifact.manifest.scores, **scores})
+    except OSError as error:  # the figures are in the output, and many mount artifacts read-only
+        print(f"{path}: the scores are not recorded in the manifest: {error}", file=sys.stderr)
+
+
+def description(artifact: Artifact) -> dict[str, Any]:
+    """What the manifest says, the distance from the source included when `pangu-convert verify` measured it."""
+    manifest = artifact.manifest
+    fidelity = manifest.scores.get("fidelity")
+    bits = bits_of(manifest)
+    return {
+        "format": manifest.format,
+        "quantization": manifest.quantization,
+        "bits": bits,
+        "source": manifest.source.name,
+        "source_sha256": manifest.source.sha256,
+        "stored_weight_bytes": manifest.weight_bytes,
+        "fidelity": fidelity,
+        "fidelity_outside": outside(fidelity, BOUNDS[bits]) if fidelity else [],
+    }

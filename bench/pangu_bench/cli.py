@@ -1,0 +1,39 @@
+"""`pangu-bench VERB …`: one module a verb."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from pangu_bench import compare, humaneval, load
+from pangu_training import command
+
+VERBS = {
+    "compare": (compare, "memory, latency and score of several artifacts, and whether differences are real"),
+    "load": (load, "throughput and latency of an artifact over the number of requests at a time"),
+    "humaneval": (humaneval, "score a model on HumanEval or another suite"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's argument parser."""
+    parser = argparse.ArgumentParser(
+        prog="pangu-bench",
+        description="What an artifact costs, what it solves, and whether a difference is real.",
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for name, (module, help_text) in VERBS.items():
+        module.add_arguments(verbs.add_parser(name, help=help_text, description=module.__doc__))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `pangu-bench`."""
+    try:
+        return command.run(parser(), argv)
+    except ModuleNotFoundError as error:
+        print(f"pangu-bench: error: {error}: pip install 'pangu-coder2[bench]'", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""`pangu-bench load`: throughput and latency of an artifact over the number of requests at a time.
+
+A closed loop: at each level that many clients ask one request after the other, until --requests are done. Lengths are
+mixed: request i has the i-th of --prompt-tokens and of --new-tokens, over and over. A level is measured whole; what is
+in --output is not measured again.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import itertools
+import json
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pangu_bench.options import UsageError, add_server_arguments, at_least
+from pangu_training.output import write_file
+
+if TYPE_CHECKING:
+    from pangu_bench.latency import Prompts
+    from pangu_bench.rows import LatencyRow, LoadRow, Row, RowFile
+    from pangu_bench.served import Endpoint
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """What is asked; counts are tokens or requests."""
+
+    prompt_tokens: tuple[int, ...]
+    new_tokens: tuple[int, ...]
+    requests: int
+    warmup: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("artifact", type=Path, help="folder that pangu-convert wrote")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for rows and table")
+    numbers: dict[str, Any] = {"nargs": "+", "metavar": "N"}
+    parser.add_argument(
+        "--concurrency", **numbers, type=at_least(1), default=[1, 2, 4, 8, 16], help="(default: 1 2 4 8 16)"
+    )
+    parser.add_argument(
+        "--prompt-tokens", **numbers, type=at_least(1), default=[64, 512, 128], help="(default: 64 512 128)"
+    )
+    parser.add_argument(
+        "--new-tokens", **numbers, type=at_least(2), default=[32, 64], help="(default: 32 64)"
+    )
+    parser.add_argument("--requests", type=at_least(1), default=48, help="a level (default: %(default)s)")
+    parser.add_argument("--warmup", type=at_least(0), default=3, help="requests first (default: %(default)s)")
+    add_server_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure the levels that are missing, report all."""
+    from pangu_bench.artifacts import subject_of
+    from pangu_bench.costs import measured_start, what_runs
+    from pangu_bench.environment import copy_bytes_per_second
+    from pangu_bench.latency import Prompts
+    from pangu_bench.memory import Meters
+    from pangu_bench.rows import LoadRow, RowFile, ServedRow
+    from pangu_bench.served import ServerProcess, file_stem
+    from pangu_convert.artifact import read_artifact
+
+    artifact = read_artifact(arguments.artifact)
+    options = LoadOptions(
+        prompt_tokens=tuple(arguments.prompt_tokens),
+        new_tokens=tuple(arguments.new_tokens),
+        requests=arguments.requests,
+        warmup=arguments.warmup,
+    )
+    name, context = artifact.manifest.name, artifact.manifest.context_length
+    if max(options.prompt_tokens) + max(options.new_tokens) > context:
+        raise UsageError(f"{name} has a context of {context} tokens: lower --prompt-tokens or --new-tokens")
+    folder, stem = arguments.output, file_stem(name)
+    levels = sorted(set(arguments.concurrency))
+    subject = subject_of(artifact, arguments.device, arguments.threads)
+    configuration = {"subject": subject, **dataclasses.asdict(options)}
+    with RowFile(folder / f"{stem}.load.jsonl", configuration) as rows:
+        missing = [level for level in levels if not rows.has(LoadRow, level)]
+        if missing:
+            prompts = Prompts(artifact, options.warmup + options.requests * len(missing))
+            log = folder / f"{stem}.server.log"
+            meters, copy_speed = Meters(), copy_bytes_per_second(arguments.threads)
+            with ServerProcess(
+                artifact.path, device=arguments.device, threads=arguments.threads, log=log
+            ) as server:
+                endpoint = measured_start(
+                    server, rows, meters=meters, threads=arguments.threads, copy_speed=copy_speed
+                )
+                asyncio.run(_measure(rows, endpoint, prompts, missing, options))
+        report = {
+            "model": name,
+            "options": dataclasses.asdict(options),
+            "served": what_runs(rows.of(ServedRow)[-1]),
+            "environment": rows.of(ServedRow)[-1].environment,
+            "levels": [figures for figures in _figures(rows.rows) if figures["concurrency"] in levels],
+        }
+    text = table(report)
+    write_file(folder / f"{stem}.load.md", text.encode())
+    print(text)
+    print(json.dumps(report))
+    return 0
+
+
+async def _measure(
+    rows: "RowFile", endpoint: "Endpoint", prompts: "Prompts", levels: Sequence[int], options: LoadOptions
+) -> None:
+    import httpx
+
+    from pangu_bench.latency import timed_request
+    from pangu_bench.rows import LatencyRow, LoadRow
+
+    lengths, news, fresh = options.prompt_tokens, options.new_tokens, itertools.count()
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(**endpoint.client_options(), limits=limits) as client:
+
+        async def ask(request: int, concurrency: int) -> LatencyRow:
+            return await timed_request(
+                client,
+                endpoint.model,
+                prompts.prompt(next(fresh), lengths[request % len(lengths)]),
+                news[request % len(news)],
+                request=request,
+                concurrency=concurrency,
+            )
+
+        for request in range(options.warmup):
+            await ask(request, 1)
+        for level in levels:
+            started = time.perf_counter()
+            done = await _level(ask, level, options.requests)
+            seconds = time.perf_counter() - started
+            for row in done:
+                if not rows.has(LatencyRow, level, row.prompt_tokens, row.request):
+                    rows.append(row)
+            rows.append(
+                LoadRow(
+                    concurrency=level,
+                    requests=len(done),
+                    prompt_tokens=sum(row.prompt_tokens for row in done),
+                    completion_tokens=sum(row.completion_tokens for row in done),
+                    seconds=seconds,
+                )
+            )
+
+
+async def _level(
+    ask: "Callable[[int, int], Awaitable[LatencyRow]]", level: int, requests: int
+) -> "list[LatencyRow]":
+    from tqdm import tqdm
+
+    waiting, done = iter(range(requests)), []
+    with tqdm(total=requests, desc=f"{level} at a time", unit="request", disable=None) as bar:
+
+        async def client() -> None:
+            for request in waiting:
+                done.append(await ask(request, level))
+                bar.update()
+
+        await asyncio.gather(*(client() for _ in range(level)))
+    return done
+
+
+def measured_levels(file: Path) -> list[dict[str, Any]]:
+    """What each level of a result file comes to, the least first."""
+    from pangu_bench.rows import read_rows
+
+    return _figures(read_rows(file)[1])
+
+
+def _figures(rows: "Sequence[Row]") -> list[dict[str, Any]]:
+    from pangu_bench.rows import LatencyRow, LoadRow
+
+    requests = [row for row in rows if isinstance(row, LatencyRow)]
+    levels = sorted((row for row in rows if isinstance(row, LoadRow)), key=lambda row: row.concurrency)
+    return [
+        _level_figures(level, [row for row in requests if row.concurrency == level.concurrency])
+        for level in levels
+    ]
+
+
+def _level_figures(level: "LoadRow", requests: "Sequence[LatencyRow]") -> dict[str, Any]:
+    from pangu_bench.costs import spread
+
+    return {
+        "concurrency": level.concurrency,
+        "requests": level.requests,
+        "seconds": level.seconds,
+        "requests_per_second": level.requests / level.seconds,
+        "tokens_per_second": level.completion_tokens / level.seconds,
+        "prompt_tokens_per_second": level.prompt_tokens / level.seconds,
+        "ttft_seconds": spread([row.ttft_seconds for row in requests]),
+        "itl_seconds": spread([gap for row in requests for gap in row.itl_seconds]),
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """The levels as Markdown."""
+    from pangu_bench.table import machine, milliseconds, rows
+
+    options = report["options"]
+    head = (
+        "at a time",
+        "requests/s",
+        "tokens/s generated",
+        "tokens/s read",
+        "TTFT median / p95, ms",
+        "ITL median / p95, ms",
+    )
+    lines = rows(
+        head,
+        [
+            (
+                str(level["concurrency"]),
+                f"{level['requests_per_second']:.2f}",
+                f"{level['tokens_per_second']:.1f}",
+                f"{level['prompt_tokens_per_second']:.1f}",
+                milliseconds(level["ttft_seconds"], "median", "p95"),
+                milliseconds(level["itl_seconds"], "median", "p95"),
+            )
+            for level in report["levels"]
+        ],
+    )
+    return (
+        f"# {report['model']} under load\n\n{lines}\n\n{options['requests']} requests a level; prompts of "
+        f"{', '.join(map(str, options['prompt_tokens']))} tokens and answers of "
+        f"{', '.join(map(str, options['new_tokens']))}, in turn. {report['served']}. {machine(report['environment'])}\n"
+    )

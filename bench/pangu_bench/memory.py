@@ -1,0 +1,107 @@
+"""What a server's process holds, by meters that are the same for every artifact.
+
+    pss          main memory; pages that several processes share are divided among them (/proc/PID/smaps_rollup)
+    rss          main memory; shared pages count whole
+    nvml         GPU memory of the process
+    nvml_device  GPU memory in use, less what was in use before the process began: where the driver does not tell
+                 the processes apart, as in a container with process ids of its own
+
+`torch.cuda.max_memory_allocated` is none of them: CTranslate2's memory does not pass through torch.
+"""
+
+import contextlib
+import re
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+TICK_SECONDS = 0.05
+GREATEST_SHARE = 0.1  # of the time that reading may take: it holds up a process with many pages
+
+
+class Meters:
+    """All meters that this machine has. Made before the process that is to be measured."""
+
+    def __init__(self) -> None:
+        self._nvml = _open_nvml()
+        self._used_before = sum(self._used())
+
+    def read(self, process_id: int) -> dict[str, int]:
+        """Bytes by meter, of a process that is alive."""
+        text = Path(f"/proc/{process_id}/smaps_rollup").read_text(encoding="ascii")
+        sizes = {
+            name.lower(): int(kilobytes) << 10
+            for name, kilobytes in re.findall(r"^(Pss|Rss): +(\d+) kB$", text, re.MULTILINE)
+        }
+        if self._nvml is not None:
+            sizes["nvml_device"] = sum(self._used()) - self._used_before
+            own = [
+                process.usedGpuMemory
+                for handle in self._handles()
+                for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+                if process.pid == process_id and process.usedGpuMemory is not None
+            ]
+            if own:
+                sizes["nvml"] = sum(own)
+        return sizes
+
+    def _handles(self) -> list[Any]:
+        if self._nvml is None:
+            return []
+        return [self._nvml.nvmlDeviceGetHandleByIndex(at) for at in range(self._nvml.nvmlDeviceGetCount())]
+
+    def _used(self) -> list[int]:
+        return [self._nvml.nvmlDeviceGetMemoryInfo(handle).used for handle in self._handles()]
+
+
+class Peak:
+    """The largest readings of a process while the context lasts, up to 20 a second, in `sizes`."""
+
+    def __init__(self, meters: Meters, process_id: int) -> None:
+        self.sizes: dict[str, int] = {}
+        self._meters, self._process_id = meters, process_id
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="memory")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        over, took_seconds = False, 0.0
+        while not over:
+            over = self._over.wait(
+                max(TICK_SECONDS, took_seconds / GREATEST_SHARE)
+            )  # and once more at the end
+            started = time.perf_counter()
+            with contextlib.suppress(OSError):  # it ended: whoever waits for it says why
+                for meter, size_bytes in self._meters.read(self._process_id).items():
+                    self.sizes[meter] = max(size_bytes, self.sizes.get(meter, 0))
+            took_seconds = time.perf_counter() - started
+
+
+def gpu_names() -> list[str]:
+    """The NVIDIA GPUs of this machine."""
+    nvml = _open_nvml()
+    if nvml is None:
+        return []
+    handles = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
+    return [str(nvml.nvmlDeviceGetName(handle)) for handle in handles]
+
+
+def _open_nvml() -> Any:
+    with contextlib.suppress(ImportError):
+        import pynvml
+
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlInit()
+            return pynvml
+    return None

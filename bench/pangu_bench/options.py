@@ -1,0 +1,156 @@
+"""What every verb asks a model with: the suite, how it is shown, how answers are drawn; as one object."""
+
+import argparse
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pangu_bench.prompts import STYLES
+from pangu_bench.suites import (
+    Suite,
+    SuiteError,
+    coder_eval,
+    human_eval,
+    human_eval_file,
+    human_eval_plus,
+    infilling,
+    leet_code,
+)
+from pangu_training.errors import PanguError
+
+READERS: Mapping[str, Callable[[Path], Suite]] = {
+    "humaneval": human_eval_file,
+    "humaneval-plus": human_eval_plus,
+    "infilling": infilling,
+    "leetcode": leet_code,
+    "codereval": coder_eval,
+}
+
+
+class UsageError(PanguError):
+    """The command's arguments do not go together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerOptions:
+    """How a model is asked."""
+
+    suite: str
+    style: str
+    samples: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int | None
+    concurrency: int
+    limit: int | None
+    unsafe: bool
+
+
+def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `answer_options` reads."""
+    group = parser.add_argument_group("questions")
+    group.add_argument(
+        "--suite",
+        default="humaneval",
+        metavar="SUITE",
+        help=f"humaneval, or FORM:FILE with FORM one of {', '.join(READERS)} (default: %(default)s)",
+    )
+    group.add_argument(
+        "--style", default="completion", choices=STYLES, help="prompt style (default: %(default)s)"
+    )
+    group.add_argument("--limit", type=at_least(1), metavar="K", help="the first K problems only")
+    group = parser.add_argument_group("answers")
+    group.add_argument(
+        "--samples", type=at_least(1), default=1, metavar="N", help="a problem (default: %(default)s)"
+    )
+    group.add_argument(
+        "--temperature", type=_within(0, 2), default=0.0, help="0 is greedy (default: %(default)s)"
+    )
+    group.add_argument(
+        "--top-p", type=_within(0, 1), default=0.95, help="when sampling (default: %(default)s)"
+    )
+    group.add_argument("--max-tokens", type=at_least(1), default=512, help="an answer (default: %(default)s)")
+    group.add_argument(
+        "--seed", type=int, help="repeatable samples; slower with CTranslate2 (default: draw anew)"
+    )
+    group.add_argument(
+        "--concurrency",
+        type=at_least(1),
+        default=1,
+        help="requests at a time; above 1 near-ties of a greedy answer can fall otherwise (default: %(default)s)",
+    )
+    group.add_argument(
+        "--unsafe",
+        action="store_true",
+        help="run answers even where they cannot be confined: they can read your files",
+    )
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare how an artifact is served, and where results go."""
+    group = parser.add_argument_group("server")
+    group.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="(default: %(default)s)"
+    )
+    group.add_argument(
+        "--threads",
+        type=at_least(1),
+        default=len(os.sched_getaffinity(0)),
+        help="compute threads (default: the CPUs we may use)",
+    )
+
+
+def answer_options(arguments: argparse.Namespace) -> AnswerOptions:
+    """What was parsed.
+
+    Raises:
+        UsageError: the options do not go together.
+    """
+    names = AnswerOptions.__dataclass_fields__
+    options = AnswerOptions(**{name: getattr(arguments, name) for name in names})
+    if options.samples > 1 and options.temperature == 0:
+        raise UsageError("--samples above 1 are all alike without a --temperature above 0: give one")
+    return options
+
+
+def read_suite(text: str) -> Suite:
+    """The suite that `--suite` names.
+
+    Raises:
+        SuiteError: there is no such suite, or its file is not what it shall be.
+    """
+    form, _, file = text.partition(":")
+    if text == "humaneval":
+        return human_eval()
+    if form not in READERS or not file:
+        raise SuiteError(
+            f"--suite {text}: give humaneval, or FORM:FILE with FORM one of {', '.join(READERS)}"
+        )
+    return READERS[form](Path(file))
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """An argument's type: an integer that is not smaller."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text} is not at least {least}")
+        return value
+
+    number.__name__ = "int"  # argparse: "invalid int value"
+    return number
+
+
+def _within(least: float, most: float) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        value = float(text)
+        if math.isnan(value) or not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not {least} to {most}")
+        return value
+
+    number.__name__ = "float"
+    return number

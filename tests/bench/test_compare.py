@@ -1,0 +1,246 @@
+"""Artifacts measured through the real server: a tiny model with random weights, and one that is broken."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from conftest import Artifacts, pangu_convert
+from process import Server
+from transformers import AutoModelForCausalLM
+
+from pangu_bench import cli
+from pangu_bench.rows import GenerationRow, ServedRow, read_rows
+from pangu_convert.artifact import read_artifact, verify
+
+ROWS = [
+    {
+        "task_id": f"Own/{number}",
+        "prompt": f'def add_{number}(x):\n    """ {number} more than x """\n',
+        "entry_point": f"add_{number}",
+        "canonical_solution": f"    return x + {number}\n",
+        "test": f"def check(candidate):\n    assert candidate(4) == {4 + number}\n",
+    }
+    for number in range(3)
+]
+FEW = (
+    "--prompt-tokens",
+    "8",
+    "16",
+    "--new-tokens",
+    "4",
+    "--context",
+    "64",
+    "--warmup",
+    "1",
+    "--repeats",
+    "2",
+)
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> str:
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    return f"humaneval:{path}"
+
+
+@pytest.fixture
+def artifact(artifacts: Artifacts, tmp_path: Path) -> Path:
+    """One of our own: scores are written into it."""
+    made = artifacts("tiny_starcoder", "ctranslate2", "--quantization", "float32")
+    return Path(shutil.copytree(made, tmp_path / "artifact"))
+
+
+@pytest.fixture
+def broken(tiny_starcoder: Path, tmp_path: Path) -> Path:
+    """The same model with weights that are all zero: it ends at once, as some GPTQ files of StarCoder do."""
+    checkpoint = shutil.copytree(tiny_starcoder, tmp_path / "zero")
+    model = AutoModelForCausalLM.from_pretrained(tiny_starcoder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    model.save_pretrained(checkpoint)
+    pangu_convert("ctranslate2", checkpoint, "--output", tmp_path / "broken", "--quantization", "float32")
+    return tmp_path / "broken"
+
+
+def test_a_comparison_and_its_repetition(
+    artifact: Path, broken: Path, suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    words = ["compare", artifact, broken, "--suite", suite, "--max-tokens", "8", *FEW]
+    command = [str(word) for word in (*words, "--threads", "1", "--output", output)]
+    assert cli.main(command) == 0
+    text = capsys.readouterr().out
+    report = json.loads(text.splitlines()[-1])
+    assert report == json.loads((output / "compare.json").read_text(encoding="utf-8"))
+    table = (output / "compare.md").read_text(encoding="utf-8")
+    assert text.startswith(table)
+    page = (output / "compare.html").read_text(encoding="utf-8")
+    assert page.count("<figure>") >= 3  # a tiny model can be too fast for gaps between its events
+    assert "3 of 3 answers are empty" in page
+    assert not re.search(r"<script|src=|href=|url\(", page), "it must open without a network"
+
+    whole, zero = report["artifacts"]
+    assert zero["score"]["warnings"][0].startswith("3 of 3 answers are empty")
+    assert f"**{zero['name']}**: 3 of 3 answers are empty" in table
+    assert not any("empty" in warning for warning in whole["score"]["warnings"])
+    assert whole["score"]["gold"]["passed"] == 3
+    assert all(one["ttft_seconds"]["min"] > 0 for one in whole["costs"]["latency"])
+    assert report["pairs"][0]["baseline"] == whole["name"]
+    for costs in (whole["costs"], zero["costs"]):
+        memory, latency = costs["memory"], costs["latency"]
+        assert costs["weight_bytes"] < memory["loaded_bytes"] <= memory["generating_bytes"]
+        assert (memory["meter"], memory["context_tokens"]) == ("pss", 64)
+        assert [(one["prompt_tokens"], one["new_tokens"], one["requests"]) for one in latency] == [
+            (8, 4, 2),
+            (16, 4, 2),
+        ]
+        assert costs["served"]["compute_type"] == "float32"
+
+    assert cli.main(command) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["artifacts"][0]["costs"] == whole["costs"]
+    rows = read_rows(output / f"{whole['name']}.costs.jsonl")[1]
+    assert sum(isinstance(row, ServedRow) for row in rows) == 1, "what is there is not measured again"
+
+    file = output / f"{whole['name']}.costs.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:-4]) + lines[-4][:40])  # killed in the midst of a line
+    assert cli.main(command) == 0
+    costs = json.loads(capsys.readouterr().out.splitlines()[-1])["artifacts"][0]["costs"]
+    before, after = whole["costs"]["latency"][0], costs["latency"][0]
+    assert after["ttft_seconds"] == before["ttft_seconds"], "what was whole stays"
+    assert sum(isinstance(row, ServedRow) for row in read_rows(file)[1]) == 2
+
+    verify(read_artifact(artifact))  # what was recorded did not touch anything else
+    server = Server(artifact)
+    card = httpx.get(f"{server.address}/v1/models").json()["data"][0]
+    assert card["scores"]["humaneval"]["pass_at_k"] == whole["score"]["pass_at_k"]
+    assert card["scores"]["costs"]["memory"] == costs["memory"]
+    assert server.metric("pangu_humaneval_pass_at_k", k="1", samples="3x1") == 0
+    assert server.terminate() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_goes_on(
+    artifact: Path, suite: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "pangu_bench.cli", "humaneval", artifact, "--suite", suite]
+    command += ["--temperature", "1", "--max-tokens", "32", "--threads", "1", "--output", output]
+    file = output / "tiny-starcoder-float32.humaneval.completion.jsonl"
+    with subprocess.Popen(
+        [*command, "--samples", "2000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as bench:
+        wait_for_lines(file, 5)
+        children = Path(f"/proc/{bench.pid}/task/{bench.pid}/children").read_text(encoding="ascii").split()
+        bench.send_signal(number)
+        out, errors = bench.communicate()
+    assert out == ""
+    if number == signal.SIGINT:
+        assert (bench.returncode, errors) == (
+            130,
+            "pangu-bench: stopped; run the same command again to go on\n",
+        )
+    assert len(children) == 1
+    wait_until_gone(int(children[0]))
+
+    before = file.read_bytes()
+    again = subprocess.run([*command, "--samples", "3"], capture_output=True, text=True, check=True)
+    assert json.loads(again.stdout.splitlines()[-1])["samples"] == "3x3"
+    assert file.read_bytes().startswith(before[: before.rfind(b"\n") + 1]), "what was there stays"
+    keys = [(row.task_id, row.sample) for row in read_rows(file)[1] if isinstance(row, GenerationRow)]
+    assert len(keys) == len(set(keys))
+
+
+def test_a_score_of_some_problems_is_not_recorded(artifact: Path, suite: str, tmp_path: Path) -> None:
+    words: list[Any] = ["humaneval", artifact, "--suite", suite, "--max-tokens", "4", "--limit", "1"]
+    command = [str(word) for word in (*words, "--threads", "1", "--output", tmp_path / "out")]
+    assert cli.main(command) == 0
+    assert read_artifact(artifact).manifest.scores == {}
+
+
+def test_a_server_that_does_not_start_says_why(
+    artifact: Path, suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = (artifact / "model.bin").stat().st_size
+    (artifact / "model.bin").write_bytes(b"\0" * size)
+    words = ["humaneval", artifact, "--suite", suite, "--output", tmp_path / "out"]
+    assert cli.main([str(word) for word in words]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert "changed since the conversion" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--context", "4096"), "has a context of 256 tokens"),
+        (("--context", "64", "--prompt-tokens", "250"), "has a context of 256 tokens"),
+        (("--context", "64", "--new-tokens", "64"), "--new-tokens 64, must fit"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_it_starts(
+    artifact: Path,
+    suite: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    words: str,
+) -> None:
+    command = ["compare", str(artifact), "--suite", suite, "--output", str(tmp_path / "out"), *arguments]
+    assert cli.main(command) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert words in errors
+
+
+def test_two_artifacts_of_one_name_are_refused(
+    artifact: Path, suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compare", str(artifact), str(artifact), "--suite", suite, "--output", str(tmp_path / "out")]
+    assert cli.main(command) == 2
+    assert "two artifacts have one name" in capsys.readouterr().err
+
+
+def test_load_at_several_levels_and_one_more_later(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["load", artifact, "--prompt-tokens", "8", "20", "--new-tokens", "4", "6", "--requests", "5"]
+    command = [str(word) for word in (*words, "--threads", "1", "--output", tmp_path / "out")]
+    assert cli.main([*command, "--concurrency", "1", "3"]) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[-1])["levels"]
+    assert [(level["concurrency"], level["requests"]) for level in first] == [(1, 5), (3, 5)]
+    tokens = [level["tokens_per_second"] * level["seconds"] for level in first]
+    assert tokens == pytest.approx([4 + 6 + 4 + 6 + 4] * 2)
+    assert cli.main([*command, "--concurrency", "1", "2", "3"]) == 0
+    text = capsys.readouterr().out
+    later = json.loads(text.splitlines()[-1])["levels"]
+    assert [later[0], later[2]] == first, "what is there is not measured again"
+    assert later[1]["concurrency"] == 2
+    assert "# tiny-starcoder-float32 under load" in text
+
+
+def wait_for_lines(file: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while not file.is_file() or file.read_bytes().count(b"\n") < count:
+        assert time.monotonic() < deadline, "it wrote nothing"
+        time.sleep(0.02)
+
+
+def wait_until_gone(process_id: int) -> None:
+    """Until the process has ended; whoever inherits a dead process may leave it a zombie."""
+    deadline = time.monotonic() + 60
+    stat = Path(f"/proc/{process_id}/stat")
+    while stat.exists() and ") Z" not in stat.read_text(encoding="ascii"):
+        assert time.monotonic() < deadline, "the server was left behind"
+        time.sleep(0.05)

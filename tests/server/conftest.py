@@ -9,7 +9,7 @@ import pytest
 from browser import Scripted, Tab, serving
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, expect
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +29,14 @@ def browser() -> Iterator["Browser"]:
 @pytest.fixture
 def open_tab(browser: "Browser") -> Iterator[Callable[..., Tab]]:
     """Opens `address` with a context's options; at the end nothing may have been complained about."""
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=20_000)  # a busy machine draws late
     tabs: list[Tab] = []
 
     def open_tab(address: str, **options: Any) -> Tab:
         context = browser.new_context(**options)
         context.set_default_timeout(20_000)
-        expect.set_options(timeout=20_000)  # a busy machine draws late
         tabs.append(Tab(context.new_page(), address))
         tabs[-1].open()
         return tabs[-1]

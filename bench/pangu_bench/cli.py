@@ -16,14 +16,11 @@ VERBS = {
 
 def parser() -> argparse.ArgumentParser:
     """The command's argument parser."""
-    parser = argparse.ArgumentParser(
-        prog="pangu-bench",
-        description="What an artifact costs, what it solves, and whether a difference is real.",
+    return command.parser_of(
+        "pangu-bench",
+        "What an artifact costs, what it solves, and whether a difference is real.",
+        VERBS,
     )
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for name, (module, help_text) in VERBS.items():
-        module.add_arguments(verbs.add_parser(name, help=help_text, description=module.__doc__))
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

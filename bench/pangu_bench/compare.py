@@ -19,8 +19,8 @@ from pangu_bench.options import (
     add_answer_arguments,
     add_server_arguments,
     answer_options,
-    at_least,
 )
+from pangu_training.command import whole_number
 from pangu_training.output import write_file
 
 if TYPE_CHECKING:
@@ -41,20 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--prompt-tokens",
         nargs="+",
-        type=at_least(1),
+        type=whole_number(1),
         default=[64, 512],
         metavar="N",
         help="(default: 64 512)",
     )
-    group.add_argument("--new-tokens", type=at_least(2), default=64, help="(default: %(default)s)")
+    group.add_argument("--new-tokens", type=whole_number(2), default=64, help="(default: %(default)s)")
     group.add_argument(
-        "--context", type=at_least(3), default=2048, help="at which memory peaks (default: %(default)s)"
+        "--context", type=whole_number(3), default=2048, help="at which memory peaks (default: %(default)s)"
     )
     group.add_argument(
-        "--warmup", type=at_least(0), default=3, help="requests a length (default: %(default)s)"
+        "--warmup", type=whole_number(0), default=3, help="requests a length (default: %(default)s)"
     )
     group.add_argument(
-        "--repeats", type=at_least(1), default=10, help="requests a length (default: %(default)s)"
+        "--repeats", type=whole_number(1), default=10, help="requests a length (default: %(default)s)"
     )
     add_answer_arguments(parser)
     add_server_arguments(parser)

@@ -1,10 +1,8 @@
 """Verdicts on answers, made by the sandbox; each is a row as soon as it is there. The gold solutions' too."""
 
+import contextlib
 import importlib.util
-import os
-import threading
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +14,7 @@ from pangu_bench.rows import GenerationRow, RowFile, VerdictRow
 from pangu_bench.suites import InputTests, Problem, Suite
 from pangu_training.sandbox import checks
 from pangu_training.sandbox.checks import Check
-from pangu_training.sandbox.execution import Outcome, Policy, Result, run
+from pangu_training.sandbox.execution import Outcome, Policy, Result, run_as_completed
 from pangu_training.sandbox.tiers import tier
 
 GOLD = "gold"
@@ -95,20 +93,11 @@ def _judge(rows: RowFile, jobs: Iterable[Job], policy: Policy, description: str)
         if not rows.has(VerdictRow, job.problem.suite, job.style, job.problem.task_id, job.sample)
     ]
     checks_by_task = {job.problem.task_id: check_of(job.problem) for job in jobs}
-    stop = threading.Event()
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        try:
-            running = {
-                pool.submit(run, job.program, checks_by_task[job.problem.task_id], policy, stop=stop): job
-                for job in jobs
-            }
-            done = as_completed(running)
-            for future in tqdm(done, total=len(jobs), desc=description, unit="program", disable=None):
-                rows.append(_verdict(running[future], future.result()))
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
+    with contextlib.closing(
+        run_as_completed([(job.program, checks_by_task[job.problem.task_id]) for job in jobs], policy)
+    ) as done:
+        for at, result in tqdm(done, total=len(jobs), desc=description, unit="program", disable=None):
+            rows.append(_verdict(jobs[at], result))
 
 
 def _verdict(job: Job, result: Result) -> VerdictRow:

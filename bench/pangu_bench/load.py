@@ -15,12 +15,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pangu_bench.options import UsageError, add_server_arguments, at_least
+from pangu_bench.options import UsageError, add_server_arguments
+from pangu_bench.rows import LatencyRow, LoadRow, Row, RowFile, ServedRow, read_rows
+from pangu_training.command import whole_number
 from pangu_training.output import write_file
 
 if TYPE_CHECKING:
     from pangu_bench.latency import Prompts
-    from pangu_bench.rows import LatencyRow, LoadRow, Row, RowFile
     from pangu_bench.served import Endpoint
 
 
@@ -40,16 +41,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for rows and table")
     numbers: dict[str, Any] = {"nargs": "+", "metavar": "N"}
     parser.add_argument(
-        "--concurrency", **numbers, type=at_least(1), default=[1, 2, 4, 8, 16], help="(default: 1 2 4 8 16)"
+        "--concurrency",
+        **numbers,
+        type=whole_number(1),
+        default=[1, 2, 4, 8, 16],
+        help="(default: 1 2 4 8 16)",
     )
     parser.add_argument(
-        "--prompt-tokens", **numbers, type=at_least(1), default=[64, 512, 128], help="(default: 64 512 128)"
+        "--prompt-tokens",
+        **numbers,
+        type=whole_number(1),
+        default=[64, 512, 128],
+        help="(default: 64 512 128)",
     )
     parser.add_argument(
-        "--new-tokens", **numbers, type=at_least(2), default=[32, 64], help="(default: 32 64)"
+        "--new-tokens", **numbers, type=whole_number(2), default=[32, 64], help="(default: 32 64)"
     )
-    parser.add_argument("--requests", type=at_least(1), default=48, help="a level (default: %(default)s)")
-    parser.add_argument("--warmup", type=at_least(0), default=3, help="requests first (default: %(default)s)")
+    parser.add_argument("--requests", type=whole_number(1), default=48, help="a level (default: %(default)s)")
+    parser.add_argument(
+        "--warmup", type=whole_number(0), default=3, help="requests first (default: %(default)s)"
+    )
     add_server_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -61,7 +72,6 @@ def run(arguments: argparse.Namespace) -> int:
     from pangu_bench.environment import copy_bytes_per_second
     from pangu_bench.latency import Prompts
     from pangu_bench.memory import Meters
-    from pangu_bench.rows import LoadRow, RowFile, ServedRow
     from pangu_bench.served import ServerProcess, file_stem
     from pangu_convert.artifact import read_artifact
 
@@ -107,12 +117,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _measure(
-    rows: "RowFile", endpoint: "Endpoint", prompts: "Prompts", levels: Sequence[int], options: LoadOptions
+    rows: RowFile, endpoint: "Endpoint", prompts: "Prompts", levels: Sequence[int], options: LoadOptions
 ) -> None:
     import httpx
 
     from pangu_bench.latency import timed_request
-    from pangu_bench.rows import LatencyRow, LoadRow
 
     lengths, news, fresh = options.prompt_tokens, options.new_tokens, itertools.count()
     limits = httpx.Limits(max_connections=None)
@@ -149,8 +158,8 @@ async def _measure(
 
 
 async def _level(
-    ask: "Callable[[int, int], Awaitable[LatencyRow]]", level: int, requests: int
-) -> "list[LatencyRow]":
+    ask: Callable[[int, int], Awaitable[LatencyRow]], level: int, requests: int
+) -> list[LatencyRow]:
     from tqdm import tqdm
 
     waiting, done = iter(range(requests)), []
@@ -167,14 +176,10 @@ async def _level(
 
 def measured_levels(file: Path) -> list[dict[str, Any]]:
     """What each level of a result file comes to, the least first."""
-    from pangu_bench.rows import read_rows
-
     return _figures(read_rows(file)[1])
 
 
-def _figures(rows: "Sequence[Row]") -> list[dict[str, Any]]:
-    from pangu_bench.rows import LatencyRow, LoadRow
-
+def _figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
     requests = [row for row in rows if isinstance(row, LatencyRow)]
     levels = sorted((row for row in rows if isinstance(row, LoadRow)), key=lambda row: row.concurrency)
     return [
@@ -183,7 +188,7 @@ def _figures(rows: "Sequence[Row]") -> list[dict[str, Any]]:
     ]
 
 
-def _level_figures(level: "LoadRow", requests: "Sequence[LatencyRow]") -> dict[str, Any]:
+def _level_figures(level: LoadRow, requests: Sequence[LatencyRow]) -> dict[str, Any]:
     from pangu_bench.costs import spread
 
     return {

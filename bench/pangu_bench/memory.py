@@ -15,7 +15,9 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
+
+from pangu_server.gpu import device_handles, open_nvml, process_bytes
 
 TICK_SECONDS = 0.05
 GREATEST_SHARE = 0.1  # of the time that reading may take: it holds up a process with many pages
@@ -25,7 +27,7 @@ class Meters:
     """All meters that this machine has. Made before the process that is to be measured."""
 
     def __init__(self) -> None:
-        self._nvml = _open_nvml()
+        self._nvml = open_nvml()
         self._used_before = sum(self._used())
 
     def read(self, process_id: int) -> dict[str, int]:
@@ -37,23 +39,16 @@ class Meters:
         }
         if self._nvml is not None:
             sizes["nvml_device"] = sum(self._used()) - self._used_before
-            own = [
-                process.usedGpuMemory
-                for handle in self._handles()
-                for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-                if process.pid == process_id and process.usedGpuMemory is not None
-            ]
+            held = [process_bytes(self._nvml, handle, process_id) for handle in device_handles(self._nvml)]
+            own = [size for size in held if size is not None]
             if own:
                 sizes["nvml"] = sum(own)
         return sizes
 
-    def _handles(self) -> list[Any]:
+    def _used(self) -> list[int]:
         if self._nvml is None:
             return []
-        return [self._nvml.nvmlDeviceGetHandleByIndex(at) for at in range(self._nvml.nvmlDeviceGetCount())]
-
-    def _used(self) -> list[int]:
-        return [self._nvml.nvmlDeviceGetMemoryInfo(handle).used for handle in self._handles()]
+        return [self._nvml.nvmlDeviceGetMemoryInfo(handle).used for handle in device_handles(self._nvml)]
 
 
 class Peak:
@@ -90,18 +85,5 @@ class Peak:
 
 def gpu_names() -> list[str]:
     """The NVIDIA GPUs of this machine."""
-    nvml = _open_nvml()
-    if nvml is None:
-        return []
-    handles = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
-    return [str(nvml.nvmlDeviceGetName(handle)) for handle in handles]
-
-
-def _open_nvml() -> Any:
-    with contextlib.suppress(ImportError):
-        import pynvml
-
-        with contextlib.suppress(pynvml.NVMLError):
-            pynvml.nvmlInit()
-            return pynvml
-    return None
+    nvml = open_nvml()
+    return [str(nvml.nvmlDeviceGetName(handle)) for handle in device_handles(nvml)] if nvml else []

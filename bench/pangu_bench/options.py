@@ -18,6 +18,7 @@ from pangu_bench.suites import (
     infilling,
     leet_code,
 )
+from pangu_training.command import whole_number
 from pangu_training.errors import PanguError
 
 READERS: Mapping[str, Callable[[Path], Suite]] = {
@@ -61,10 +62,10 @@ def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--style", default="completion", choices=STYLES, help="prompt style (default: %(default)s)"
     )
-    group.add_argument("--limit", type=at_least(1), metavar="K", help="the first K problems only")
+    group.add_argument("--limit", type=whole_number(1), metavar="K", help="the first K problems only")
     group = parser.add_argument_group("answers")
     group.add_argument(
-        "--samples", type=at_least(1), default=1, metavar="N", help="a problem (default: %(default)s)"
+        "--samples", type=whole_number(1), default=1, metavar="N", help="a problem (default: %(default)s)"
     )
     group.add_argument(
         "--temperature", type=_within(0, 2), default=0.0, help="0 is greedy (default: %(default)s)"
@@ -72,13 +73,15 @@ def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--top-p", type=_within(0, 1), default=0.95, help="when sampling (default: %(default)s)"
     )
-    group.add_argument("--max-tokens", type=at_least(1), default=512, help="an answer (default: %(default)s)")
+    group.add_argument(
+        "--max-tokens", type=whole_number(1), default=512, help="an answer (default: %(default)s)"
+    )
     group.add_argument(
         "--seed", type=int, help="repeatable samples; slower with CTranslate2 (default: draw anew)"
     )
     group.add_argument(
         "--concurrency",
-        type=at_least(1),
+        type=whole_number(1),
         default=1,
         help="requests at a time; above 1 near-ties of a greedy answer can fall otherwise (default: %(default)s)",
     )
@@ -97,7 +100,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--threads",
-        type=at_least(1),
+        type=whole_number(1),
         default=len(os.sched_getaffinity(0)),
         help="compute threads (default: the CPUs we may use)",
     )
@@ -130,19 +133,6 @@ def read_suite(text: str) -> Suite:
             f"--suite {text}: give humaneval, or FORM:FILE with FORM one of {', '.join(READERS)}"
         )
     return READERS[form](Path(file))
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """An argument's type: an integer that is not smaller."""
-
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text} is not at least {least}")
-        return value
-
-    number.__name__ = "int"  # argparse: "invalid int value"
-    return number
 
 
 def _within(least: float, most: float) -> Callable[[str], float]:

@@ -19,14 +19,11 @@ VERBS = {
 
 def parser() -> argparse.ArgumentParser:
     """The command's argument parser."""
-    parser = argparse.ArgumentParser(
-        prog="pangu-convert",
-        description="From a pretrained code model to an artifact that pangu-serve loads.",
+    return command.parser_of(
+        "pangu-convert",
+        "From a pretrained code model to an artifact that pangu-serve loads.",
+        VERBS,
     )
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for name, (module, help_text) in VERBS.items():
-        module.add_arguments(verbs.add_parser(name, help=help_text, description=module.__doc__))
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

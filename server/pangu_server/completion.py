@@ -1,6 +1,6 @@
 """One completion on its way through a backend: tokens in, pieces of text out.
 
-Listener methods run on the backend's thread; `cancel` runs on the event loop.
+Listener methods run on the backend's thread. Nothing here cancels: that is the `Generation`'s.
 """
 
 import time

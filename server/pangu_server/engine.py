@@ -199,7 +199,7 @@ class Generation:
         return sum(completion.completion_tokens for completion in self.completions)
 
     @property
-    def first_token_seconds(self) -> float | None:
+    def ttft_seconds(self) -> float | None:
         """Arrival to the first token of any choice."""
         times = [c.first_token_seconds - c.arrived_seconds for c in self.completions if c.first_token_seconds]
         return min(times, default=None)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pangu_server.encoding import Encoder
-from pangu_server.errors import ContextLengthExceeded, RequestError
+from pangu_server.errors import ContextLengthExceeded
 
 # (before the prefix, before the suffix, before the hole) as the families write them.
 FAMILIES = (
@@ -94,11 +94,3 @@ class FillInMiddle:
             f"{file.name}\n{file.text}\n", parse_special=parse_special, param="input_extra"
         )
         return text if self._file_separator is None else [self._file_separator, *text]
-
-
-def no_fim(param: str) -> RequestError:
-    """What to answer when a model that cannot fill in a hole is asked to."""
-    return RequestError(
-        f"{param}: this model has no fill-in-the-middle tokens; send the code before the cursor as a plain prompt",
-        param=param,
-    )

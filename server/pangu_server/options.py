@@ -12,6 +12,7 @@ from pangu_server.backends import Device
 from pangu_server.environment import EnvironmentParser
 from pangu_server.limits import Limits
 from pangu_server.logs import LogFormat
+from pangu_training.command import whole_number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,20 +52,25 @@ def parser(run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser
         parser.add_argument(flag, default=default, help=help_text + shown, **options)
 
     add("--host", "address to listen on")
-    add("--port", "0 takes a free one", type=_number(0, 65535))
+    add("--port", "0 takes a free one", type=whole_number(0, 65535))
     add("--device", "what to compute on", choices=get_args(Device))
-    add("--threads", "compute threads (default: the CPUs we may use)", type=_number(1))
-    add("--max-batch", "completions generated together at most", type=_number(1))
+    add("--threads", "compute threads (default: the CPUs we may use)", type=whole_number(1))
+    add("--max-batch", "completions generated together at most", type=whole_number(1))
     add("--served-model-name", "more model ids to answer to", nargs="+", metavar="NAME")
     add("--skip-verify", "do not check the artifact's hashes before loading", action="store_true")
     add("--api-key-file", "API keys, one a line; also $PANGU_API_KEYS, by commas", type=Path)
     add("--cors-origin", "origins whose pages may call, or *", nargs="+", type=_origin, metavar="ORIGIN")
-    add("--max-queued", "requests that may wait; more get 429", type=_number(0))
+    add("--max-queued", "requests that may wait; more get 429", type=whole_number(0))
     add("--max-request-seconds", "a request ends then with what it has", type=_seconds)
-    add("--max-prompts", "completions of one request: prompts times n", type=_number(1), dest="max_choices")
-    add("--max-body-bytes", "longest request body; 413 above", type=_number(1))
-    add("--max-stop-strings", "stop strings of one request", type=_number(0))
-    add("--max-logprobs", "likeliest tokens a request may ask for", type=_number(0))
+    add(
+        "--max-prompts",
+        "completions of one request: prompts times n",
+        type=whole_number(1),
+        dest="max_choices",
+    )
+    add("--max-body-bytes", "longest request body; 413 above", type=whole_number(1))
+    add("--max-stop-strings", "stop strings of one request", type=whole_number(0))
+    add("--max-logprobs", "likeliest tokens a request may ask for", type=whole_number(0))
     add("--log-format", "lines on stderr: text, or a JSON object each", choices=get_args(LogFormat))
     add("--log-requests", "a line for each request when it has ended", action="store_true")
     add("--drain-seconds", "how long running requests may take after SIGTERM", type=_seconds)
@@ -86,18 +92,6 @@ def _fill(cls: type[Any], arguments: argparse.Namespace, **others: Any) -> Any:
 
 def _defaults(cls: type[Any]) -> dict[str, Any]:
     return {field.name: field.default for field in dataclasses.fields(cls)}
-
-
-def _number(least: int, most: int | None = None) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least or (most is not None and value > most):
-            wanted = f"at least {least}" if most is None else f"{least} to {most}"
-            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
-        return value
-
-    number.__name__ = "int"  # argparse: "invalid int value"
-    return number
 
 
 def _seconds(text: str) -> float:

@@ -5,7 +5,7 @@ one uniform number a token from a counter-based generator, so it does not depend
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ class Sampler:
         self._seen = set(prompt_ids) if options.repetition_penalty != 1 else set()
         self._counts: Counter[int] = Counter()
         self._drawn = 0
+        self._changes = self.changes_logits(options)
 
     @staticmethod
     def is_argmax(options: SamplingOptions) -> bool:
@@ -47,7 +48,7 @@ class Sampler:
     def __call__(self, logits: Logits) -> int:
         """The next token's id. `logits` has shape (vocabulary,) and is left as it is."""
         options = self._options
-        if self.changes_logits(options):
+        if self._changes:
             logits = self._changed(logits)
         token_id = int(logits.argmax()) if options.temperature == 0 else self._draw(logits)
         self._drawn += 1
@@ -109,11 +110,6 @@ def token_logprobs(logits: Logits, token_id: int, top: int) -> TokenLogprobs:
     logs = shifted - np.log(np.exp(shifted).sum())
     best = highest(logits, top)
     return TokenLogprobs(float(logs[token_id]), tuple((int(i), float(logs[i])) for i in best))
-
-
-def text_logprobs(logits: Logits, token_ids: Sequence[int], top: int) -> Iterator[TokenLogprobs]:
-    """`token_logprobs` for each row of `logits` (tokens, vocabulary)."""
-    return (token_logprobs(row, token_id, top) for row, token_id in zip(logits, token_ids, strict=True))
 
 
 def highest(logits: Logits, count: int) -> npt.NDArray[np.int64]:

@@ -127,5 +127,5 @@ def _note(record: dict[str, Any], generation: Generation, *, stream: bool) -> No
         prompt_tokens=generation.prompt_tokens,
         completion_tokens=generation.completion_tokens,
         queue_seconds=generation.queue_seconds,
-        ttft_seconds=generation.first_token_seconds,
+        ttft_seconds=generation.ttft_seconds,
     )

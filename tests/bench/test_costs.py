@@ -56,7 +56,7 @@ def test_gpu_memory_is_the_process_where_the_driver_tells(
         nvmlDeviceGetMemoryInfo=lambda _: SimpleNamespace(used=used[0]),
         nvmlDeviceGetComputeRunningProcesses=processes,
     )
-    monkeypatch.setattr(memory, "_open_nvml", lambda: driver)
+    monkeypatch.setattr(memory, "open_nvml", lambda: driver)
     with subprocess.Popen(["sleep", "60"]) as process:
         meters = Meters()
         used[0] = 140

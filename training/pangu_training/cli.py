@@ -14,14 +14,11 @@ VERBS = {
 
 def parser() -> argparse.ArgumentParser:
     """The command's argument parser."""
-    parser = argparse.ArgumentParser(
-        prog="pangu-train",
-        description="From problems to a checkpoint trained by RRTF (PanGu-Coder2, arXiv 2307.14936).",
+    return command.parser_of(
+        "pangu-train",
+        "From problems to a checkpoint trained by RRTF (PanGu-Coder2, arXiv 2307.14936).",
+        VERBS,
     )
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for name, (module, help_text) in VERBS.items():
-        module.add_arguments(verbs.add_parser(name, help=help_text, description=module.__doc__))
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,5 @@
-"""How every `pangu-*` command starts and ends: exit 0, or one line on stderr and exit 2 (130 for Ctrl-C).
+"""How every `pangu-*` command is put together, starts and ends: exit 0, or one line on stderr and exit 2 (130 for
+Ctrl-C).
 
 Verbs set `run` as a parser default; frameworks load inside it, after the arguments are parsed, so that
 `--help` stays fast.
@@ -8,13 +9,39 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 
 from pangu_training.errors import PanguError
 
 # transformers imports torchao where it is installed, and that logs its GPU files' absence, and more;
 # accelerate takes a model with tied weights that is still empty for one whose weights are not tied
 NOISY_LOGGERS = ("torchao", "torch.utils._pytree", "accelerate.utils.modeling")
+
+
+def parser_of(
+    prog: str, description: str, verbs: Mapping[str, tuple[ModuleType, str]]
+) -> argparse.ArgumentParser:
+    """The parser of a command whose verbs are modules, each with `add_arguments`: name -> (module, help)."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    subparsers = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for name, (module, help_text) in verbs.items():
+        module.add_arguments(subparsers.add_parser(name, help=help_text, description=module.__doc__))
+    return parser
+
+
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """An argument's type: an integer within bounds."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least or (most is not None and value > most):
+            wanted = f"at least {least}" if most is None else f"{least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
+        return value
+
+    number.__name__ = "int"  # argparse: "invalid int value"
+    return number
 
 
 def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from pangu_training.run import Run
+from pangu_training.trainer import WATCHED
 
 
 @contextlib.contextmanager
@@ -67,8 +68,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
                 for name, value in logs.items():
                     self._board.add_scalar(name, value, state.global_step)
             if self._bar is not None and "loss" in logs:
-                shown = ("rank_loss", "fine_tuning_loss", "ranked_right")
-                self._bar.set_postfix({name: f"{logs[name]:.3g}" for name in shown})
+                self._bar.set_postfix({name: f"{logs[name]:.3g}" for name in WATCHED})
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Move the bar; stop when any process was asked to."""

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 from pangu_server.backends.schedule import Schedule, Ticket
-from pangu_server.sampling import Logits, Sampler, text_logprobs
+from pangu_server.sampling import Logits, Sampler, token_logprobs
 
 # A batch runs undisturbed for this long, and for so many times what resuming it would cost: interruptions
 # take at most an eighth of the time.
@@ -239,7 +239,9 @@ class BatchSchedule(Schedule):
         ended = ticket.remaining <= 0
         if top is not None:
             logits = self.forward(ticket.tokens)
-            ticket.listener.on_prompt([None, *text_logprobs(logits[:-1], ticket.tokens[1:], top)])
+            following = zip(logits[:-1], ticket.tokens[1:], strict=True)
+            scored = (token_logprobs(row, token_id, top) for row, token_id in following)
+            ticket.listener.on_prompt([None, *scored])
             ticket.prompt_due = False
             ended = ended or ticket.take(ticket.choose(logits[-1]), logits[-1])
         if ended:

@@ -4,6 +4,7 @@ A request carries the fields we act on. Unknown fields are ignored and named in 
 would change the answer in a way we cannot are refused unless their value is neutral.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -11,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pangu_server.backends import SamplingOptions
 from pangu_server.engine import Engine, Generation, GenerationOptions
 from pangu_server.errors import ModelNotFound, RequestError, ServerError
+from pangu_server.fim import SourceFile
 
 GREEDY_BELOW = 1e-5  # a temperature this low is an argmax; dividing by it would overflow
 SEEDS = 2**64
@@ -117,6 +119,33 @@ class GenerationRequest(BaseModel):
             stream=bool(self.stream),
             decode_seconds=decode_seconds,
         )
+
+    def around_hole(
+        self,
+        engine: Engine,
+        prefix: str | list[int],
+        suffix: str,
+        max_tokens: int,
+        *,
+        param: str,
+        files: Sequence[SourceFile] = (),
+    ) -> list[int]:
+        """The ids that ask for the hole between `prefix` and `suffix`, cut to what `max_tokens` leaves room for.
+
+        Raises:
+            RequestError: the model has no FIM tokens, or `prefix` is no text; names the field `param`.
+            ContextLengthExceeded: there is no room around the hole.
+        """
+        if engine.fim is None:
+            raise RequestError(
+                f"{param}: this model has no fill-in-the-middle tokens; send the code before the cursor as a "
+                "plain prompt",
+                param=param,
+            )
+        if not isinstance(prefix, str):
+            raise RequestError(f"{param} needs a prompt that is text", param=param)
+        room = engine.context_length - max_tokens
+        return engine.fim.prompt(prefix, suffix, room, files=files, parse_special=bool(self.parse_special))
 
     def ignored_fields(self) -> list[str]:
         """Names of the request's fields that mean nothing here."""

@@ -10,7 +10,6 @@ from pangu_server.completion import Delta, FinishReason, Token
 from pangu_server.encoding import Encoder
 from pangu_server.engine import Engine, GenerationOptions, Prompt
 from pangu_server.errors import RequestError
-from pangu_server.fim import no_fim
 from pangu_server.protocol.base import GenerationRequest, Integer, Usage
 
 DEFAULT_FIM_TOKENS = 128
@@ -98,14 +97,9 @@ class FimRequest(GenerationRequest):
         Raises:
             RequestError: the model has no FIM tokens, or see `GenerationRequest.options`.
         """
-        if engine.fim is None:
-            raise no_fim("prompt")
         max_tokens = DEFAULT_FIM_TOKENS if self.max_tokens is None else self.max_tokens
-        options = self.options(engine, max_tokens=max_tokens)
-        room = engine.context_length - max_tokens
-        parse_special = bool(self.parse_special)
-        ids = engine.fim.prompt(self.prompt, self.suffix or "", room, parse_special=parse_special)
-        return Prompt(ids), options
+        ids = self.around_hole(engine, self.prompt, self.suffix or "", max_tokens, param="prompt")
+        return Prompt(ids), self.options(engine, max_tokens=max_tokens)
 
 
 class TopLogprob(BaseModel):

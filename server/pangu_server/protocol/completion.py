@@ -9,7 +9,6 @@ from pangu_server.completion import Delta, FinishReason, Token
 from pangu_server.encoding import Encoder
 from pangu_server.engine import Engine, GenerationOptions, Prompt
 from pangu_server.errors import RequestError
-from pangu_server.fim import no_fim
 from pangu_server.protocol.base import GenerationRequest, Integer, Usage
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -73,12 +72,7 @@ class CompletionRequest(GenerationRequest):
         return prompt if exact else encoder.decode(ids)  # type: ignore[return-value]
 
     def _around_hole(self, prompt: str | list[int], suffix: str, engine: Engine, max_tokens: int) -> Prompt:
-        if engine.fim is None:
-            raise no_fim("suffix")
-        if not isinstance(prompt, str):
-            raise RequestError("suffix needs a prompt that is text", param="suffix")
-        room = engine.context_length - max_tokens
-        ids = engine.fim.prompt(prompt, suffix, room, parse_special=bool(self.parse_special))
+        ids = self.around_hole(engine, prompt, suffix, max_tokens, param="suffix")
         return Prompt(ids, self._echoed(prompt, ids, engine.encoder))
 
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from pangu_server.completion import Delta
 from pangu_server.engine import Engine, Generation, GenerationOptions, Prompt
-from pangu_server.fim import SourceFile, no_fim
+from pangu_server.fim import SourceFile
 from pangu_server.protocol.base import GenerationRequest, Integer, Usage
 
 DEFAULT_PREDICT = 128  # llama.cpp's default has no bound; this is what its editors send
@@ -39,17 +39,16 @@ class InfillRequest(GenerationRequest):
         Raises:
             RequestError: the model has no FIM tokens, or see `GenerationRequest.options`.
         """
-        if engine.fim is None:
-            raise no_fim("input_prefix")
         max_tokens = DEFAULT_PREDICT if self.n_predict is None else self.n_predict
         if max_tokens < 0:
             max_tokens = engine.context_length // 2
-        ids = engine.fim.prompt(
+        ids = self.around_hole(
+            engine,
             self.input_prefix + (self.prompt or ""),
             self.input_suffix,
-            engine.context_length - max_tokens,
+            max_tokens,
+            param="input_prefix",
             files=[SourceFile(file.filename, file.text) for file in self.input_extra or []],
-            parse_special=bool(self.parse_special),
         )
         milliseconds = self.t_max_predict_ms or 0
         options = self.options(

@@ -12,8 +12,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -136,18 +136,32 @@ def run_many(
 
     `progress` names a progress bar on stderr. Ctrl-C leaves no process behind.
     """
+    with contextlib.closing(run_as_completed(jobs, policy, workers=workers)) as done:
+        bar = tqdm(done, total=len(jobs), desc=progress, unit="program", disable=progress is None)
+        results = dict(bar)
+    return [results[at] for at in range(len(jobs))]
+
+
+def run_as_completed(
+    jobs: Sequence[tuple[str, Check]], policy: Policy = DEFAULT_POLICY, *, workers: int | None = None
+) -> Generator[tuple[int, Result], None, None]:
+    """`run` for every (program, check): its place in `jobs` and its result, as they come.
+
+    Close it when done (`contextlib.closing`): then neither an exception nor Ctrl-C leaves a process behind.
+    """
     stop = threading.Event()
-    results: list[Result] = []
     with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
         try:
-            running = [pool.submit(run, program, check, policy, stop=stop) for program, check in jobs]
-            for job in tqdm(running, desc=progress, unit="program", disable=progress is None):
-                results.append(job.result())
+            running = {
+                pool.submit(run, program, check, policy, stop=stop): at
+                for at, (program, check) in enumerate(jobs)
+            }
+            for job in as_completed(running):
+                yield running[job], job.result()
         except BaseException:
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
-    return results
 
 
 class _Process:

@@ -1,6 +1,6 @@
 """Problems of our own in the suites' forms."""
 
-from pangu_bench.suites import CheckTests, Problem
+from pangu_training.suites import CheckTests, Problem
 
 PROMPT = '''from math import sqrt
 

@@ -9,14 +9,10 @@ import httpx
 from tqdm import tqdm
 
 from pangu_bench.options import AnswerOptions
-from pangu_bench.prompts import style_for
 from pangu_bench.rows import GenerationRow, RowFile
-from pangu_bench.served import Endpoint, ServedError
-from pangu_bench.suites import Problem
-
-BUSY = (429, 503)  # come again later
-BUSY_TRIES = 60
-FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
+from pangu_training.endpoint import Endpoint, ServedError, post
+from pangu_training.styles import style_for
+from pangu_training.suites import Problem
 
 
 def missing(
@@ -74,7 +70,7 @@ async def _ask(
     if prompt.suffix is not None:
         body["suffix"] = prompt.suffix
     started = time.perf_counter()
-    answer = await _post(client, path, body, f"{model}, {problem.task_id}")
+    answer = await post(client, path, body, f"{model}, {problem.task_id}")
     seconds = time.perf_counter() - started
     try:
         choice, usage = answer["choices"][0], answer["usage"]
@@ -91,34 +87,3 @@ async def _ask(
         )
     except (LookupError, TypeError) as error:
         raise ServedError(f"{client.base_url} does not answer in OpenAI's form: {error!r} missing") from None
-
-
-async def _post(client: httpx.AsyncClient, path: str, body: dict[str, Any], what: str) -> Any:
-    """The answer's JSON; waits while the server is busy."""
-    wait_seconds = FIRST_WAIT_SECONDS
-    for _ in range(BUSY_TRIES):
-        try:
-            response = await client.post(path, json=body)
-            if response.is_success:
-                return response.json()
-        except (httpx.HTTPError, ValueError) as error:
-            raise ServedError(
-                f"the server at {client.base_url} is gone ({error or type(error).__name__}): start it and run "
-                "the same command again to go on"
-            ) from None
-        if response.status_code not in BUSY:
-            raise ServedError(f"{what}: the server said {response.status_code}: {_words(response)}")
-        after = response.headers.get("retry-after", "")
-        await asyncio.sleep(float(after) if after.isdigit() else wait_seconds)
-        wait_seconds = min(2 * wait_seconds, LONGEST_WAIT_SECONDS)
-    raise ServedError(
-        f"{client.base_url} stays busy ({_words(response)}): lower --concurrency, or come again"
-    )
-
-
-def _words(response: httpx.Response) -> str:
-    """An error body's message, in OpenAI's form or as it is."""
-    try:
-        return str(response.json()["error"]["message"])
-    except (ValueError, LookupError, TypeError):
-        return response.text[:200]

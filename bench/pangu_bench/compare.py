@@ -118,7 +118,8 @@ def _measure(
     from pangu_bench.environment import copy_bytes_per_second
     from pangu_bench.memory import Meters
     from pangu_bench.rows import RowFile
-    from pangu_bench.served import ServerProcess, file_stem
+    from pangu_training.endpoint import file_stem
+    from pangu_training.served import ServerProcess
 
     folder, name, threads = arguments.output, artifact.manifest.name, arguments.threads
     subject = subject_of(artifact, arguments.device, threads)
@@ -174,7 +175,7 @@ def _pair(baseline: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, An
 def _loads(folder: Path, names: Sequence[str]) -> list[tuple[str, list[dict[str, Any]]]]:
     """What `pangu-bench load` has measured of these artifacts in the same folder."""
     from pangu_bench.load import measured_levels
-    from pangu_bench.served import file_stem
+    from pangu_training.endpoint import file_stem
 
     files = [(name, folder / f"{file_stem(name)}.load.jsonl") for name in names]
     return [(name, measured_levels(file)) for name, file in files if file.is_file()]

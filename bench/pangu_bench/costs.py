@@ -12,8 +12,9 @@ from pangu_bench.latency import Prompts, measure_latency, timed_request
 from pangu_bench.memory import Meters, Peak
 from pangu_bench.options import UsageError
 from pangu_bench.rows import LatencyRow, MemoryRow, RowFile, RowsError, ServedRow
-from pangu_bench.served import Endpoint, ServerProcess
 from pangu_convert.artifact import Artifact
+from pangu_training.endpoint import Endpoint
+from pangu_training.served import ServerProcess
 
 CPU_METERS, GPU_METERS = ("pss",), ("nvml", "nvml_device")  # where the weights are; the first that there is
 

@@ -9,15 +9,16 @@ from typing import Any, TypeVar
 
 from pangu_bench.answers import answer, missing
 from pangu_bench.environment import now
-from pangu_bench.judging import gold_verdicts, judge, policy_of, sandbox_configuration
-from pangu_bench.options import AnswerOptions, read_suite
+from pangu_bench.judging import gold_verdicts, judge
+from pangu_bench.options import AnswerOptions
 from pangu_bench.pass_at_k import mean_pass_at_k, pass_at_k, pass_at_k_interval
-from pangu_bench.prompts import style_for
 from pangu_bench.rows import GenerationRow, RowFile, VerdictRow
-from pangu_bench.served import Endpoint, file_stem
 from pangu_bench.significance import wilson
-from pangu_bench.suites import Problem, Suite
+from pangu_training.endpoint import Endpoint, file_stem
 from pangu_training.sandbox.execution import Outcome, Policy
+from pangu_training.styles import style_for
+from pangu_training.suite_checks import policy_of, sandbox_configuration
+from pangu_training.suites import Problem, Suite, read_suite
 
 Answered = TypeVar("Answered", GenerationRow, VerdictRow)
 REPORTED_K = (1, 10, 100)

@@ -58,8 +58,9 @@ def _measure(
     """The model's name and its score."""
     from pangu_bench.artifacts import record, subject_of
     from pangu_bench.rows import RowFile
-    from pangu_bench.served import ServerProcess, file_stem, identity, running
     from pangu_convert.artifact import read_artifact
+    from pangu_training.endpoint import file_stem, identity, running
+    from pangu_training.served import ServerProcess
 
     folder: Path = arguments.output
     if arguments.base_url is not None:

@@ -23,10 +23,10 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from pangu_bench.rows import LatencyRow, RowFile
-from pangu_bench.served import ServedError
 from pangu_convert.artifact import Artifact
 from pangu_convert.code_text import evaluation_windows
 from pangu_training.checkpoint import TOKENIZER
+from pangu_training.endpoint import ServedError
 
 PIECE_TOKENS = 128
 

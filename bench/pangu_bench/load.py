@@ -22,7 +22,7 @@ from pangu_training.output import write_file
 
 if TYPE_CHECKING:
     from pangu_bench.latency import Prompts
-    from pangu_bench.served import Endpoint
+    from pangu_training.endpoint import Endpoint
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +72,9 @@ def run(arguments: argparse.Namespace) -> int:
     from pangu_bench.environment import copy_bytes_per_second
     from pangu_bench.latency import Prompts
     from pangu_bench.memory import Meters
-    from pangu_bench.served import ServerProcess, file_stem
     from pangu_convert.artifact import read_artifact
+    from pangu_training.endpoint import file_stem
+    from pangu_training.served import ServerProcess
 
     artifact = read_artifact(arguments.artifact)
     options = LoadOptions(

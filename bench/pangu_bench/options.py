@@ -3,31 +3,13 @@
 import argparse
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from pangu_bench.prompts import STYLES
-from pangu_bench.suites import (
-    Suite,
-    SuiteError,
-    coder_eval,
-    human_eval,
-    human_eval_file,
-    human_eval_plus,
-    infilling,
-    leet_code,
-)
 from pangu_training.command import whole_number
 from pangu_training.errors import PanguError
-
-READERS: Mapping[str, Callable[[Path], Suite]] = {
-    "humaneval": human_eval_file,
-    "humaneval-plus": human_eval_plus,
-    "infilling": infilling,
-    "leetcode": leet_code,
-    "codereval": coder_eval,
-}
+from pangu_training.styles import STYLES
+from pangu_training.suites import READERS
 
 
 class UsageError(PanguError):
@@ -117,22 +99,6 @@ def answer_options(arguments: argparse.Namespace) -> AnswerOptions:
     if options.samples > 1 and options.temperature == 0:
         raise UsageError("--samples above 1 are all alike without a --temperature above 0: give one")
     return options
-
-
-def read_suite(text: str) -> Suite:
-    """The suite that `--suite` names.
-
-    Raises:
-        SuiteError: there is no such suite, or its file is not what it shall be.
-    """
-    form, _, file = text.partition(":")
-    if text == "humaneval":
-        return human_eval()
-    if form not in READERS or not file:
-        raise SuiteError(
-            f"--suite {text}: give humaneval, or FORM:FILE with FORM one of {', '.join(READERS)}"
-        )
-    return READERS[form](Path(file))
 
 
 def _within(least: float, most: float) -> Callable[[str], float]:

@@ -7,10 +7,8 @@ A writer that is killed leaves at most one unfinished line, which the next write
 another configuration are never mixed in.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,6 +16,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
 
 from pangu_training.errors import PanguError
+from pangu_training.line_file import LineFile, whole_lines
 
 FIRST_BYTES = b'{"kind": "configuration", '
 
@@ -148,7 +147,7 @@ def read_rows(path: Path) -> tuple[Mapping[str, Any], list[Row]]:
     Raises:
         RowsError: the file is missing, damaged, or no result file.
     """
-    configuration, rows, _ = _parse(path, path.read_bytes() if path.is_file() else b"")
+    configuration, rows = _parse(path, path.read_bytes() if path.is_file() else b"")
     if configuration is None:
         raise RowsError(f"{path} holds no results: measure first")
     return configuration, rows
@@ -157,19 +156,17 @@ def read_rows(path: Path) -> tuple[Mapping[str, Any], list[Row]]:
 class RowFile:
     """A result file open for appending, locked against other writers; made, or gone on with.
 
-    Every row is handed to the operating system at once: a killed process loses nothing, a power cut can.
-
     Raises:
-        RowsError: another process has the file, it is damaged, or is from another configuration.
+        LineFileError: another process has the file.
+        RowsError: it is damaged, or is from another configuration.
     """
 
     def __init__(self, path: Path, configuration: Mapping[str, Any]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._file = LineFile(path)
         try:
             self.rows = self._go_on(path, configuration)
         except BaseException:
-            os.close(self._descriptor)
+            self._file.close()
             raise
         self._keys = {key_of(row) for row in self.rows}
 
@@ -179,7 +176,7 @@ class RowFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._descriptor)
+        self._file.close()
 
     def has(self, row_type: type[Row], *key: object) -> bool:
         """Whether there is a row of `row_type` whose key fields are `key`."""
@@ -189,7 +186,7 @@ class RowFile:
         """Add `row`; its key must be new."""
         if key_of(row) in self._keys:
             raise ValueError(f"there is a row {key_of(row)} already")
-        self._write({"kind": row.kind, **asdict(row)})
+        self._file.append({"kind": row.kind, **asdict(row)})
         self._keys.add(key_of(row))
         self.rows.append(row)
 
@@ -198,12 +195,8 @@ class RowFile:
         return [row for row in self.rows if isinstance(row, row_type)]
 
     def _go_on(self, path: Path, configuration: Mapping[str, Any]) -> list[Row]:
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RowsError(f"another process is writing {path}: wait for it or stop it") from None
         configuration = json.loads(json.dumps(configuration))  # as it will be read: tuples become lists
-        found, rows, whole_bytes = _parse(path, path.read_bytes())
+        found, rows = _parse(path, path.read_bytes())
         if found is not None and found != configuration:
             names = sorted(
                 name for name in {*found, *configuration} if found.get(name) != configuration.get(name)
@@ -211,26 +204,20 @@ class RowFile:
             raise RowsError(
                 f"{path} was measured with another {', '.join(names)}: choose another output, or remove the file"
             )
-        os.ftruncate(self._descriptor, whole_bytes)
+        self._file.cut()
         if found is None:
             digest = configuration_hash(configuration)
-            self._write({"kind": "configuration", "hash": digest, "configuration": configuration})
+            self._file.append({"kind": "configuration", "hash": digest, "configuration": configuration})
         return rows
 
-    def _write(self, line: Mapping[str, Any]) -> None:
-        data = memoryview(json.dumps(line, allow_nan=False).encode() + b"\n")
-        while data:
-            data = data[os.write(self._descriptor, data) :]
 
-
-def _parse(path: Path, data: bytes) -> tuple[Mapping[str, Any] | None, list[Row], int]:
-    """The configuration, the rows, and how many bytes of whole lines `data` begins with."""
+def _parse(path: Path, data: bytes) -> tuple[Mapping[str, Any] | None, list[Row]]:
+    """The configuration and the rows in the whole lines of `data`."""
     if not data.startswith(FIRST_BYTES[: len(data)]):
         raise RowsError(f"{path} is no result file: choose another output")
-    whole_bytes = data.rfind(b"\n") + 1
     configuration: Mapping[str, Any] | None = None
     rows: list[Row] = []
-    for number, line in enumerate(data[:whole_bytes].splitlines(), start=1):
+    for number, line in enumerate(whole_lines(data).splitlines(), start=1):
         try:
             value = json.loads(line)
             if number == 1:
@@ -243,7 +230,7 @@ def _parse(path: Path, data: bytes) -> tuple[Mapping[str, Any] | None, list[Row]
             raise RowsError(
                 f"{path} line {number} is damaged ({error}): remove that line, or the file"
             ) from None
-    return configuration, rows, whole_bytes
+    return configuration, rows
 
 
 def _row(value: dict[str, Any]) -> Row:

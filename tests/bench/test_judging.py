@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from problems import HOLE, METHOD, PROBLEM
 
-from pangu_bench.judging import check_of, gold_verdicts, policy_of
+from pangu_bench.judging import gold_verdicts
 from pangu_bench.rows import VerdictRow
-from pangu_bench.suites import InputTests, Problem, Suite
 from pangu_training.sandbox.execution import Outcome, run
+from pangu_training.suite_checks import check_of, policy_of
+from pangu_training.suites import InputTests, Problem, Suite
 
 INPUTS = Problem(
     suite="humaneval+",
@@ -47,5 +48,5 @@ def test_gold_is_judged_once_a_suite(tmp_path: Path, monkeypatch: pytest.MonkeyP
     first = gold_verdicts(tmp_path, suite, suite.problems, policy)
     assert isinstance(first["Own/0"], VerdictRow)
     assert first["Own/0"].passed
-    monkeypatch.setattr("pangu_bench.judging.run", None)  # nothing to run
+    monkeypatch.setattr("pangu_training.sandbox.execution.run", None)  # nothing to run
     assert gold_verdicts(tmp_path, suite, suite.problems, policy) == first

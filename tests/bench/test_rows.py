@@ -19,6 +19,7 @@ from pangu_bench.rows import (
     configuration_hash,
     read_rows,
 )
+from pangu_training.line_file import LineFileError
 
 CONFIGURATION = {"artifact": "abc", "temperature": 0.0, "suites": ["humaneval"]}
 
@@ -151,7 +152,7 @@ def test_another_configuration_is_refused_by_what_differs(tmp_path: Path) -> Non
 
 def test_two_writers_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    with RowFile(path, CONFIGURATION), pytest.raises(RowsError, match="another process"):
+    with RowFile(path, CONFIGURATION), pytest.raises(LineFileError, match="another process"):
         RowFile(path, CONFIGURATION)
     with RowFile(path, CONFIGURATION):
         pass

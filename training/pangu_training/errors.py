@@ -3,18 +3,19 @@
 * PanguError              exit code 2
   + CheckpointError       a folder that is not a checkpoint we can use
   + OutputError           an output folder that exists, is being written, or does not fit
-  + DataError             pangu_training.ranked
+  + DataError             pangu_training.ranked, pangu_training.problems
   + FitError              pangu_training.fit
   + ArtifactError         pangu_convert.artifact
   + DownloadError         pangu_convert.download
   + CalibrationError      pangu_convert.calibration
   + QuantizationError     pangu_convert.gptq
-  + SuiteError            pangu_bench.suites
+  + LineFileError         pangu_training.line_file
+  + SuiteError            pangu_training.suites
   + TooFewSamples         pangu_bench.pass_at_k
   + UnpairedError         pangu_bench.significance
   + RowsError             pangu_bench.rows
   + UsageError            pangu_bench.options
-  + ServedError           pangu_bench.served
+  + ServedError           pangu_training.endpoint
   + SandboxError          pangu_training.sandbox.tiers
   + RequestError          pangu_server.errors, HTTP 400; Overloaded 429 and NotReady 503 beside it
 """

@@ -25,7 +25,7 @@ import re
 import textwrap
 import warnings
 
-from pangu_bench.suites import Problem
+from pangu_training.suites import Problem
 
 COMPLETION_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n@", "\n```")
 INFILLING_STOPS = ("\n",)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import BODY, HOLE, METHOD, PROBLEM, PROMPT, solves
 
-from pangu_bench.extraction import (
+from pangu_training.extraction import (
     COMPLETION_STOPS,
     answer_program,
     code_of,

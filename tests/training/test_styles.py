@@ -3,8 +3,8 @@
 import pytest
 from problems import BODY, HOLE, METHOD, PROBLEM, PROMPT, solves
 
-from pangu_bench.prompts import STYLES, docstring_first, style_for
-from pangu_bench.suites import Problem, SuiteError, human_eval
+from pangu_training.styles import STYLES, docstring_first, style_for
+from pangu_training.suites import Problem, SuiteError, human_eval
 
 
 def test_completion_is_the_prompt_itself() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from problems import CHECK, PROBLEM, PROMPT, solves
 
-from pangu_bench.suites import (
+from pangu_training.suites import (
     CheckTests,
     InputTests,
     Suite,

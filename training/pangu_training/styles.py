@@ -6,6 +6,8 @@
     chat         a message for the model's own chat template
     infilling    prompt and suffix around a hole
 
+A problem that is stated in words (`Problem.words`) is asked in pangu, wizardcoder or chat; the answer is the program.
+
 The paper does not say where PanGu-Coder2's prompt has imports and helper functions. Here they come after the
 docstring: in its training rows the answer is everything after the docstring.
 """
@@ -16,7 +18,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pangu_bench.extraction import (
+from pangu_training.extraction import (
     COMPLETION_STOPS,
     INFILLING_STOPS,
     answer_program,
@@ -24,7 +26,8 @@ from pangu_bench.extraction import (
     infilling_program,
     parse,
 )
-from pangu_bench.suites import Problem, SuiteError
+from pangu_training.prompt import format_prompt
+from pangu_training.suites import Problem, SuiteError
 
 WIZARDCODER_PROMPT = (
     "Below is an instruction that describes a task. "
@@ -35,6 +38,7 @@ CHAT_PROMPT = (
     "Complete this Python code. Answer with the whole code in one Markdown code block.\n\n"
     "```python\n{problem}\n```"
 )
+CHAT_WORDS_PROMPT = "{problem}\n\nAnswer with the whole Python code in one Markdown code block."
 TAB = "    "
 
 
@@ -65,18 +69,21 @@ def completion_prompt(problem: Problem) -> Prompt:
 
 
 def pangu_prompt(problem: Problem) -> Prompt:
-    """The prompt with its docstring moved to the front."""
+    """The prompt with its docstring moved to the front, or the words as one."""
+    if problem.words is not None:
+        return Prompt(text=format_prompt(problem.words))
     return Prompt(text=docstring_first(problem), stop=COMPLETION_STOPS)
 
 
 def wizardcoder_prompt(problem: Problem) -> Prompt:
     """The prompt in an instruction."""
-    return Prompt(text=WIZARDCODER_PROMPT.format(problem=problem.prompt.replace(TAB, "\t")))
+    return Prompt(text=WIZARDCODER_PROMPT.format(problem=_statement(problem).replace(TAB, "\t")))
 
 
 def chat_prompt(problem: Problem) -> Prompt:
     """The prompt in a message; no system message, so that the template's own applies."""
-    content = CHAT_PROMPT.format(problem=problem.prompt.rstrip("\n"))
+    form = CHAT_PROMPT if problem.words is None else CHAT_WORDS_PROMPT
+    content = form.format(problem=_statement(problem).rstrip("\n"))
     return Prompt(messages=({"role": "user", "content": content},))
 
 
@@ -85,9 +92,16 @@ def infilling_prompt(problem: Problem) -> Prompt:
     return Prompt(text=problem.prompt, suffix=problem.suffix, stop=INFILLING_STOPS)
 
 
+def pangu_program(problem: Problem, answer: str) -> str:
+    """The program that `answer` makes of `pangu_prompt`."""
+    if problem.words is not None:
+        return answer_program(problem, answer)
+    return completion_program(problem, docstring_first(problem), answer)
+
+
 STYLES = {
     "completion": Style(completion_prompt, lambda p, answer: completion_program(p, p.prompt, answer)),
-    "pangu": Style(pangu_prompt, lambda p, answer: completion_program(p, docstring_first(p), answer)),
+    "pangu": Style(pangu_prompt, pangu_program),
     "wizardcoder": Style(wizardcoder_prompt, lambda p, answer: answer_program(p, answer.replace("\t", TAB))),
     "chat": Style(chat_prompt, answer_program),
     "infilling": Style(infilling_prompt, infilling_program),
@@ -99,6 +113,10 @@ def style_for(problem: Problem, name: str) -> Style:
     if (name == "infilling") != (problem.suffix is not None):
         fitting = "infilling" if problem.suffix is not None else ", ".join(set(STYLES) - {"infilling"})
         raise SuiteError(f"{problem.suite} cannot be asked in the style {name!r}: choose {fitting}")
+    if name == "completion" and problem.words is not None:
+        raise SuiteError(
+            f"{problem.suite} states problems in words, which no code completes: choose another style"
+        )
     return STYLES[name]
 
 
@@ -123,7 +141,11 @@ def docstring_first(problem: Problem) -> str:
     literal = ast.get_source_segment(problem.prompt, docstring) or ""
     # As it is written, not as it is evaluated: an escape in an example stays one.
     text = re.sub(r"^[rRuU]?(\"\"\"|'''|\"|')(.*)\1$", r"\2", literal, flags=re.DOTALL)
-    text = inspect.cleandoc(text).replace('"""', "'''")
+    text = inspect.cleandoc(text)
     lines = problem.prompt.split("\n")
     code = "\n".join(lines[: docstring.lineno - 1] + lines[docstring.end_lineno :]).strip("\n")
-    return f'"""\n{text}\n"""\n{code}\n'
+    return f"{format_prompt(text)}{code}\n"
+
+
+def _statement(problem: Problem) -> str:
+    return problem.prompt if problem.words is None else problem.words

@@ -5,6 +5,7 @@ human_eval_plus(path)   the same with many more tests: EvalPlus' release, plain 
 infilling(path)         HumanEval with one line of the solution missing: prompt, suffix, and that line
 leet_code(path)         LeetCodeDataset v0.1 or v0.2
 coder_eval(path)        CoderEval's prompts, which cannot be scored: its tests were never published
+own_problems(path)      your own, in words (problems.py)
 """
 
 import gzip
@@ -12,13 +13,14 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
 from pangu_training.errors import PanguError
+from pangu_training.problems import read_problems
 
 HUMAN_EVAL_DATA = "human_eval/data/HumanEval.jsonl.gz"
 LEET_CODE_REQUEST = "\nPlease complete the following python code precisely:\n"
@@ -58,7 +60,8 @@ class Problem:
 
     `prompt` is source that ends where the function's body has to begin, or at the hole before `suffix`.
     `entry_point` is an expression: `has_close_elements`, `Solution().twoSum`. `setup` runs before the program and is
-    shown to no model. `canonical_program` is the whole right program, `setup` included.
+    shown to no model. `canonical_program` is the whole right program, `setup` included, empty where none is known.
+    A problem that is stated in `words` has no source for a prompt, and asks for the whole program.
     """
 
     suite: str
@@ -70,6 +73,7 @@ class Problem:
     suffix: str | None = None
     setup: str = ""
     difficulty: str | None = None
+    words: str | None = None
 
     @property
     def target(self) -> str:
@@ -131,6 +135,54 @@ def leet_code(path: Path, question_ids: range | None = None) -> Suite:
 def coder_eval(path: Path) -> Suite:
     """CoderEval's Python prompts, for generation only."""
     return _read("codereval", path, _coder_eval_problem, no_score=CODER_EVAL_REASON)
+
+
+def own_problems(path: Path) -> Suite:
+    """Problems in words, as `pangu-train` takes them; those without tests are left out."""
+    file = read_problems(path)
+    problems = tuple(
+        Problem(
+            suite="problems",
+            task_id=row.id,
+            prompt="",
+            words=row.prompt,
+            entry_point=row.entry_point,
+            canonical_program=row.setup + row.answers[0].text if row.answers else "",
+            tests=CheckTests(source=row.tests),
+            setup=row.setup,
+        )
+        for row in file.rows
+        if row.tests
+    )
+    if not problems:
+        raise SuiteError(f"no problem of {path} has tests: answers to it cannot be judged")
+    return Suite(name="problems", problems=problems, sha256=file.sha256)
+
+
+READERS: Mapping[str, Callable[[Path], Suite]] = {
+    "humaneval": human_eval_file,
+    "humaneval-plus": human_eval_plus,
+    "infilling": infilling,
+    "leetcode": leet_code,
+    "codereval": coder_eval,
+    "problems": own_problems,
+}
+
+
+def read_suite(text: str) -> Suite:
+    """The suite that `--suite` names.
+
+    Raises:
+        SuiteError: there is no such suite, or its file is not what it shall be.
+    """
+    form, _, file = text.partition(":")
+    if text == "humaneval":
+        return human_eval()
+    if form not in READERS or not file:
+        raise SuiteError(
+            f"--suite {text}: give humaneval, or FORM:FILE with FORM one of {', '.join(READERS)}"
+        )
+    return READERS[form](Path(file))
 
 
 class Row:

@@ -26,3 +26,13 @@ def healthy() -> Iterator[None]:
     assert children() == before[1]
     new = set(os.listdir(tempfile.gettempdir())) - before[2]
     assert not any("sandbox" in name or "attack" in name for name in new)
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    file = tmp_path / "secret"
+    file.write_text("mine")
+    file.chmod(0o666)
+    return file

@@ -1,5 +1,6 @@
 """Problems of our own in the suites' forms."""
 
+from pangu_training.extraction import runnable
 from pangu_training.suites import CheckTests, Problem
 
 PROMPT = '''from math import sqrt
@@ -52,7 +53,9 @@ def solves(problem: Problem, program: str) -> bool:
     assert isinstance(problem.tests, CheckTests)
     namespace: dict[str, object] = {}
     try:
-        exec(f"{program}\n{problem.tests.source}\ncheck({problem.entry_point})\n", namespace)
+        exec(
+            f"{runnable(problem, program)}\n{problem.tests.source}\ncheck({problem.entry_point})\n", namespace
+        )
     except Exception:
         return False
     return True

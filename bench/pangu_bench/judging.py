@@ -8,6 +8,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from pangu_bench.rows import GenerationRow, RowFile, VerdictRow
+from pangu_training.extraction import runnable
 from pangu_training.sandbox.execution import Outcome, Policy, Result, run_as_completed
 from pangu_training.styles import style_for
 from pangu_training.suite_checks import check_of, sandbox_configuration
@@ -32,7 +33,7 @@ def judge(rows: RowFile, problems: Iterable[Problem], policy: Policy) -> None:
     for row in rows.of(GenerationRow):
         if problem := by_task.get(row.task_id):
             program = style_for(problem, row.style).program(problem, row.answer)
-            jobs.append(Job(problem, row.style, row.sample, program))
+            jobs.append(Job(problem, row.style, row.sample, runnable(problem, program)))
     _judge(rows, jobs, policy, "judging")
 
 

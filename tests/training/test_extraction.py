@@ -12,7 +12,9 @@ from pangu_training.extraction import (
     completion_program,
     infilling_program,
     parse,
+    runnable,
 )
+from pangu_training.suites import CheckTests, Problem
 
 FUNCTION = f"def root_sum(numbers, offset):\n{BODY}"
 WITH_ZERO = FUNCTION.replace("+ offset", "+ offset + ZERO")
@@ -49,7 +51,7 @@ ANY_TEXT = st.one_of(st.text(), st.lists(st.sampled_from(PIECES), max_size=12).m
 def test_any_text_makes_a_program(text: str) -> None:
     for problem in (PROBLEM, METHOD):
         assert isinstance(answer_program(problem, text), str)
-        assert completion_program(problem, problem.prompt, text).startswith(problem.setup + problem.prompt)
+        assert completion_program(problem, problem.prompt, text).startswith(problem.prompt)
     assert infilling_program(HOLE, text).startswith(HOLE.prompt)
 
 
@@ -169,3 +171,30 @@ def test_an_answer_without_code_fails(answer: str) -> None:
 def test_the_first_block_that_defines_it_counts() -> None:
     wrong = FUNCTION.replace("+ offset", "- offset")
     assert code_of(PROBLEM, f"```python\n{wrong}```\nBetter:\n```python\n{FUNCTION}```") == wrong.rstrip("\n")
+
+
+WORDS = Problem(
+    suite="problems",
+    task_id="words",
+    prompt="",
+    words="Write double(x).",
+    entry_point="double",
+    canonical_program="",
+    tests=CheckTests(source="def check(candidate):\n    assert candidate(2) == TWO * 2\n"),
+    setup="TWO = 2",
+)
+
+
+@pytest.mark.parametrize("code", ["def twice(x):\n    return 2 * x", "print(int(input()) * 2)"])
+def test_code_that_defines_something_else_stays_as_it_is_where_the_problem_is_in_words(code: str) -> None:
+    """It compiles, and fails because the function is not there."""
+    assert answer_program(WORDS, f"So:\n```python\n{code}\n```") == f"{code}\n"
+
+
+def test_a_program_is_written_without_the_setup_and_runs_behind_it() -> None:
+    code = '"Doc."\nfrom __future__ import annotations\n\n\ndef double(x: Never):\n    return TWO * x\n'
+    program = answer_program(WORDS, f"```python\n{code}```")
+    assert program == code
+    assert "TWO = 2\n" in runnable(WORDS, program)
+    assert solves(WORDS, program)
+    assert solves(WORDS, "def double(x):\n    return TWO * x\n")

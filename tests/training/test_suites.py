@@ -107,7 +107,7 @@ def test_leet_code_puts_the_description_into_the_method(tmp_path: Path) -> None:
     assert problem.difficulty == "Medium"
     assert problem.target == "Solution"
     assert solves(problem, problem.canonical_program)
-    assert solves(problem, f"{problem.setup}{problem.prompt}        return 3 * x[0]\n"), "a valid docstring"
+    assert solves(problem, f"{problem.prompt}        return 3 * x[0]\n"), "a valid docstring"
 
 
 def test_leet_code_problems_are_chosen_by_id(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@
   + QuantizationError     pangu_convert.gptq
   + LineFileError         pangu_training.line_file
   + SuiteError            pangu_training.suites
+  + RankError             pangu_training.ranking
   + TooFewSamples         pangu_bench.pass_at_k
   + UnpairedError         pangu_bench.significance
   + RowsError             pangu_bench.rows

@@ -1,5 +1,7 @@
 """From a model's answer to a program. No answer is dropped, and none is repaired but by these rules.
 
+The problem's setup is no part of the program: it comes before it when the program runs (`runnable`).
+
 **Completion** (`completion_program`): the prompt goes on with the answer. The answer ends before the first of
 `COMPLETION_STOPS`: a line that begins in the first column with `class`, `def`, `#`, `if`, `print` (the five of Chen et
 al. 2021, section 2.1) or with `@` or a fence (added by bigcode-evaluation-harness, `tasks/humaneval.py`).
@@ -16,7 +18,8 @@ al. 2021, section 2.1) or with `@` or a fence (added by bigcode-evaluation-harne
    asserts; of what comes after it, only `import`, `def`, `class`, and assignments that something reads that stays: the
    answer's own tests, prints and examples are not judged. It stays by whole lines, behind the prompt's imports and
    helpers.
-3. Code that does not define it is the body: it follows the prompt, indented if it is not.
+3. Code that does not define it is the body: it follows the prompt, indented if it is not. Words have no function whose
+   body it could be: there it goes on as it is.
 4. Code that does not parse goes on as it is, behind the prompt's imports: it will fail as a syntax error.
 """
 
@@ -41,7 +44,7 @@ def completion_program(problem: Problem, prompt: str, answer: str) -> str:
     """The program that `answer` makes of `prompt`, whose last line it continues."""
     text = _unix_lines(answer)
     end = min((text.find(stop) for stop in COMPLETION_STOPS if stop in text), default=len(text))
-    return f"{problem.setup}{prompt}{text[:end]}\n"
+    return f"{prompt}{text[:end]}\n"
 
 
 def infilling_program(problem: Problem, answer: str) -> str:
@@ -54,13 +57,16 @@ def answer_program(problem: Problem, answer: str) -> str:
     """The program in a chat model's `answer`."""
     code = code_of(problem, answer)
     if not _defines(problem, code):
-        return problem.setup + _continued(problem.prompt, code)
+        return f"{code}\n" if problem.words is not None else _continued(problem.prompt, code)
     tree = parse(code)
-    if tree is None:
-        return f"{problem.setup}{preamble(problem)}\n{code}\n"
-    future, lines = _definitions(problem, code, tree)
-    # an import from __future__ must be a file's first statement
-    return "\n".join([*future, problem.setup + preamble(problem), *lines, ""])
+    if tree is not None:
+        code = "\n".join(_definitions(problem, code, tree))
+    return _behind(preamble(problem), f"{code}\n")
+
+
+def runnable(problem: Problem, program: str) -> str:
+    """`program` as it runs: behind the problem's setup, which no model is shown and none shall write."""
+    return _behind(problem.setup, program)
 
 
 def code_of(problem: Problem, answer: str) -> str:
@@ -86,6 +92,18 @@ def parse(code: str) -> ast.Module | None:
             return ast.parse(code)
         except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deeply
             return None
+
+
+def _behind(source: str, program: str) -> str:
+    """`source`, then `program`; an import from `__future__` must be a file's first statement and stays before."""
+    statements = (parse(program) or ast.Module([], [])).body
+    first = max((node.end_lineno or 0 for node in statements if _is_future(node)), default=0)
+    lines = program.split("\n")
+    return "\n".join([*lines[:first], *([source] if source else []), *lines[first:]])
+
+
+def _is_future(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ImportFrom) and node.module == "__future__"
 
 
 def _unix_lines(text: str) -> str:
@@ -136,8 +154,8 @@ def _continued(prompt: str, code: str) -> str:
     return f"{prompt}{code}\n"
 
 
-def _definitions(problem: Problem, code: str, tree: ast.Module) -> tuple[list[str], list[str]]:
-    """The lines of `code` that stay by rule 2: imports from `__future__`, and the others."""
+def _definitions(problem: Problem, code: str, tree: ast.Module) -> list[str]:
+    """The lines of `code` that stay by rule 2."""
     definition = next((node.lineno for node in tree.body if problem.target in _names_defined(node)), 0)
     kept = {
         node
@@ -150,15 +168,13 @@ def _definitions(problem: Problem, code: str, tree: ast.Module) -> tuple[list[st
             kept.add(node)
             read |= _names_read(node)
     lines, end = code.split("\n"), 0
-    future: dict[int, str] = {}  # by line number: two statements can share a line
-    others: dict[int, str] = {}
+    stay: dict[int, str] = {}  # by line number: two statements can share a line
     for node in tree.body:
         # from the end of the statement before: comments and decorators come along
         first, end = min(end, node.lineno - 1), node.end_lineno or node.lineno
         if node in kept:
-            is_future = isinstance(node, ast.ImportFrom) and node.module == "__future__"
-            (future if is_future else others).update({line: lines[line] for line in range(first, end)})
-    return list(future.values()), [text for line, text in others.items() if line not in future]
+            stay.update({line: lines[line] for line in range(first, end)})
+    return list(stay.values())
 
 
 def _names_read(node: ast.AST) -> set[str]:

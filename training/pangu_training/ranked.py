@@ -6,13 +6,14 @@
 
 `text` is the program alone, without prose around it. The chosen answer's score is never below the rejected
 one's; with equal scores a row teaches no ranking (section 3.1: on a tie the teacher is ranked higher, so the
-ranker adds a bonus to its score). Other fields are allowed and left alone.
+ranker adds a bonus to its score). Other fields are allowed: those of an answer are its `details`, which `fit` does not
+look at.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,17 @@ class DataError(PanguError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A program, its score by the tests, and who wrote it."""
+    """A program, its score by the tests, and who wrote it; `details` are JSON values."""
 
     text: str
     score: float
     source: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """As it stands in a file."""
+        return {"text": self.text, "score": self.score, "source": self.source, **self.details}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +82,13 @@ def read_ranked(path: Path) -> RankedFile:
 
 def write_ranked(path: Path, rows: Iterable[RankedRow]) -> None:
     """Write `rows` so that the file is either absent or whole."""
-    lines = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
-    write_file(path, lines.encode())
+    lines = "".join(json.dumps(_fields(row), ensure_ascii=False) + "\n" for row in rows)
+    write_file(path, lines.encode(errors="replace"))  # half a surrogate pair is no text: it becomes "?"
+
+
+def _fields(row: RankedRow) -> dict[str, Any]:
+    answers = {"chosen": row.chosen.fields, "rejected": row.rejected.fields}
+    return {"id": row.id, "prompt": row.prompt, **answers}
 
 
 def _row(line: bytes, where: str) -> RankedRow:
@@ -101,7 +113,12 @@ def _answer(row: dict[str, Any], name: str, where: str) -> Answer:
     score = answer.get("score")
     if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) < float("inf"):
         raise DataError(f"{where}: score is {score!r}, a number is expected")
-    return Answer(text=_text(answer, "text", where), score=score, source=_text(answer, "source", where))
+    return Answer(
+        text=_text(answer, "text", where),
+        score=score,
+        source=_text(answer, "source", where),
+        details={name: value for name, value in answer.items() if name not in ("text", "score", "source")},
+    )
 
 
 def _text(row: dict[str, Any], name: str, where: str) -> str:

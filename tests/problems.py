@@ -46,6 +46,27 @@ METHOD = Problem(
     tests=CheckTests(source="def check(candidate):\n    assert candidate([2]) == 6\n"),
     setup="from typing import *\n",
 )
+HUMAN_EVAL_ROW = {
+    "task_id": "Own/0",
+    "prompt": PROMPT,
+    "entry_point": "root_sum",
+    "canonical_solution": BODY,
+    "test": CHECK,
+}
+LEET_CODE_ROW = {
+    "task_id": "own-method",
+    "prompt": "from typing import *",
+    "query": 'Three x, as in """a\\b""".\n\nExample\n'
+    "Please complete the following python code precisely:\n```python\n...\n```",
+    "completion": "class Solution:\n    def triple(self, x: List[int]) -> int:\n        return 3 * x[0]\n",
+    "entry_point": "Solution().triple",
+    "test": "def check(candidate):\n    assert candidate(x = [2]) == 6\n",
+    "meta": {
+        "question_id": 2400,
+        "difficulty": "Meidum",
+        "lang_code": "class Solution:\n    def triple(self, x: List[int]) -> int:",
+    },
+}
 
 
 def solves(problem: Problem, program: str) -> bool:

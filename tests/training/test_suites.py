@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from problems import CHECK, PROBLEM, PROMPT, solves
+from problems import CHECK, HUMAN_EVAL_ROW, LEET_CODE_ROW, PROBLEM, solves
 
+from pangu_training.styles import docstring_first
+from pangu_training.suite_checks import policy_of
 from pangu_training.suites import (
     CheckTests,
     InputTests,
@@ -20,15 +22,9 @@ from pangu_training.suites import (
     human_eval_plus,
     infilling,
     leet_code,
+    read_suite,
 )
 
-HUMAN_EVAL_ROW = {
-    "task_id": "Own/0",
-    "prompt": PROMPT,
-    "entry_point": "root_sum",
-    "canonical_solution": PROBLEM.canonical_program.removeprefix(PROMPT),
-    "test": CHECK,
-}
 PLUS_ROW = {**HUMAN_EVAL_ROW, "base_input": [[[4, 9], 1]], "plus_input": [[[], 2], [[0], 0]], "atol": 1e-6}
 INFILLING_ROW = {
     "task_id": "Own/0/L0",
@@ -37,20 +33,6 @@ INFILLING_ROW = {
     "canonical_solution": "    y = 2 * x\n",
     "entry_point": "double",
     "test": "def check(candidate):\n    assert candidate(2) == 4\n",
-}
-LEET_CODE_ROW = {
-    "task_id": "own-method",
-    "prompt": "from typing import *",
-    "query": 'Three x, as in """a\\b""".\n\nExample\n'
-    "Please complete the following python code precisely:\n```python\n...\n```",
-    "completion": "class Solution:\n    def triple(self, x: List[int]) -> int:\n        return 3 * x[0]\n",
-    "entry_point": "Solution().triple",
-    "test": "def check(candidate):\n    assert candidate(x = [2]) == 6\n",
-    "meta": {
-        "question_id": 2400,
-        "difficulty": "Meidum",
-        "lang_code": "class Solution:\n    def triple(self, x: List[int]) -> int:",
-    },
 }
 CODER_EVAL_ROW = {
     "question_id": "a1",
@@ -101,20 +83,26 @@ def test_leet_code_puts_the_description_into_the_method(tmp_path: Path) -> None:
     path = write(tmp_path / "leet.jsonl", LEET_CODE_ROW)
     [problem] = leet_code(path).problems
     assert problem.prompt.startswith(
-        'class Solution:\n    def triple(self, x: List[int]) -> int:\n        """\n'
+        'class Solution:\n    def triple(self, x: List[int]) -> int:\n        r"""\n'
     )
     assert "typing" not in problem.prompt, "what runs before the program is not shown"
     assert problem.difficulty == "Medium"
     assert problem.target == "Solution"
     assert solves(problem, problem.canonical_program)
     assert solves(problem, f"{problem.prompt}        return 3 * x[0]\n"), "a valid docstring"
+    assert "as in '''a\\b'''." in docstring_first(problem), "no more backslashes than there were"
 
 
 def test_leet_code_problems_are_chosen_by_id(tmp_path: Path) -> None:
-    path = write(tmp_path / "leet.jsonl", LEET_CODE_ROW)
-    assert len(leet_code(path, range(2325, 2801)).problems) == 1
-    with pytest.raises(SuiteError, match="no problem with an id"):
-        leet_code(path, range(1, 10))
+    early = {**LEET_CODE_ROW, "task_id": "early", "meta": {**LEET_CODE_ROW["meta"], "question_id": 2324}}
+    path = write(tmp_path / "leet#1.jsonl", LEET_CODE_ROW, early)
+    assert len(read_suite(f"leetcode:{path}").problems) == 2
+    suite = read_suite(f"leetcode:{path}#2325-2400")
+    assert suite.name == "leetcode-2325-2400", "a part is not mistaken for the whole"
+    assert [problem.question_id for problem in suite.problems] == [2400]
+    assert policy_of(suite, unsafe=False) == policy_of(read_suite(f"leetcode:{path}"), unsafe=False)
+    with pytest.raises(SuiteError, match="no problem with an id from 1 to 9"):
+        read_suite(f"leetcode:{path}#1-9")
 
 
 def test_coder_eval_says_that_it_has_no_score(tmp_path: Path) -> None:

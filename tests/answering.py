@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+# A completion, one with its finish reason, or the status of a refusal.
+Answer = str | tuple[str, str] | int
+
 
 class Answering:
-    """`answer(body)` is a completion, or the status of a refusal; `bodies` is what was asked."""
+    """`answer(body)` is what is answered; `bodies` is what was asked."""
 
-    def __init__(self, answer: Callable[[dict[str, Any]], str | int]) -> None:
+    def __init__(self, answer: Callable[[dict[str, Any]], Answer]) -> None:
         self.answer = answer
         self.bodies: list[dict[str, Any]] = []
         self.address = ""
@@ -21,12 +24,13 @@ class Answering:
         answer = self.answer(body)
         if isinstance(answer, int):
             return answer, {"error": {"message": "not now"}}
-        choice = {"text": answer, "message": {"content": answer}, "finish_reason": "stop"}
+        text, reason = answer if isinstance(answer, tuple) else (answer, "stop")
+        choice = {"text": text, "message": {"content": text}, "finish_reason": reason}
         return 200, {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 5}}
 
 
 @contextmanager
-def answering(answer: Callable[[dict[str, Any]], str | int]) -> Iterator[Answering]:
+def answering(answer: Callable[[dict[str, Any]], Answer]) -> Iterator[Answering]:
     """Serve while the context lasts."""
     state = Answering(answer)
 
@@ -53,6 +57,8 @@ def answering(answer: Callable[[dict[str, Any]], str | int]) -> Iterator[Answeri
         state.address = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield state
-        server.shutdown()
-        thread.join()
+        try:
+            yield state
+        finally:
+            server.shutdown()
+            thread.join()

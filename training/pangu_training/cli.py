@@ -4,10 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pangu_training import command, export, fit, sample
+from pangu_training import command, evolve, export, fit, sample, tests
 
 VERBS = {
-    "sample": (sample, "responses to problems from the student and from teachers"),
+    "evolve": (evolve, "make problems harder, by a model behind an OpenAI-style server"),
+    "tests": (tests, "write tests for problems that have none, by a model's agreement with itself"),
+    "sample": (sample, "responses to problems from the student and from its teachers"),
     "fit": (fit, "train a checkpoint on ranked pairs with the RRTF loss"),
     "export": (export, "make a checkpoint folder of a finished run, for pangu-convert"),
 }
@@ -24,7 +26,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `pangu-train`."""
-    return command.run(parser(), argv)
+    try:
+        return command.run(parser(), argv)
+    except ModuleNotFoundError as error:
+        print(f"pangu-train: error: {error}: pip install 'pangu-coder2[train]'", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -64,6 +64,8 @@ def answering(answer: Callable[[dict[str, Any]], Answer]) -> Iterator[Answering]
         state.address = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield state
-        server.shutdown()
-        thread.join()
+        try:
+            yield state
+        finally:
+            server.shutdown()
+            thread.join()

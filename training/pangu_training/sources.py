@@ -78,14 +78,14 @@ def source_of(role: str, name: str, place: str, style: str) -> Source:
         raise troubles[0]
     for trouble in troubles:
         print(f"warning: {name}: left out: {trouble}", file=sys.stderr)
-    found, *others = (identity(endpoint) for endpoint in endpoints)
-    for endpoint, other in zip(endpoints[1:], others, strict=True):
-        if other != found:
+    first, *others = endpoints
+    for other in others:
+        if identity(other) != identity(first):
             raise SourceError(
-                f"{name} shall be one model, and {endpoints[0].base_url} has {found} but {endpoint.base_url} has "
-                f"{other}: give each a name of its own"
+                f"{name} shall be one model, and {first.base_url} has {identity(first)} but {other.base_url} has "
+                f"{identity(other)}: give each a name of its own"
             )
-    return Source(role=role, name=name, style=style, identity=found, endpoints=tuple(endpoints))
+    return Source(role=role, name=name, style=style, identity=identity(first), endpoints=tuple(endpoints))
 
 
 def _artifact_identity(folder: Path) -> dict[str, Any]:

@@ -14,13 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pangu_bench.options import (
-    UsageError,
-    add_answer_arguments,
-    add_server_arguments,
-    answer_options,
-)
-from pangu_training.command import whole_number
+from pangu_bench.options import UsageError, add_answer_arguments, answer_options
+from pangu_training.command import add_server_arguments, whole_number
 from pangu_training.output import write_file
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pangu_bench.options import UsageError, add_answer_arguments, add_server_arguments, answer_options
+from pangu_bench.options import UsageError, add_answer_arguments, answer_options
+from pangu_training.command import add_server_arguments
 
 if TYPE_CHECKING:
     from pangu_bench.evaluation import Evaluation

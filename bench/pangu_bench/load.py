@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pangu_bench.options import UsageError, add_server_arguments
+from pangu_bench.options import UsageError
 from pangu_bench.rows import LatencyRow, LoadRow, Row, RowFile, ServedRow, read_rows
-from pangu_training.command import whole_number
+from pangu_training.command import add_server_arguments, whole_number
 from pangu_training.output import write_file
 
 if TYPE_CHECKING:

@@ -1,7 +1,6 @@
 """What every verb asks a model with: the suite, how it is shown, how answers are drawn; as one object."""
 
 import argparse
-import os
 from dataclasses import dataclass
 
 from pangu_training.command import number_within, whole_number
@@ -70,20 +69,6 @@ def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
         "--unsafe",
         action="store_true",
         help="run answers even where they cannot be confined: they can read your files",
-    )
-
-
-def add_server_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare how an artifact is served, and where results go."""
-    group = parser.add_argument_group("server")
-    group.add_argument(
-        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="(default: %(default)s)"
-    )
-    group.add_argument(
-        "--threads",
-        type=whole_number(1),
-        default=len(os.sched_getaffinity(0)),
-        help="compute threads (default: the CPUs we may use)",
     )
 
 

@@ -4,11 +4,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pangu_training import cleaning, collection, command, export, fit, rank
+from pangu_training import cleaning, collection, command, evolve, export, fit, rank, sample, tests
 
 VERBS = {
     "problems": (collection, "turn a benchmark's problems that have tests into problems in words"),
+    "evolve": (evolve, "make problems harder, by a model behind an OpenAI-style server"),
     "clean": (cleaning, "filter problems, remove near duplicates and what benchmarks have"),
+    "tests": (tests, "write tests for problems that have none, by a model's agreement with itself"),
+    "sample": (sample, "responses to problems from the student and from its teachers"),
     "rank": (rank, "run responses against their problems' tests, and make ranked pairs of them"),
     "fit": (fit, "train a checkpoint on ranked pairs with the RRTF loss"),
     "export": (export, "make a checkpoint folder of a finished run, for pangu-convert"),
@@ -26,7 +29,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `pangu-train`."""
-    return command.run(parser(), argv)
+    try:
+        return command.run(parser(), argv)
+    except ModuleNotFoundError as error:
+        print(f"pangu-train: error: {error}: pip install 'pangu-coder2[train]'", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

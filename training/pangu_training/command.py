@@ -59,6 +59,20 @@ def number_within(least: float, most: float = math.inf) -> Callable[[str], float
     return number
 
 
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare how an artifact is served."""
+    group = parser.add_argument_group("server")
+    group.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="(default: %(default)s)"
+    )
+    group.add_argument(
+        "--threads",
+        type=whole_number(1),
+        default=len(os.sched_getaffinity(0)),
+        help="compute threads (default: the CPUs we may use)",
+    )
+
+
 def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
     """Parse `argv`, call the verb's `run(arguments)`, return the exit code.
 

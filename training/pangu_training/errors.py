@@ -5,6 +5,8 @@
   + OutputError           an output folder that exists, is being written, or does not fit
   + DataError             pangu_training.ranked, pangu_training.problems
   + FitError              pangu_training.fit
+  + SampleError           pangu_training.sample
+  + SourceError           pangu_training.sources
   + ArtifactError         pangu_convert.artifact
   + DownloadError         pangu_convert.download
   + CalibrationError      pangu_convert.calibration

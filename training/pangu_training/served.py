@@ -18,6 +18,7 @@ LAUNCH = (
     "import ctypes, sys; ctypes.CDLL(None).prctl(1, 15); from pangu_server.cli import main; sys.exit(main())"
 )
 STOP_SECONDS = 60
+REQUEST_SECONDS = 24 * 3600  # nobody waits at a screen: an answer that ends early is a wrong one
 
 
 class ServerProcess:
@@ -25,7 +26,10 @@ class ServerProcess:
 
     def __init__(self, artifact: Path, *, device: str, threads: int, log: Path) -> None:
         self._artifact, self._log = artifact, log
-        self._options = ("--host", "127.0.0.1", "--port", "0", "--device", device, "--threads", str(threads))
+        self._options = (
+            *("--host", "127.0.0.1", "--port", "0", "--device", device, "--threads", str(threads)),
+            *("--max-request-seconds", str(REQUEST_SECONDS)),
+        )
 
     def __enter__(self) -> Self:
         environment = {

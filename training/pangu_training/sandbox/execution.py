@@ -62,6 +62,7 @@ class Result:
     outcome: Outcome
     passed_checks: int = 0
     total_checks: int = 0  # when the run was cut short: as many as are written, or were reached
+    marks: str = ""  # of each check that was reached: + it held, - it did not, ! the program raised
     reason: str = ""  # one line; may quote a test, so keep it from models
     cpu_seconds: float = 0.0  # of the program, the interpreter's start included
 
@@ -263,8 +264,8 @@ def _watch(
 def _result(verdict: bytes, idle: bool, candidate: _Process, judge: _Process, policy: Policy) -> Result:
     lines = verdict.decode().split("\n")
     ending = json.loads(lines[-2]) if len(lines) > 1 and lines[-2].startswith("{") else {}
-    passed, failed, raised = (lines.count(mark) for mark in "+-!")
-    reached = passed + failed + raised
+    marks = "".join(line for line in lines if line in ("+", "-", "!"))
+    passed, raised, reached = marks.count("+"), marks.count("!"), len(marks)
     written = int(lines[0]) if lines[0].isdigit() else 0
     reason = ending.get("reason", "")
     match ending.get("ended"):
@@ -294,6 +295,7 @@ def _result(verdict: bytes, idle: bool, candidate: _Process, judge: _Process, po
         outcome=outcome,
         passed_checks=passed,
         total_checks=reached if ending.get("ended") == "whole" else max(reached, written),
+        marks=marks,
         reason=" ".join(reason.split()),
         cpu_seconds=round(candidate.cpu_seconds, 3),
     )

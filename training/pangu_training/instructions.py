@@ -1,0 +1,73 @@
+"""What models are asked to write problems and tests with, in our own words.
+
+The evolution follows section 3.3 and figure 2 of PanGu-Coder2: the role of a contest designer, a task that gets a bit
+harder by a method, and rules for the answer. The paper does not list its methods; the five are those of WizardCoder
+(arXiv 2306.08568), which asks for `complexity` "not often": a model that sees one task cannot know how often, so the
+draw does.
+"""
+
+import random
+
+METHODS = {
+    "constraints": "add a constraint or a requirement, in about ten more words",
+    "rarer requirement": "replace a requirement that is common by one that is rarer and more specific",
+    "reasoning": "where a few steps of thought solve it, let the solution need more of them",
+    "misleading code": "after its words, show a short piece of code as a reference that misleads: it has a mistake",
+    "complexity": "ask for less time or less memory, as a complexity in big O",
+}
+WEIGHTS = {name: 1 if name == "complexity" else 2 for name in METHODS}
+
+# The labels of the paper's template, which may not occur in a new task. Ours does without them: a small model that
+# reads them begins its answer with one.
+LABELS = ("#given task#", "#rewritten task#", "given task", "rewritten task")
+
+EVOLUTION = """\
+You design problems for programming contests. Here is a task:
+
+{task}
+
+---
+
+Turn it into a new task that is a bit harder. Do so by this method, or by another that suits it better: {method}.
+
+The new task
+- makes sense, is understood by people, and can be solved by code;
+- stands alone: its readers do not know the task above and need not;
+- still has the tables, code and input of the task above, if there are any;
+- is about as long as the task above;
+- asks for one function, and says what goes in and what comes out.
+
+Answer with the words of the new task only. Do not solve it, do not explain it, and give it no heading."""
+
+TESTS = """\
+{task}
+
+Do not solve this. Write {count} tests for the function that solves it, usual cases and edge cases, each with a result \
+that you have worked out. A test is one line, with all values written out:
+
+assert function_name(arguments) == result
+
+function_name stands for the name that the task gives to the function, or for a fitting one where it gives none. \
+Answer with these lines only, in one Markdown code block."""
+NAMED = "{task}\n\nName the function `{name}`."
+
+
+def method_for(seed: int, problem: str, round_number: int) -> str:
+    """The method's name for a problem in a round, always the same for the same three."""
+    draw = random.Random(f"{seed}/{problem}/{round_number}")
+    return draw.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+
+
+def evolution(task: str, method: str) -> str:
+    """The message that asks for a harder task."""
+    return EVOLUTION.format(method=METHODS[method], task=task)
+
+
+def tests(task: str, count: int) -> str:
+    """The message that asks for asserts."""
+    return TESTS.format(task=task, count=count)
+
+
+def named(task: str, name: str) -> str:
+    """A task that gives the function a name."""
+    return NAMED.format(task=task, name=name)

@@ -1,7 +1,6 @@
 """Asks a server for answers, several at a time; each is a row as soon as it is there."""
 
 import asyncio
-import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,7 +9,9 @@ from tqdm import tqdm
 
 from pangu_bench.options import AnswerOptions
 from pangu_bench.rows import GenerationRow, RowFile
-from pangu_training.endpoint import Endpoint, ServedError, post
+from pangu_training import asking
+from pangu_training.asking import prompt_question
+from pangu_training.endpoint import Endpoint
 from pangu_training.styles import style_for
 from pangu_training.suites import Problem
 
@@ -52,38 +53,24 @@ async def _answer(
 async def _ask(
     client: httpx.AsyncClient, model: str, problem: Problem, sample: int, options: AnswerOptions
 ) -> GenerationRow:
-    prompt = style_for(problem, options.style).prompt(problem)
-    body: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "model": model,
         "max_tokens": options.max_tokens,
         "temperature": options.temperature,
         "top_p": options.top_p,
     }
-    if prompt.stop:
-        body["stop"] = prompt.stop
     if options.seed is not None:
-        body["seed"] = options.seed + sample
-    if prompt.messages:
-        path, body["messages"] = "/v1/chat/completions", prompt.messages
-    else:
-        path, body["prompt"] = "/v1/completions", prompt.text
-    if prompt.suffix is not None:
-        body["suffix"] = prompt.suffix
-    started = time.perf_counter()
-    answer = await post(client, path, body, f"{model}, {problem.task_id}")
-    seconds = time.perf_counter() - started
-    try:
-        choice, usage = answer["choices"][0], answer["usage"]
-        return GenerationRow(
-            suite=problem.suite,
-            style=options.style,
-            task_id=problem.task_id,
-            sample=sample,
-            answer=(choice["message"]["content"] if prompt.messages else choice["text"]) or "",
-            finish_reason=choice["finish_reason"],
-            prompt_tokens=usage["prompt_tokens"],
-            completion_tokens=usage["completion_tokens"],
-            seconds=seconds,
-        )
-    except (LookupError, TypeError) as error:
-        raise ServedError(f"{client.base_url} does not answer in OpenAI's form: {error!r} missing") from None
+        settings["seed"] = options.seed + sample
+    prompt = style_for(problem, options.style).prompt(problem)
+    reply = await asking.answer(client, prompt_question("", prompt, settings, f"{model}, {problem.task_id}"))
+    return GenerationRow(
+        suite=problem.suite,
+        style=options.style,
+        task_id=problem.task_id,
+        sample=sample,
+        answer=reply.choices[0].text,
+        finish_reason=reply.choices[0].finish_reason,
+        prompt_tokens=reply.prompt_tokens,
+        completion_tokens=reply.completion_tokens,
+        seconds=reply.seconds,
+    )

@@ -17,6 +17,7 @@ from pangu_training.command import number_within, whole_number
 from pangu_training.endpoint import Endpoint, RefusedError, ServedError, identity, post
 from pangu_training.errors import OutputError
 from pangu_training.line_file import Journal, key_of
+from pangu_training.styles import Prompt
 
 if TYPE_CHECKING:
     import httpx
@@ -61,6 +62,20 @@ def question(
     """A question to `endpoint`. `made_from` tells apart what has the same body: the number of a sample, of a try."""
     body = {"model": endpoint.model, **body}
     return Question(key=key_of(identity(endpoint), path, body, made_from), path=path, body=body, what=what)
+
+
+def prompt_question(key: str, prompt: Prompt, settings: Mapping[str, Any], what: str) -> Question:
+    """A question that shows `prompt`; `settings` are the body's other fields."""
+    body = dict(settings)
+    if prompt.stop:
+        body["stop"] = prompt.stop
+    if prompt.suffix is not None:
+        body["suffix"] = prompt.suffix
+    if prompt.messages:
+        path, body["messages"] = CHAT, prompt.messages
+    else:
+        path, body["prompt"] = COMPLETIONS, prompt.text
+    return Question(key=key, path=path, body=body, what=what)
 
 
 def ask(
@@ -114,6 +129,8 @@ async def answer(client: "httpx.AsyncClient", question: Question) -> Reply:
     came = await post(client, question.path, dict(question.body), question.what)
     seconds = time.perf_counter() - started
     try:
+        if not came["choices"]:
+            raise LookupError("choices")
         return Reply(
             choices=tuple(
                 Choice(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from pangu_training.asking import CHAT, COMPLETIONS, Question, Reply, answer
+from pangu_training.asking import Question, Reply, answer, prompt_question
 from pangu_training.endpoint import Endpoint, RefusedError, ServedError
 from pangu_training.line_file import Journal, key_of
 from pangu_training.problems import ProblemRow
@@ -164,8 +164,6 @@ class Drawing:
                     raise
                 takes_n = False  # or what it refuses is the prompt: one sample alone will tell
                 continue
-            if not reply.choices:
-                raise ServedError(f"{endpoint.base_url} answers without choices")
             if not takes_n or len(reply.choices) < len(samples):
                 takes_n = self._takes_n = False
             self._keep(draw, samples, reply)
@@ -174,25 +172,19 @@ class Drawing:
         return [sample for sample, key in draw.keys.items() if key not in self._journal.rows]
 
     def _question(self, model: str, draw: Draw, samples: Sequence[int]) -> Question:
-        prompt, options = draw.prompt, self._options
-        body: dict[str, Any] = {
+        options = self._options
+        settings: dict[str, Any] = {
             "model": model,
             "max_tokens": options.max_tokens,
             "temperature": draw.temperature,
             "top_p": options.top_p,
         }
-        if prompt.stop:
-            body["stop"] = prompt.stop
         if len(samples) > 1:
-            body["n"] = len(samples)
+            settings["n"] = len(samples)
         if options.seed is not None:
-            body["seed"] = options.seed + samples[0]
-        if prompt.messages:
-            path, body["messages"] = CHAT, prompt.messages
-        else:
-            path, body["prompt"] = COMPLETIONS, prompt.text
+            settings["seed"] = options.seed + samples[0]
         what = f"{self.source.name}, {draw.problem}"
-        return Question(key=draw.keys[samples[0]], path=path, body=body, what=what)
+        return prompt_question(draw.keys[samples[0]], draw.prompt, settings, what)
 
     def _keep(self, draw: Draw, samples: Sequence[int], reply: Reply) -> None:
         shares = token_shares(reply.completion_tokens, [choice.text for choice in reply.choices])

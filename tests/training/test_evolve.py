@@ -128,7 +128,11 @@ def test_a_bad_answer_is_asked_again_and_then_the_chain_stops(evolve: Any, tmp_p
         assert [figures["evolved"] for figures in result["rounds"]] == [1, 1, 1]
         assert [figures["stopped"] for figures in result["rounds"]] == [1, 0, 0]
         assert result["rounds"][0]["not_taken"] == {"label": 2}
-        assert len({body["seed"] for body in server.bodies}) == len(server.bodies) == 5
+        seeds = {body["seed"] for body in server.bodies}
+        assert len(seeds) == len(server.bodies) == 5
+        again = ("--rounds", 3, "--tries", 2, "--seed", 5, "--output", tmp_path / "again.jsonl")
+        evolve(server.address, *again)
+        assert {body["seed"] for body in server.bodies[5:]} == seeds
     assert list(rows_of(tmp_path / "evolved.jsonl")) == ["own/1", "own/2", "own/1+1", "own/1+2", "own/1+3"]
     rejected = [json.loads(line) for line in (tmp_path / "evolved.rejected.jsonl").read_text().splitlines()]
     assert [(row["parent"], row["try"], row["reason"], row["text"]) for row in rejected] == [

@@ -82,10 +82,16 @@ def check(candidate):
 """
     check = Check(entry_point="square", test=test)
     assert run("def square(x): return x * x", check) == Result(
-        outcome=Outcome.PASSED, passed_checks=11, total_checks=11, cpu_seconds=pytest.approx(0, abs=9)
+        outcome=Outcome.PASSED,
+        passed_checks=11,
+        total_checks=11,
+        marks="+" * 11,
+        cpu_seconds=pytest.approx(0, abs=9),
     )
     result = run("def square(x): return 9 if x != 'x' else 0", check)
     assert (result.outcome, result.passed_checks, result.total_checks) == (Outcome.FAILED, 1, 12)
+    test = "def check(run):\n    assert run(1) == 1\n    assert run('x')\n    assert run(2) == 4"
+    assert run("def square(x): return x ** 1", Check(entry_point="square", test=test)).marks == "+!-"
 
 
 @pytest.mark.parametrize(
@@ -170,7 +176,11 @@ class Solution:
 """
     check = checks.leetcode({"prompt": prompt, "test": test, "entry_point": "Solution().mirror"})
     assert run(prompt + solution, check) == Result(
-        outcome=Outcome.PASSED, passed_checks=2, total_checks=2, cpu_seconds=pytest.approx(0, abs=9)
+        outcome=Outcome.PASSED,
+        passed_checks=2,
+        total_checks=2,
+        marks="++",
+        cpu_seconds=pytest.approx(0, abs=9),
     )
 
 

@@ -192,16 +192,16 @@ def beside(output: Path, name: str) -> Path:
     return output.with_name(f"{output.stem}.{name}{output.suffix}")
 
 
-def journal_for(output: Path, *others: Path) -> Journal:
-    """The journal of a command that writes `output`, and `others`: `.NAME.journal`, hidden, in the same folder.
+def journal_for(verb: str, output: Path, *others: Path) -> Journal:
+    """The journal of a verb that writes `output`, and `others`: `.OUTPUT.VERB.journal`, hidden, in the same folder.
 
     It stays when the command is done: with more rounds or samples only those are asked.
 
     Raises:
-        OutputError: a file is there already, and no journal says that it is this command's.
+        OutputError: a file is there already, and no journal says that it is this verb's.
         LineFileError: another process has the journal, or it is damaged.
     """
-    path = output.with_name(f".{output.name}.journal")
+    path = output.with_name(f".{output.name}.{verb}.journal")
     for file in (output, *others):
         if file.exists() and not path.exists():
             raise OutputError(f"{file} exists already and has other work: choose another --output")

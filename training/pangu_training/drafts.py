@@ -20,6 +20,7 @@ from pangu_training.asking import Chat, Reply
 from pangu_training.instructions import named, tests
 from pangu_training.line_file import Journal, key_of
 from pangu_training.problems import ProblemRow
+from pangu_training.sandbox.checks import Check
 from pangu_training.sandbox.execution import Outcome, Policy, run_as_completed
 from pangu_training.styles import STYLES
 from pangu_training.suite_checks import check_of, sandbox_configuration
@@ -79,10 +80,9 @@ def with_programs(drafts: Sequence[Draft], chat: Chat, solutions: int) -> tuple[
     )
     filled = []
     for at, draft in enumerate(drafts):
-        # the setup stays outside: the program is stored as an answer
-        problem = replace(draft.problem, setup="")
-        texts = [_text(reply) for reply in replies[at * solutions : (at + 1) * solutions]]
-        programs = tuple(CHAT_STYLE.program(problem, text) for text in texts)
+        problem = replace(draft.problem, setup="")  # it is no part of a program that is stored as an answer
+        own = replies[at * solutions : (at + 1) * solutions]
+        programs = tuple(CHAT_STYLE.program(problem, _text(reply)) for reply in own)
         filled.append(replace(draft, programs=programs))
     return filled, replies
 
@@ -110,12 +110,11 @@ def judged(drafts: Sequence[Draft], journal: Journal, policy: Policy) -> list[Dr
     }
     marks = dict.fromkeys(unfinished, "")
     for last in (False, True):
+        if not unfinished:
+            break
         at = list(unfinished)
         jobs = [
-            (
-                draft.problem.setup + program,
-                check_of(_with_tests(draft.problem, draft.asserts[len(marks[name]) :])),
-            )
+            (draft.problem.setup + program, _check(draft, len(marks[name])))
             for name, (draft, program) in unfinished.items()
         ]
         with contextlib.closing(run_as_completed(jobs, policy)) as done:
@@ -139,8 +138,10 @@ def _held(journal: Journal, key: str) -> frozenset[int]:
     return frozenset(at for at, mark in enumerate(journal.rows[key]["marks"]) if mark == "+")
 
 
-def _with_tests(problem: Problem, asserts: Iterable[str]) -> Problem:
-    return replace(problem, tests=CheckTests(source=check_source(asserts)))
+def _check(draft: Draft, first: int) -> Check:
+    """The draft's asserts from the place `first` on."""
+    tests = CheckTests(source=check_source(draft.asserts[first:]))
+    return check_of(replace(draft.problem, tests=tests))
 
 
 def _draft(row: ProblemRow, replies: Iterable[Reply], count: int) -> Draft:

@@ -18,7 +18,7 @@
   + UnpairedError         pangu_bench.significance
   + RowsError             pangu_bench.rows
   + UsageError            pangu_bench.options
-  + ServedError           pangu_training.endpoint
+  + ServedError           pangu_training.endpoint; RefusedError below it
   + SandboxError          pangu_training.sandbox.tiers
   + RequestError          pangu_server.errors, HTTP 400; Overloaded 429 and NotReady 503 beside it
 """

@@ -76,9 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     originals = read_problems(arguments.problems).rows
     _require_free_ids(originals, arguments.rounds)
     rejected_file = beside(arguments.output, "rejected")
-    journal = journal_for(arguments.output, rejected_file)
     rounds: list[Round] = []
-    with journal:
+    with journal_for("evolve", arguments.output, rejected_file) as journal:
         chat = Chat(running(arguments.base_url, arguments.model), journal, arguments)
         parents = {row.id: row for row in originals}
         for number in range(1, arguments.rounds + 1):

@@ -40,15 +40,19 @@ The new task
 Answer with the words of the new task only. Do not solve it, do not explain it, and give it no heading."""
 
 TESTS = """\
+You write tests for programming tasks. You do not solve the tasks. Here is a task:
+
 {task}
 
-Do not solve this. Write {count} tests for the function that solves it, usual cases and edge cases, each with a result \
-that you have worked out. A test is one line, with all values written out:
+---
 
-assert function_name(arguments) == result
+Write {count} lines of Python that test a function which solves this task. Each line begins with the word assert, \
+calls the function with values, and says with == what it returns, like this line about another function:
 
-function_name stands for the name that the task gives to the function, or for a fitting one where it gives none. \
-Answer with these lines only, in one Markdown code block."""
+assert month_name(3) == 'March'
+
+Take usual cases and edge cases, and work out each result with care. The function has the name that the task gives it; \
+if it gives none, choose one that suits the task. Do not define the function. Answer with the {count} lines only."""
 NAMED = "{task}\n\nName the function `{name}`."
 
 

@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     policy = replace(policy, cpu_seconds=CPU_SECONDS, check_cpu_seconds=CPU_SECONDS)
     sandbox_configuration(policy)  # raises where programs cannot be run, before anything is asked
     least = arguments.least_tests, arguments.least_agreeing
-    with journal_for(arguments.output) as journal:
+    with journal_for("tests", arguments.output) as journal:
         chat = Chat(running(arguments.base_url, arguments.model), journal, arguments)
         untested = [row for row in file.rows if not row.tests]
         drafts, assert_replies = with_asserts(untested, chat, arguments.assert_answers, arguments.asserts)

@@ -12,7 +12,7 @@ Answer = str | tuple[str, str] | int
 
 
 class Answering:
-    """`answer(body)` is what is answered; `bodies` is what was asked."""
+    """`answer(body)` is what is answered, nothing when it raises ConnectionError; `bodies` is what was asked."""
 
     def __init__(self, answer: Callable[[dict[str, Any]], Answer]) -> None:
         self.answer = answer
@@ -40,7 +40,10 @@ def answering(answer: Callable[[dict[str, Any]], Answer]) -> Iterator[Answering]
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            self.send(*state.reply(body))
+            try:
+                self.send(*state.reply(body))
+            except ConnectionError:
+                self.close_connection = True
 
         def send(self, status: int, value: dict[str, Any]) -> None:
             data = json.dumps(value).encode()

@@ -171,8 +171,15 @@ def test_a_server_that_takes_nothing_ends_the_command(
 
 
 def test_a_server_that_fails_now_and_then_is_asked_again(evolve: Any) -> None:
-    failures = iter((500, 503, 502, 429))
-    with answering(lambda body: next(failures, None) or harder(body)) as server:
+    failures = iter((500, 503, 0, 429))
+
+    def answer(body: dict[str, Any]) -> str | int:
+        status = next(failures, None)
+        if status == 0:
+            return None
+        return status or harder(body)
+
+    with answering(answer) as server:
         assert evolve(server.address)[1]["evolved"] == 2
         assert len(server.bodies) == 6
 

@@ -11,8 +11,8 @@ those asserts; the set of the highest score wins, at a tie the one of more progr
 """
 
 import ast
+import builtins
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -22,7 +22,8 @@ HELPERS = frozenset(("abs", "dict", "float", "len", "list", "round", "set", "sor
 VALUES = (ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.UnaryOp, ast.BinOp, ast.Call, ast.keyword)
 NODES = (ast.Assert, ast.Compare, ast.Name, ast.expr_context, ast.unaryop, ast.operator, ast.cmpop, *VALUES)
 LONGEST_ASSERT_LINES = 20
-BARE_NAME_WORDS = r"(?:function|named?|called)"
+CALLED = re.compile(r"(?<![\w.])([a-z_]\w*)\(")  # not O(n)
+NAMED = re.compile(r"(?:(?<=function )|(?<=named )|(?<=called ))([`'\"]?)([A-Za-z_]\w*)")
 
 
 class Consensus(NamedTuple):
@@ -71,15 +72,16 @@ def function_under_test(statement: ast.Assert) -> str | None:
 
 
 def entry_point(asserts: Iterable[ast.Assert], task: str) -> str | None:
-    """The function that most of the asserts test, one that the task names if there is one."""
-    counts = Counter(name for name in map(function_under_test, asserts) if name)
-    return max(counts, key=lambda name: (names(task, name), counts[name]), default=None)
+    """The function that most of the asserts test; one that the task names, where it names any."""
+    stated = names_in(task)
+    tested = [name for name in map(function_under_test, asserts) if name and (name in stated or not stated)]
+    return max(tested, key=tested.count, default=None)
 
 
-def names(task: str, function: str) -> bool:
-    """Whether a task gives the function's name: as code, or after `function`, `named`, `called`."""
-    name = re.escape(function)
-    return re.search(rf"`{name}\b|\b{name}\(|{BARE_NAME_WORDS} ['\"]?{name}\b", task) is not None
+def names_in(task: str) -> set[str]:
+    """Functions that a task names: `name(`; after `function`, `named`, `called` a name that is quoted or has a `_`."""
+    named = {name for quote, name in NAMED.findall(task) if quote or "_" in name}
+    return (named | set(CALLED.findall(task))) - set(dir(builtins))
 
 
 def of_candidate(statement: ast.Assert, function: str) -> str:

@@ -13,7 +13,7 @@ from pangu_training.agreement import (
     consensus,
     entry_point,
     function_under_test,
-    names,
+    names_in,
     of_candidate,
 )
 from pangu_training.asking import Chat, Reply
@@ -152,7 +152,7 @@ def _draft(row: ProblemRow, replies: Iterable[Reply], count: int) -> Draft:
         suite="problems",
         task_id=row.id,
         prompt="",
-        words=row.prompt if not name or names(row.prompt, name) else named(row.prompt, name),
+        words=row.prompt if not name or name in names_in(row.prompt) else named(row.prompt, name),
         entry_point=name,
         canonical_program="",
         tests=None,

@@ -39,6 +39,7 @@ The new task
 
 Answer with the words of the new task only. Do not solve it, do not explain it, and give it no heading."""
 
+# No example of an assert: small models test the example's function, and write programs for its name.
 TESTS = """\
 You write tests for programming tasks. You do not solve the tasks. Here is a task:
 
@@ -46,10 +47,9 @@ You write tests for programming tasks. You do not solve the tasks. Here is a tas
 
 ---
 
-Write {count} lines of Python that test a function which solves this task. Each line begins with the word assert, \
-calls the function with values, and says with == what it returns, like this line about another function:
+Write {count} lines of Python that test a function which solves this task. Each has this form, with values written out:
 
-assert month_name(3) == 'March'
+assert function_name(arguments) == result
 
 Take usual cases and edge cases, and work out each result with care. The function has the name that the task gives it; \
 if it gives none, choose one that suits the task. Do not define the function. Answer with the {count} lines only."""

@@ -195,12 +195,10 @@ def table(report: Mapping[str, Any]) -> str:
         ("model", f"solved of {problems}"),
         ((one["name"], f"{one['solved']} ({one['solved'] / problems:.2%})") for one in report["models"]),
     )
-    sets = rows(
-        ("solved by", "problems", "which"),
-        ((one["label"], str(one["count"]), ", ".join(one["problems"])) for one in report["sets"]),
+    sets = rows(("solved by", "problems"), ((one["label"], str(one["count"])) for one in report["sets"]))
+    which = "\n".join(
+        f"- **{one['label']}**: {', '.join(one['problems'])}" for one in report["sets"] if one["problems"]
     )
     means = "its one answer passes" if samples == 1 else f"one of its first {samples} samples passes"
-    return (
-        f"# Who solves what\n\n{models}\n\n{sets}\n\n{report['suite']}, sha256 {report['suite_sha256'][:12]}…; a "
-        f"problem is solved when {means}. Each problem is in one set: of exactly these models.\n"
-    )
+    rule = f"{report['suite']}, sha256 {report['suite_sha256'][:12]}…; a problem is solved when {means}."
+    return f"# Who solves what\n\n{models}\n\n{sets}\n\n{which}\n\n{rule} Each stands once, with all who solve it.\n"

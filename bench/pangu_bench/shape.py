@@ -157,13 +157,13 @@ class Trial:
             (needed, why), free = sizes.needed_bytes(FORMATS[name], self.device), free_bytes(self.device)
             if needed > free:
                 memory = "GPU memory" if self.device == "cuda" else "memory"
-                left_out[name] = (
-                    f"{name} needs about {needed / 1e9:.1f} GB of {memory} to load{why}; {free / 1e9:.1f} GB are free"
-                )
-                print(f"left out: {left_out[name]}", file=sys.stderr)
-        missing = [name for name in missing if name not in left_out]
+                takes, is_free = f"{needed / 1e9:.1f} GB of {memory}", f"{free / 1e9:.1f} GB are free"
+                left_out[name] = f"{name} needs about {takes} to load{why}, and {is_free}"
         if len(left_out) == len(wanted):
-            raise UsageError(f"{'; '.join(left_out.values())}: try fewer --layers or other --formats")
+            raise UsageError(f"{'. '.join(left_out.values())}: try fewer --layers or other --formats")
+        for reason in left_out.values():
+            print(f"left out: {reason}", file=sys.stderr)
+        missing = [name for name in missing if name not in left_out]
         beside_bytes = max((self._disk_bytes(name, sizes) for name in missing), default=0)
         for name in missing:
             self._make(name, beside_bytes, journal)

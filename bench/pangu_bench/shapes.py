@@ -78,5 +78,5 @@ class Sizes:
             return int(1.02 * self.weight_bytes(format.bits) + 1e9), ""
         if runs_packed(device, format.gptq_bits, GROUP_SIZE):  # a layer's weights are there twice, and a file
             return int(1.3 * self.weight_bytes(format.bits) + 1.5e9), ""
-        why = ", since a CPU has no kernel for it and it is de-quantized"
+        why = " (a CPU has no kernel for it: it is de-quantized)"
         return int(2 * self.weight_bytes(16) + 3e9), why

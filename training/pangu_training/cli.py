@@ -4,10 +4,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pangu_training import command, export, fit
+from pangu_training import command, curve, export, fit
 
 VERBS = {
     "fit": (fit, "train a checkpoint on ranked pairs with the RRTF loss"),
+    "curve": (curve, "train on parts of the pairs, and draw pass@1 over data size and epochs"),
     "export": (export, "make a checkpoint folder of a finished run, for pangu-convert"),
 }
 

@@ -5,6 +5,7 @@
   + OutputError           an output folder that exists, is being written, or does not fit
   + DataError             pangu_training.ranked, pangu_training.problems
   + FitError              pangu_training.fit
+  + CurveError            pangu_training.curve
   + ArtifactError         pangu_convert.artifact
   + DownloadError         pangu_convert.download
   + CalibrationError      pangu_convert.calibration

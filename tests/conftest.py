@@ -1,5 +1,6 @@
 """Checkpoints and artifacts that several tests share, made by the commands that users run."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,17 @@ PROMPTS = (
 def pangu_convert(*arguments: object) -> None:
     """Run the command in this process; it must succeed."""
     assert cli.main([str(argument) for argument in arguments]) == 0
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """torch computes with one thread: the number changes the last bits, and on a busy machine two are slower."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,13 @@
-"""Ranked rows that a tiny model learns in seconds: the chosen answers return, the rejected ones print."""
+"""Ranked rows that a tiny model learns in seconds: the chosen answers return, the rejected ones print.
+
+Constant ones, to learn to solve problems: every answer is the same, and right for every problem.
+"""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
+from pangu_training.problems import write_problems
 from pangu_training.ranked import Answer, RankedRow, write_ranked
 
 NAMES = ("total", "mean", "largest", "smallest", "length", "first", "last", "product")
@@ -36,4 +41,21 @@ def ranked_rows(count: int, *, seed: int = 0) -> list[RankedRow]:
 def write_rows(path: Path, count: int, *, seed: int = 0) -> Path:
     """The same in a file."""
     write_ranked(path, ranked_rows(count, seed=seed))
+    return path
+
+
+def constant_rows(count: int) -> list[RankedRow]:
+    """`count` rows that all choose `f` returning 7."""
+    rows = ranked_rows(count)
+    return [replace(row, chosen=replace(row.chosen, text="def f(items):\n    return 7\n")) for row in rows]
+
+
+def constant_problems(path: Path, count: int, **changes: str) -> Path:
+    """Problems of other rows' words that the constant answer solves, then one without tests."""
+    tests = {"entry_point": "f", "tests": "def check(candidate):\n    assert candidate([1]) == 7\n"}
+    problems = [
+        {"id": f"own/{number}", "prompt": row.prompt, **tests, **changes}
+        for number, row in enumerate(ranked_rows(count, seed=2))
+    ]
+    write_problems(path, [*problems, {"id": "untested", "prompt": "Anything."}])
     return path

@@ -13,8 +13,8 @@ from pangu_bench.judging import gold_verdicts, judge
 from pangu_bench.options import AnswerOptions
 from pangu_bench.pass_at_k import mean_pass_at_k, pass_at_k, pass_at_k_interval
 from pangu_bench.rows import GenerationRow, RowFile, VerdictRow
-from pangu_bench.significance import wilson
 from pangu_training.endpoint import Endpoint, file_stem
+from pangu_training.intervals import wilson
 from pangu_training.sandbox.execution import Outcome, Policy
 from pangu_training.styles import style_for
 from pangu_training.suite_checks import policy_of, sandbox_configuration

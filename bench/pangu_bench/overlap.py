@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read, intersect, report."""
-    from pangu_bench.pictures import overlaps
     from pangu_bench.report import document, figure, html
+    from pangu_training.pictures import overlaps
 
     results = [read_result(path, arguments.samples) for path in arguments.rows]
     report = overlap(results)

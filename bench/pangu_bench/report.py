@@ -6,7 +6,8 @@ from html import escape
 from typing import Any
 
 from pangu_bench.cost_tables import tpot_seconds
-from pangu_bench.pictures import Point, legend, lines, ranges, scatter, solved
+from pangu_training import pictures
+from pangu_training.pictures import Point, legend, lines, ranges, scatter, solved
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --faint: #68727d; --line: #dfe3e8; --paper: #fff }
@@ -18,14 +19,8 @@ table { border-collapse: collapse; display: block; overflow-x: auto; font-varian
 th, td { text-align: left; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
 th { color: var(--faint); font-weight: 500 } td:first-child { white-space: nowrap } code { font-size: .9em }
 .pictures { display: flex; flex-wrap: wrap; gap: 1.6rem } figure { margin: 0; max-width: 100% }
-svg { max-width: 100%; height: auto } svg text { font: 11px system-ui, sans-serif; fill: var(--faint) }
-svg .label { text-anchor: middle; fill: var(--ink) } .grid { stroke: var(--line); fill: none }
-.line { stroke: currentColor; stroke-width: 1.5; fill: none }
-.bar { stroke: currentColor; stroke-width: 7; opacity: .35 }
-.mark { stroke: currentColor; stroke-width: 2.5 } .dot, .cells { fill: currentColor }
+svg { max-width: 100%; height: auto }
 .legend span { margin-right: 1.2rem; white-space: nowrap } .legend svg { vertical-align: -1px }
-.c0 { color: #2f6fde } .c1 { color: #d9772b } .c2 { color: #2a9d6b } .c3 { color: #b64fb0 }
-.c4 { color: #c2413f } .c5 { color: #17a2b0 } .c6 { color: #8d7a1f } .c7 { color: #7a6ad8 }
 """
 
 
@@ -47,7 +42,8 @@ def document(names: Sequence[str], body: str) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
-        f"<title>{escape(', '.join(names))}</title><style>{STYLE}</style></head><body>{body}</body></html>\n"
+        f"<title>{escape(', '.join(names))}</title><style>{STYLE}{pictures.STYLE}</style></head>"
+        f"<body>{body}</body></html>\n"
     )
 
 

@@ -128,15 +128,6 @@ def mcnemar_bounds(problems: int, baseline_solved: int, candidate_solved: int) -
     return min(p_values), max(p_values)
 
 
-def wilson(solved: int, problems: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of one share, `solved` of `problems`."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share, spread = solved / problems, z * z / problems
-    middle = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / problems + spread / (4 * problems)) / (1 + spread)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def minimum_detectable_difference(problems: int, discordance: float, power: float = 0.8) -> float:
     """The smallest paired difference that a suite finds with probability `power` at p < 0.05 (normal approximation).
 

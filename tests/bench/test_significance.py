@@ -15,8 +15,8 @@ from pangu_bench.significance import (
     minimum_detectable_difference,
     verdict,
     verdict_without_flips,
-    wilson,
 )
+from pangu_training.intervals import wilson
 
 FP16, CT2_INT8, GPTQ_INT8, GPTQ_INT4 = 102, 106, 84, 85  # of 164
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from process import wait_for
-from ranked_rows import write_rows
+from ranked_rows import constant_problems, write_rows
 from tiny import save_tiny
 from tokenizers import Tokenizer
 
@@ -21,6 +22,9 @@ from pangu_training.run import Run
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 FSDP = Path(__file__).parents[1] / "fsdp_on_cpu.py"
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")  # as the processes have that are compared with
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +91,8 @@ def test_accumulation_changes_nothing(tmp_path: Path, without_dropout: Path, fin
 
 def test_a_killed_or_stopped_run_goes_on_exactly(tmp_path: Path, tiny_starcoder: Path) -> None:
     data = write_rows(tmp_path / "rows.jsonl", 40)
-    options = {"save_steps": 2, "epochs": 2, "micro_batch": 4, "held_out": data}
+    options = {"save_steps": 2, "epochs": 2, "micro_batch": 4, "held_out": data, "held_out_max_tokens": 8}
+    options["held_out_problems"] = constant_problems(tmp_path / "problems.jsonl", 3)
     whole = fit(data, tiny_starcoder, tmp_path / "whole", **options)
     assert whole[-1]["step"] == 10
 
@@ -112,6 +117,15 @@ def test_a_killed_or_stopped_run_goes_on_exactly(tmp_path: Path, tiny_starcoder:
     assert last.name == f"checkpoint-{run.metrics[-1]['step']}", "it saves where it stops"
 
     assert fit(data, tiny_starcoder, run.path, **options) == whole
+    assert [run.held_out_answers(epoch).is_file() for epoch in range(4)] == [True, True, True, False]
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path, tiny_starcoder: Path) -> None:
+    data, run = write_rows(tmp_path / "rows.jsonl", 8), Run(tmp_path / "run")
+    metrics = fit(data, tiny_starcoder, run.path, held_out=data)
+    for folder in (run.final, run.checkpoint(1)):
+        shutil.rmtree(folder)
+    assert fit(data, tiny_starcoder, run.path, held_out=data) == metrics
 
 
 def test_a_folder_is_one_run(
@@ -164,7 +178,9 @@ def test_two_fsdp_processes_have_the_losses_of_one(
     tmp_path: Path, without_dropout: Path, lora_rank: int
 ) -> None:
     data = write_rows(tmp_path / "rows.jsonl", 24)
-    options = {"micro_batch": 2, "held_out": data, "lora_rank": lora_rank}
+    options = {"micro_batch": 2, "held_out": data, "lora_rank": lora_rank, "held_out_max_tokens": 16}
+    options["held_out_problems"] = constant_problems(tmp_path / "problems.jsonl", 5)  # shares of 3 and 2
+    options["held_out_batch"] = 2
     one = fit(data, without_dropout, tmp_path / "one", **options)
     config = yaml.safe_load((CONFIGS / "fsdp2.yaml").read_text())
     environment = {name.upper(): str(value).lower() for name, value in config["fsdp_config"].items()}
@@ -187,7 +203,11 @@ def test_two_fsdp_processes_have_the_losses_of_one(
     assert launched.returncode == 0, launched.stdout[-3000:]
     assert "sharded over 2" in launched.stdout
     for entry, expected in zip(Run(tmp_path / "two").metrics, one, strict=True):
+        assert entry.pop("held_out_outcomes", None) == expected.pop("held_out_outcomes", None)
         assert entry == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    for epoch in range(2):
+        answers = (Run(tmp_path / name).held_out_answers(epoch).read_text() for name in ("one", "two"))
+        assert next(answers) == next(answers), epoch
 
 
 @pytest.mark.parametrize("name", ["fsdp2", "fsdp2-nodes", "zero3", "zero3-nodes"])

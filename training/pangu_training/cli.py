@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pangu_training import cleaning, collection, command, evolve, export, fit, rank, sample, tests
+from pangu_training import cleaning, collection, command, curve, evolve, export, fit, rank, sample, tests
 
 VERBS = {
     "problems": (collection, "turn a benchmark's problems that have tests into problems in words"),
@@ -14,6 +14,7 @@ VERBS = {
     "sample": (sample, "responses to problems from the student and from its teachers"),
     "rank": (rank, "run responses against their problems' tests, and make ranked pairs of them"),
     "fit": (fit, "train a checkpoint on ranked pairs with the RRTF loss"),
+    "curve": (curve, "train on parts of the pairs, and draw pass@1 over data size and epochs"),
     "export": (export, "make a checkpoint folder of a finished run, for pangu-convert"),
 }
 

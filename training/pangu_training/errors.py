@@ -7,6 +7,7 @@
   + FitError              pangu_training.fit
   + SampleError           pangu_training.sample
   + SourceError           pangu_training.sources
+  + CurveError            pangu_training.curve
   + ArtifactError         pangu_convert.artifact
   + DownloadError         pangu_convert.download
   + CalibrationError      pangu_convert.calibration

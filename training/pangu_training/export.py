@@ -21,6 +21,7 @@ from pangu_training.run import Run
 if TYPE_CHECKING:
     from torch import Tensor
 
+RECORDED = ("data", "held_out", "held_out_problems", "options", "library_versions")
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -141,7 +142,7 @@ def _write_texts(base: Checkpoint, folder: Path) -> None:
 
 def _provenance(name: str, base: Checkpoint, trained: Run) -> dict[str, Any]:
     metrics = trained.metrics
-    held_out = [entry for entry in metrics if "held_out_rank_loss" in entry]
+    held_out = [entry for entry in metrics if "loss" not in entry]
     steps = [entry for entry in metrics if "loss" in entry]
     before = base.provenance or {}
     return {
@@ -152,7 +153,7 @@ def _provenance(name: str, base: Checkpoint, trained: Run) -> dict[str, Any]:
             "sha256": trained.description["checkpoint_sha256"],
             "provenance": base.provenance,
         },
-        **{name: trained.description[name] for name in ("data", "held_out", "options", "library_versions")},
+        **{name: trained.description.get(name) for name in RECORDED},
         "metrics": {
             "first_step": steps[0],
             "last_step": steps[-1],
@@ -181,6 +182,13 @@ def model_card(training: Mapping[str, Any]) -> str:
     )
     options = "\n".join(f"| {name} | {value} |" for name, value in training["options"].items())
     held = f"Held out: {held_out['used']} pairs, sha256 `{held_out['sha256']}`." if held_out else ""
+    solved = ""
+    if problems := training["held_out_problems"]:
+        before, after = (metrics[f"held_out_{when}"]["held_out_pass_at_1"] for when in ("before", "after"))
+        solved = (
+            f"pass@1 on {problems['used']} held-out problems (sha256 `{problems['sha256']}`), one greedy answer "
+            f"each: {before:.1%} before, {after:.1%} after.\n\n"
+        )
     return f"""# {training["source"]}
 
 {training["base"]["name"]}, trained by RRTF (PanGu-Coder2, arXiv 2307.14936) with pangu-coder2.
@@ -201,7 +209,7 @@ Base checkpoint: sha256 `{training["base"]["sha256"]}`. Data: {data["used"]} ran
 | --- | --- | --- | --- |
 {scores}
 
-| option | |
+{solved}| option | |
 | --- | --- |
 {options}
 

@@ -24,6 +24,7 @@ from pangu_training.ranked import RankedFile, read_ranked
 from pangu_training.run import Run
 
 if TYPE_CHECKING:
+    from pangu_training.held_out import HeldOutProblems
     from pangu_training.memory import Shape
     from pangu_training.pairs import Pair, PairTokenizer
     from pangu_training.trainer import PairTrainer
@@ -42,37 +43,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, required=True, help="the run's folder; an unfinished one goes on"
     )
-    parser.add_argument("--held-out", type=Path, help="ranked pairs to evaluate on at first and each epoch")
     parser.add_argument("--plan-only", action="store_true", help="print the memory plan and stop")
-    add_option_arguments(parser)
+    add_training_arguments(parser)
     parser.set_defaults(run=run)
 
 
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare how to train and what to evaluate on: `curve` has these as well."""
+    parser.add_argument("--held-out", type=Path, help="ranked pairs to evaluate on at first and each epoch")
+    parser.add_argument("--held-out-problems", type=Path, help="problems to solve at first and each epoch")
+    parser.add_argument("--unsafe", action="store_true", help="run programs even where nothing confines them")
+    add_option_arguments(parser)
+
+
 def run(arguments: argparse.Namespace) -> None:
-    """Train, or go on training, until the run is finished.
+    """Train on the whole file."""
+    fit(read_ranked(arguments.data), arguments.output, arguments)
+
+
+def fit(data: RankedFile, output: Path, arguments: argparse.Namespace) -> None:
+    """Train on `data`, or go on training, until the run in `output` is finished.
 
     Raises:
-        CheckpointError, DataError, FitError, OutputError: before anything is loaded.
+        CheckpointError, DataError, FitError, OutputError, SandboxError, SuiteError: before anything is loaded.
         KeyboardInterrupt: it was asked to stop, and saved.
     """
-    options = options_of(arguments)
-    checkpoint, data = read_checkpoint(arguments.checkpoint), read_ranked(arguments.data)
+    options, checkpoint = options_of(arguments), read_checkpoint(arguments.checkpoint)
     held_out = read_ranked(arguments.held_out) if arguments.held_out else None
     if options.max_length > checkpoint.context_length:
         raise FitError(
             f"--max-length {options.max_length} is beyond the checkpoint's {checkpoint.context_length} tokens"
         )
 
+    from pangu_training.held_out import HeldOutProblems
     from pangu_training.memory import Shape
     from pangu_training.pairs import PairTokenizer
 
+    run = Run(output)
     tokenizer = PairTokenizer(checkpoint)
     pairs = _fitting(tokenizer, data, options)
     held_out_pairs = _fitting(tokenizer, held_out, options) if held_out else None
-    run = Run(arguments.output)
+    problems = None
+    if path := arguments.held_out_problems:
+        problems = HeldOutProblems(path, data, checkpoint, options, run, unsafe=arguments.unsafe)
     shape = Shape.of(checkpoint)
     # Under ZeRO-3 every model made after this is sharded: the one to train, but not the plan's.
-    training = _training_arguments(run, options, len(pairs), held_out is not None)
+    training = _training_arguments(run, options, len(pairs), bool(held_out or problems))
     _print_plan(shape, options, training)
     if arguments.plan_only:
         return
@@ -83,6 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
                     "checkpoint_sha256": checkpoint_hash(checkpoint),
                     "data": _description(data, pairs),
                     "held_out": _description(held_out, held_out_pairs) if held_out else None,
+                    "held_out_problems": problems.description if problems else None,
                     "options": asdict(options),
                 },
                 checkpoint=str(checkpoint.path.resolve()),
@@ -92,9 +109,9 @@ def run(arguments: argparse.Namespace) -> None:
         if run.final.exists():
             print(f"{run.final} is there: the run is finished")
             return
-        _train(checkpoint, options, run, training, pairs, held_out_pairs)
+        _train(checkpoint, options, run, training, pairs, held_out_pairs, problems)
     if training.process_index == 0:
-        print(f"{run.final}: trained; make a checkpoint of it with pangu-train export {arguments.output}")
+        print(f"{run.final}: trained; make a checkpoint of it with pangu-train export {output}")
 
 
 def _fitting(tokenizer: "PairTokenizer", file: RankedFile, options: Options) -> "list[Pair]":
@@ -207,6 +224,7 @@ def _train(
     training: Any,
     pairs: "list[Pair]",
     held_out: "list[Pair] | None",
+    problems: "HeldOutProblems | None",
 ) -> None:
     from transformers import PrinterCallback, set_seed
     from transformers.utils.logging import disable_progress_bar
@@ -221,11 +239,12 @@ def _train(
     trainer = PairTrainer(
         rank=options.rank_loss,
         fine_tuning=options.fine_tuning_loss,
+        held_out_problems=problems,
         model=model,
         args=training,
         data_collator=collate,
         train_dataset=pairs,
-        eval_dataset=held_out,
+        eval_dataset=held_out or [],  # None would be refused where problems alone are evaluated
     )
     trainer.remove_callback(PrinterCallback)
     last = run.last_checkpoint()

@@ -14,6 +14,8 @@ from transformers import TrainerCallback
 from pangu_training.run import Run
 from pangu_training.trainer import WATCHED
 
+SHOWN = (*WATCHED, "held_out_pass_at_1")
+
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[threading.Event]:
@@ -44,6 +46,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         self._run, self._accelerator, self._stop = run, accelerator, stop
         self._saved_step = -1
         self._bar: tqdm[Any] | None = None
+        self._shown: dict[str, str] = {}
         self._board: Any = None
         self.stopped = False
 
@@ -51,7 +54,8 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         """Start the bar; drop the metrics of steps that will be done again."""
         self._saved_step = state.global_step
         if state.is_world_process_zero:
-            self._run.drop_metrics_after(state.global_step)
+            # A run that starts again evaluates again.
+            self._run.drop_metrics_after(state.global_step or -1)
             self._bar = tqdm(
                 total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=None
             )
@@ -62,13 +66,18 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         """Write a step's or an evaluation's entry."""
-        if state.is_world_process_zero and ("loss" in logs or "held_out_rank_loss" in logs):
+        evaluation = any(name.startswith("held_out_") for name in logs)
+        if state.is_world_process_zero and ("loss" in logs or evaluation):
             self._run.append_metrics({"step": state.global_step, **logs})
             if self._board:
                 for name, value in logs.items():
-                    self._board.add_scalar(name, value, state.global_step)
-            if self._bar is not None and "loss" in logs:
-                self._bar.set_postfix({name: f"{logs[name]:.3g}" for name in WATCHED})
+                    # of the outcomes each is a curve
+                    parts = value if isinstance(value, dict) else {"": value}
+                    for part, number in parts.items():
+                        self._board.add_scalar(f"{name}/{part}".rstrip("/"), number, state.global_step)
+            if self._bar is not None:
+                self._shown |= {name: f"{logs[name]:.3g}" for name in SHOWN if name in logs}
+                self._bar.set_postfix(self._shown)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Move the bar; stop when any process was asked to."""

@@ -4,7 +4,11 @@ import argparse
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin
 
+from pangu_training.command import whole_number
+
 FULL_LEARNING_RATE, LORA_LEARNING_RATE = 2e-5, 1e-4  # WizardCoder's; StarCoder's finetune.py
+
+MAY_BE_ZERO = ("lora_rank", "warmup_steps", "seed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +30,8 @@ class Options:
     attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
     gradient_checkpointing: bool = True
     save_steps: int = 50
+    held_out_max_tokens: int = 512
+    held_out_batch: int = 8
     seed: int = 0
 
     @property
@@ -50,6 +56,8 @@ HELP = {
     "attention": "the attention kernel",
     "gradient_checkpointing": "compute activations again in the backward pass instead of keeping them",
     "save_steps": "steps between checkpoints, beside one an epoch",
+    "held_out_max_tokens": "of an answer to a held-out problem, at most",
+    "held_out_batch": "held-out problems a device answers at once",
     "seed": "of the order of the data, dropout and LoRA's first weights",
 }
 
@@ -65,7 +73,8 @@ def add_option_arguments(parser: argparse.ArgumentParser) -> None:
             choices = get_args(field.type)
             parser.add_argument(flag, choices=choices, default=field.default, help=text)
         else:
-            number = int if field.type is int else float
+            least = 0 if field.name in MAY_BE_ZERO else 1
+            number = whole_number(least) if field.type is int else float
             parser.add_argument(flag, type=number, default=field.default, metavar="N", help=text)
 
 

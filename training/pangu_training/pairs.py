@@ -45,9 +45,17 @@ class PairTokenizer:
         """A token by its name."""
         return str(self._tokenizer.id_to_token(token_id))
 
+    def prompt(self, problem: str) -> list[int]:
+        """What comes before an answer to `problem`, a text in words."""
+        return self.start_ids + self._ids(format_prompt(problem))
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """An answer's text; special tokens are left out."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
     def pair(self, row: RankedRow, max_length: int) -> Pair | None:
         """`row` in token ids; None when prompt and chosen answer are longer than `max_length`."""
-        prompt = self.start_ids + self._ids(format_prompt(row.prompt))
+        prompt = self.prompt(row.prompt)
         chosen, rejected = ([*self._ids(answer.text), self.end_id] for answer in (row.chosen, row.rejected))
         space = max_length - len(prompt)
         if len(chosen) > space:

@@ -2,6 +2,7 @@
 
     run.json         what it trains, on what, with which options: written first
     metrics.jsonl    a line a step, and one an evaluation
+    held-out/        epoch-N.jsonl: the answers to held-out problems after N epochs, and how they came out
     checkpoint-N/    all that resuming needs, marked when it is whole
     tensorboard/     where TensorBoard is installed
     final/           the trained weights, or the LoRA adapter: written last
@@ -32,6 +33,10 @@ class Run:
     def final(self) -> Path:
         """Where the trained weights come."""
         return self.path / FINAL
+
+    def held_out_answers(self, epoch: int) -> Path:
+        """The file of the answers to held-out problems after `epoch` epochs."""
+        return self.path / "held-out" / f"epoch-{epoch}.jsonl"
 
     @property
     def description(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
+from pangu_training.held_out import HeldOutProblems
 from pangu_training.loss import FineTuning, PairLosses, Rank, answer_log_probs, rrtf_loss
 
 WATCHED = ("rank_loss", "fine_tuning_loss", "ranked_right")
@@ -25,8 +26,16 @@ class PairTrainer(Trainer):  # type: ignore[misc]
     loss_is_scaled_for_ga = True
     control: Any
 
-    def __init__(self, *, rank: Rank, fine_tuning: FineTuning, **arguments: Any) -> None:
+    def __init__(
+        self,
+        *,
+        rank: Rank,
+        fine_tuning: FineTuning,
+        held_out_problems: HeldOutProblems | None = None,
+        **arguments: Any,
+    ) -> None:
         super().__init__(**arguments)
+        self._held_out_problems = held_out_problems
         self._pair_losses = partial(pair_losses, rank=rank, fine_tuning=fine_tuning)
         self._sums = torch.zeros(len(WATCHED) + 2, dtype=torch.float64, device=self.args.device)
 
@@ -67,21 +76,28 @@ class PairTrainer(Trainer):  # type: ignore[misc]
             logs |= {"tokens": int(tokens), "pairs": int(pairs)}
         super().log(logs, start_time)
 
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """The losses and the ranked-right rate over the held-out pairs: means over pairs, each counted once."""
-        model = self.model_wrapped
-        model.eval()
-        rows = []
-        for inputs in self.get_eval_dataloader():
-            with torch.no_grad(), self.compute_loss_context_manager():
-                losses = self._pair_losses(model, self._prepare_inputs(inputs))
-            watched = torch.stack([losses.rank, losses.fine_tuning, losses.ranked_right], dim=1)
-            rows.append(self.accelerator.gather_for_metrics(watched).double().cpu())
-        means = torch.cat(rows).mean(dim=0).tolist()
-        metrics = {f"held_out_{name}": mean for name, mean in zip(WATCHED, means, strict=True)}
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """What is held out: the losses and the ranked-right rate over pairs, pass@1 over problems."""
+        self.model_wrapped.eval()
+        metrics = self._pair_means() if self.eval_dataset else {}
+        if self._held_out_problems:
+            epoch = round(self.state.epoch or 0)
+            metrics |= self._held_out_problems.evaluate(self.model_wrapped, self.accelerator, epoch)
+        self.model_wrapped.train()
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _pair_means(self) -> dict[str, Any]:
+        """Means over the held-out pairs, each counted once."""
+        rows = []
+        for inputs in self.get_eval_dataloader():
+            with torch.no_grad(), self.compute_loss_context_manager():
+                losses = self._pair_losses(self.model_wrapped, self._prepare_inputs(inputs))
+            watched = torch.stack([losses.rank, losses.fine_tuning, losses.ranked_right], dim=1)
+            rows.append(self.accelerator.gather_for_metrics(watched).double().cpu())
+        means = torch.cat(rows).mean(dim=0).tolist()
+        return {f"held_out_{name}": mean for name, mean in zip(WATCHED, means, strict=True)}
 
 
 def pair_losses(

@@ -1,4 +1,7 @@
-"""Charts as SVG text, for a page that has no scripts. Colours are the page's: classes `c0` to `c7`, by artifact."""
+"""Charts as SVG text, without scripts: for a page that has `STYLE` and its colours, or `standalone` as a file.
+
+What belongs together has one of the classes `c0` to `c7`, which are the colours.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +12,18 @@ WIDTH, HEIGHT = 460, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 14, 44
 COLOURS = 8
 TICKS = 5
+LEGEND_WIDTH = 170
+# The page says what --ink, --faint and --line are.
+STYLE = """\
+svg text { font: 11px system-ui, sans-serif; fill: var(--faint) }
+svg .label { text-anchor: middle; fill: var(--ink) } .grid { stroke: var(--line); fill: none }
+.line { stroke: currentColor; stroke-width: 1.5; fill: none } .faint { opacity: .4 }
+.bar { stroke: currentColor; stroke-width: 7; opacity: .35 }
+.mark { stroke: currentColor; stroke-width: 2.5 } .dot, .cells { fill: currentColor }
+.c0 { color: #2f6fde } .c1 { color: #d9772b } .c2 { color: #2a9d6b } .c3 { color: #b64fb0 }
+.c4 { color: #c2413f } .c5 { color: #17a2b0 } .c6 { color: #8d7a1f } .c7 { color: #7a6ad8 }
+"""
+LIGHT = "svg { --ink: #1d2329; --faint: #68727d; --line: #dfe3e8; background: #fff }\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,17 +42,25 @@ def scatter(points: Sequence[Point], *, x_label: str, y_label: str) -> str:
     """Points with vertical error bars; the y axis is a share, shown in percent."""
     x, x_ticks = _axis(0, max(point.x for point in points), LEFT, WIDTH - RIGHT)
     y, y_ticks = _axis(0, max(point.high for point in points), HEIGHT - BOTTOM, TOP)
-    marks = []
-    for point in points:
-        at, colour = x(point.x), point.series % COLOURS
-        marks.append(
-            f'<g class="c{colour}"><title>{escape(point.label)}: {point.x:.3g}, {point.y:.1%} '
-            f"({point.low:.1%} to {point.high:.1%})</title>"
-            f'<path class="line" d="M{at:.1f} {y(point.low):.1f}V{y(point.high):.1f}'
-            f'M{at - 5:.1f} {y(point.low):.1f}h10M{at - 5:.1f} {y(point.high):.1f}h10"/>'
-            f'<circle class="dot" cx="{at:.1f}" cy="{y(point.y):.1f}" r="5"/></g>'
-        )
-    return _chart(x, x_ticks, y, y_ticks, "".join(marks), x_label, y_label, lambda tick: f"{tick:.0%}")
+    marks = "".join(_mark(point, x(point.x), y, "line") for point in points)
+    return _chart(x, x_ticks, y, y_ticks, marks, x_label, y_label, _percent)
+
+
+def curves(series: Sequence[Sequence[Point]], *, x_label: str, y_label: str) -> str:
+    """A line through the points of each series; x is a count, the y axis a share, shown in percent.
+
+    The vertical bars of different series are put side by side, so that one does not hide another.
+    """
+    points = [point for line in series for point in line]
+    x, x_ticks = _axis(0, max(point.x for point in points), LEFT, WIDTH - RIGHT - 6 * len(series), whole=True)
+    y, y_ticks = _axis(0, max(point.high for point in points), HEIGHT - BOTTOM, TOP)
+    marks = ""
+    for number, line in enumerate(series):
+        at = [x(point.x) + 6 * number for point in line]
+        path = "L".join(f"{place:.1f} {y(point.y):.1f}" for place, point in zip(at, line, strict=True))
+        marks += f'<path class="line c{line[0].series % COLOURS}" d="M{path}"/>'
+        marks += "".join(_mark(point, place, y, "line faint") for place, point in zip(at, line, strict=True))
+    return _chart(x, x_ticks, y, y_ticks, marks, x_label, y_label, _percent)
 
 
 def lines(series: Sequence[tuple[int, Sequence[tuple[float, float]]]], *, x_label: str, y_label: str) -> str:
@@ -131,6 +154,21 @@ def overlaps(names: Sequence[str], sets: Sequence[tuple[str, Sequence[int], int]
     return _svg(left + step * len(sets) + RIGHT, floor + 22 * len(names) + 12, "".join(marks))
 
 
+def standalone(picture: str, names: Sequence[str]) -> str:
+    """A chart as a file of its own: with style, a light background, and which colour is whose at its right."""
+    entries = "".join(
+        f'<g class="c{number % COLOURS}"><circle class="dot" cx="{WIDTH + 10}" cy="{TOP + 6 + 20 * number}" r="5"/></g>'
+        f'<text x="{WIDTH + 22}" y="{TOP + 10 + 20 * number}">{escape(name)}</text>'
+        for number, name in enumerate(names)
+    )
+    width = WIDTH + LEGEND_WIDTH
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" width="{width}" height="{HEIGHT}">'
+        f"<style>{LIGHT}{STYLE}</style>"
+        f'<rect width="100%" height="100%" fill="#fff"/>{picture}{entries}</svg>\n'
+    )
+
+
 def legend(names: Sequence[str]) -> str:
     """Which colour is whose."""
     entries = (
@@ -142,17 +180,29 @@ def legend(names: Sequence[str]) -> str:
 
 
 def _axis(
-    least: float, most: float, start: float, end: float
+    least: float, most: float, start: float, end: float, *, whole: bool = False
 ) -> tuple[Callable[[float], float], list[float]]:
-    """From values to pixels, with a few round ticks of which the last is `most` or above."""
+    """From values to pixels, with a few round ticks (or whole ones) of which the last is `most` or above."""
     span = (most - least) or 1.0
-    unit = 10 ** math.floor(math.log10(span / TICKS))
-    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if span / (unit * factor) <= TICKS)
+    unit = max(10.0 ** math.floor(math.log10(span / TICKS)), float(whole))
+    steps = (unit * factor for factor in (1, 2, 2.5, 5, 10))
+    step = next(step for step in steps if span / step <= TICKS and (not whole or step.is_integer()))
     count = math.ceil(span / step - 1e-9)
     top = least + count * step
     return lambda value: start + (value - least) / (top - least) * (end - start), [
         least + step * number for number in range(count + 1)
     ]
+
+
+def _mark(point: Point, at: float, y: Callable[[float], float], bar: str) -> str:
+    """A point and its interval at the pixel `at`."""
+    low, high = y(point.low), y(point.high)
+    return (
+        f'<g class="c{point.series % COLOURS}"><title>{escape(point.label)}: {point.x:.3g}, {point.y:.1%} '
+        f"({point.low:.1%} to {point.high:.1%})</title>"
+        f'<path class="{bar}" d="M{at:.1f} {low:.1f}V{high:.1f}M{at - 5:.1f} {low:.1f}h10M{at - 5:.1f} {high:.1f}h10"/>'
+        f'<circle class="dot" cx="{at:.1f}" cy="{y(point.y):.1f}" r="5"/></g>'
+    )
 
 
 def _chart(
@@ -183,7 +233,12 @@ def _chart(
 
 
 def _svg(width: float, height: float, content: str) -> str:
-    return f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" role="img">{content}</svg>'
+    size = f'width="{width:g}" height="{height:g}"'
+    return f'<svg viewBox="0 0 {width:g} {height:g}" {size} role="img">{content}</svg>'
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}"
 
 
 def _short(value: float) -> str:

@@ -45,14 +45,18 @@ def write_rows(path: Path, count: int, *, seed: int = 0) -> Path:
 
 
 def constant_rows(count: int) -> list[RankedRow]:
-    """`count` rows that all choose `f` returning 7."""
+    """`count` rows that all choose `f` returning N, which is 7 by the problems' setup."""
     rows = ranked_rows(count)
-    return [replace(row, chosen=replace(row.chosen, text="def f(items):\n    return 7\n")) for row in rows]
+    return [replace(row, chosen=replace(row.chosen, text="def f(items):\n    return N\n")) for row in rows]
 
 
 def constant_problems(path: Path, count: int, **changes: str) -> Path:
     """Problems of other rows' words that the constant answer solves, then one without tests."""
-    tests = {"entry_point": "f", "tests": "def check(candidate):\n    assert candidate([1]) == 7\n"}
+    tests = {
+        "setup": "N = 7",
+        "entry_point": "f",
+        "tests": "def check(candidate):\n    assert candidate([1]) == 7\n",
+    }
     problems = [
         {"id": f"own/{number}", "prompt": row.prompt, **tests, **changes}
         for number, row in enumerate(ranked_rows(count, seed=2))

@@ -17,6 +17,7 @@ from pangu_training.agreement import (
     of_candidate,
 )
 from pangu_training.asking import Chat, Reply
+from pangu_training.extraction import runnable
 from pangu_training.instructions import named, tests
 from pangu_training.line_file import Journal, key_of
 from pangu_training.problems import ProblemRow
@@ -80,9 +81,8 @@ def with_programs(drafts: Sequence[Draft], chat: Chat, solutions: int) -> tuple[
     )
     filled = []
     for at, draft in enumerate(drafts):
-        problem = replace(draft.problem, setup="")  # it is no part of a program that is stored as an answer
         own = replies[at * solutions : (at + 1) * solutions]
-        programs = tuple(CHAT_STYLE.program(problem, _text(reply)) for reply in own)
+        programs = tuple(CHAT_STYLE.program(draft.problem, _text(reply)) for reply in own)
         filled.append(replace(draft, programs=programs))
     return filled, replies
 
@@ -114,7 +114,7 @@ def judged(drafts: Sequence[Draft], journal: Journal, policy: Policy) -> list[Dr
             break
         at = list(unfinished)
         jobs = [
-            (draft.problem.setup + program, _check(draft, len(marks[name])))
+            (runnable(draft.problem, program), _check(draft, len(marks[name])))
             for name, (draft, program) in unfinished.items()
         ]
         with contextlib.closing(run_as_completed(jobs, policy)) as done:

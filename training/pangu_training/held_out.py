@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pangu_training.checkpoint import Checkpoint
+from pangu_training.extraction import runnable
 from pangu_training.options import Options
 from pangu_training.output import write_file
 from pangu_training.pairs import PairTokenizer
@@ -131,7 +132,7 @@ class HeldOutProblems:
             for task_id, tokens in answers.items()
         }
         jobs = [
-            (STYLES["pangu"].program(problem, texts[problem.task_id]), check_of(problem))
+            (runnable(problem, STYLES["pangu"].program(problem, texts[problem.task_id])), check_of(problem))
             for problem in self._problems
         ]
         with contextlib.closing(run_as_completed(jobs, self._policy)) as done:

@@ -32,7 +32,7 @@ def check_of(problem: Problem) -> Check:
 
 def policy_of(suite: Suite, *, unsafe: bool) -> Policy:
     """What answers to `suite` may use."""
-    packages = LEETCODE_PACKAGES if suite.problems[0].suite in ("leetcode", "problems") else ()
+    packages = LEETCODE_PACKAGES if suite.name.startswith(("leetcode", "problems")) else ()
     return Policy(packages=tuple(name for name in packages if importlib.util.find_spec(name)), unsafe=unsafe)
 
 

@@ -119,6 +119,13 @@ def test_tokens_and_money_are_counted_rejected_answers_too(evolve: Any) -> None:
     assert result["rounds"][0]["not_taken"] == {"no words": 2}
 
 
+def test_the_order_is_that_of_the_problems(evolve: Any, tmp_path: Path) -> None:
+    answers = iter(["-"])
+    with answering(lambda body: next(answers, None) or harder(body)) as server:
+        evolve(server.address, "--concurrency", 1)
+    assert list(rows_of(tmp_path / "evolved.jsonl"))[2:] == ["own/1+1", "own/2+1"]
+
+
 def test_a_bad_answer_is_asked_again_and_then_the_chain_stops(evolve: Any, tmp_path: Path) -> None:
     with answering(
         lambda body: "Rewritten Task: add them" if "Reverse" in task_of(body) else harder(body)
@@ -249,8 +256,11 @@ def test_what_cannot_be_asked_is_said(evolve: Any, problems: Path) -> None:
         ("no words", "```python\ndef add(a, b):\n    return a - b\n", "misleading code"),
         ("no words", " \n", "constraints"),
         ("no words", "Add numbers.", "constraints"),
-        ("label", "Here is the #Rewritten Task#: add three numbers.", "constraints"),
+        ("label", "The #Rewritten Task#: add three numbers.", "constraints"),
         ("label", "Unlike the given task, add three numbers.", "constraints"),
+        ("label", "As in the task above, add three numbers.", "constraints"),
+        ("preamble", "**Sure!** Add up three numbers.", "constraints"),
+        ("", "Surely you can add up three numbers.", "constraints"),
         ("copy", "  add up `two` NUMBERS", "constraints"),
         ("refused by the model", "I’m sorry, but I can't help with that.", "constraints"),
     ],
@@ -276,5 +286,5 @@ def test_the_message_has_task_and_method_and_no_label() -> None:
     message = evolution("Add {up} two numbers.", "complexity")
     assert "Add {up} two numbers." in message
     assert METHODS["complexity"] in message
-    assert not [label for label in LABELS if label in message.lower()]
+    assert not [label for label in LABELS if label in message.lower() and label != "task above"]
     assert not re.search(r"\{\w*\}", message.replace("{up}", ""))

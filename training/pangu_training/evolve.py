@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +34,18 @@ REFUSAL = re.compile(
     r"\b(i['’]m sorry|i am sorry|sorry,|i can['’]?t|i cannot|i['’]m unable|i am unable|as an ai)\b"
 )
 REFUSAL_WORDS = 80  # a longer answer that is sorry is a task about it
+PREAMBLE = re.compile(r"\W*(sure|certainly|of course|here['’]s|here is)\b")
 FENCED = re.compile(r"```.*?(```|\Z)", re.DOTALL)
 DEFINITION = re.compile(r"^ *def \w+\(.*:\n", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
     """What came of a round: evolved problems by the id of their original, replies, and what was not taken."""
 
-    children: dict[str, ProblemRow] = field(default_factory=dict)
-    replies: list[Reply] = field(default_factory=list)
-    rejected: list[dict[str, Any]] = field(default_factory=list)
+    children: dict[str, ProblemRow]
+    replies: list[Reply]
+    rejected: list[dict[str, Any]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +94,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def evolve(parents: dict[str, ProblemRow], number: int, chat: Chat) -> Round:
     """Round `number` over `parents`, which go by the id of their original."""
-    outcome, waiting = Round(), dict(parents)
+    children: dict[str, ProblemRow] = {}
+    replies: list[Reply] = []
+    rejected: list[dict[str, Any]] = []
+    waiting = dict(parents)
     methods = {origin: method_for(chat.arguments.seed or 0, origin, number) for origin in parents}
     for attempt in range(1, chat.arguments.tries + 1):
         messages = [
@@ -103,9 +107,9 @@ def evolve(parents: dict[str, ProblemRow], number: int, chat: Chat) -> Round:
             )
             for origin, parent in waiting.items()
         ]
-        replies = chat.ask(messages, f"round {number}, try {attempt}")
-        outcome.replies.extend(replies)
-        for (origin, parent), reply in zip(list(waiting.items()), replies, strict=True):
+        answered = chat.ask(messages, f"round {number}, try {attempt}")
+        replies += answered
+        for (origin, parent), reply in zip(list(waiting.items()), answered, strict=True):
             made = {
                 "parent": parent.id,
                 "round": number,
@@ -114,14 +118,15 @@ def evolve(parents: dict[str, ProblemRow], number: int, chat: Chat) -> Round:
             }
             text = reply.choices[0].text.strip() if reply.choices else reply.refused
             if reason := fault(reply, parent.prompt, methods[origin]):
-                outcome.rejected.append({**made, "try": attempt, "reason": reason, "text": text})
+                rejected.append({**made, "try": attempt, "reason": reason, "text": text})
             else:
                 name = f"{origin}+{number}"
                 fields = {"id": name, "prompt": text, **made}
-                outcome.children[origin] = ProblemRow(id=name, prompt=text, fields=fields)
+                children[origin] = ProblemRow(id=name, prompt=text, fields=fields)
             if not reason or reply.refused:  # what a server refuses once it refuses again
                 del waiting[origin]
-    return outcome
+    ordered = {origin: children[origin] for origin in parents if origin in children}
+    return Round(children=ordered, replies=replies, rejected=rejected)
 
 
 def fault(reply: Reply, parent: str, method: str) -> str:
@@ -137,6 +142,8 @@ def fault(reply: Reply, parent: str, method: str) -> str:
         return "no words"
     if any(label in lower for label in LABELS):
         return "label"
+    if PREAMBLE.match(lower):
+        return "preamble"
     if words < REFUSAL_WORDS and REFUSAL.search(lower):
         return "refused by the model"
     if method != "misleading code" and DEFINITION.search(text) and not DEFINITION.search(parent):

@@ -17,9 +17,9 @@ METHODS = {
 }
 WEIGHTS = {name: 1 if name == "complexity" else 2 for name in METHODS}
 
-# The labels of the paper's template, which may not occur in a new task. Ours does without them: a small model that
-# reads them begins its answer with one.
-LABELS = ("#given task#", "#rewritten task#", "given task", "rewritten task")
+# What may not occur in a new task: the labels of the paper's template, which ours does without as small models repeat
+# them, and its own name for the given task.
+LABELS = ("#given task#", "#rewritten task#", "given task", "rewritten task", "task above")
 
 EVOLUTION = """\
 You design problems for programming contests. Here is a task:

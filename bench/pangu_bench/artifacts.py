@@ -7,6 +7,7 @@ from typing import Any
 
 from pangu_convert.artifact import Artifact, read_artifact, write_scores
 from pangu_convert.verification import BOUNDS, bits_of, outside
+from pangu_training.endpoint import Endpoint
 from pangu_training.identity import combined_hash
 
 
@@ -40,4 +41,14 @@ def description(artifact: Artifact) -> dict[str, Any]:
         "stored_weight_bytes": manifest.weight_bytes,
         "fidelity": fidelity,
         "fidelity_outside": outside(fidelity, BOUNDS[bits]) if fidelity else [],
+    }
+
+
+def running_description(endpoint: Endpoint) -> dict[str, Any]:
+    """The same of a server that runs elsewhere: what its model's card says, None for what it does not."""
+    names = ("format", "bits", "source_sha256", "stored_weight_bytes", "fidelity")
+    return {
+        **dict.fromkeys(names),
+        **{name: endpoint.card.get(name) for name in ("quantization", "source")},
+        "fidelity_outside": [],
     }

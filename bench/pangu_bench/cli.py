@@ -4,13 +4,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pangu_bench import compare, humaneval, load
+from pangu_bench import compare, humaneval, load, overlap, shape
 from pangu_training import command
 
 VERBS = {
     "compare": (compare, "memory, latency and score of several artifacts, and whether differences are real"),
     "load": (load, "throughput and latency of an artifact over the number of requests at a time"),
     "humaneval": (humaneval, "score a model on HumanEval or another suite"),
+    "overlap": (overlap, "which problems several models solve, and which only one of them"),
+    "shape": (shape, "memory and ms/token of a 15.5 billion parameter model with random weights"),
 }
 
 

@@ -1,8 +1,9 @@
 """`pangu-bench compare`: memory, ms per token and HumanEval of several artifacts, and whether differences are real.
 
-Each artifact is served by a fresh process. Every reading is a row in `--output`, where an interrupted run goes on;
-then a Markdown table and a page with pictures are written there, and the figures into each artifact's manifest, which
-the server shows. The first artifact is the baseline. What `pangu-bench load` left in the same folder is in the page.
+Each artifact is served by a fresh process. A server that runs already (--base-url) comes after them, with what can be
+measured from outside: latency and score. Every reading is a row in `--output`, where an interrupted run goes on; then a
+Markdown table and a page with pictures are written there, and the figures into each artifact's manifest, which the
+server shows. The first is the baseline. What `pangu-bench load` left in the same folder is in the page.
 """
 
 import argparse
@@ -10,23 +11,26 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pangu_bench.options import (
     UsageError,
     add_answer_arguments,
+    add_cost_arguments,
     add_server_arguments,
     answer_options,
+    running_server,
 )
-from pangu_training.command import whole_number
 from pangu_training.output import write_file
 
 if TYPE_CHECKING:
     from pangu_bench.costs import CostOptions
     from pangu_bench.evaluation import Evaluation
+    from pangu_bench.rows import RowFile
     from pangu_convert.artifact import Artifact
+    from pangu_training.endpoint import Endpoint
 
 TABLE, FIGURES, PAGE = "compare.md", "compare.json", "compare.html"
 
@@ -34,28 +38,19 @@ TABLE, FIGURES, PAGE = "compare.md", "compare.json", "compare.html"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument(
-        "artifacts", nargs="+", type=Path, metavar="ARTIFACT", help="the baseline comes first"
+        "artifacts", nargs="*", type=Path, metavar="ARTIFACT", help="the baseline comes first"
+    )
+    parser.add_argument(
+        "--base-url",
+        action="append",
+        default=[],
+        type=running_server,
+        metavar="URL[=NAME]",
+        help="also a server that runs already, called NAME in the results (default: its model's name); its key is in "
+        "$OPENAI_API_KEY; can be given several times",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for rows and table")
-    group = parser.add_argument_group("costs")
-    group.add_argument(
-        "--prompt-tokens",
-        nargs="+",
-        type=whole_number(1),
-        default=[64, 512],
-        metavar="N",
-        help="(default: 64 512)",
-    )
-    group.add_argument("--new-tokens", type=whole_number(2), default=64, help="(default: %(default)s)")
-    group.add_argument(
-        "--context", type=whole_number(3), default=2048, help="at which memory peaks (default: %(default)s)"
-    )
-    group.add_argument(
-        "--warmup", type=whole_number(0), default=3, help="requests a length (default: %(default)s)"
-    )
-    group.add_argument(
-        "--repeats", type=whole_number(1), default=10, help="requests a length (default: %(default)s)"
-    )
+    add_cost_arguments(parser, prompt_tokens=[64, 512], new_tokens=64, context=2048, warmup=3, repeats=10)
     add_answer_arguments(parser)
     add_server_arguments(parser)
     parser.set_defaults(run=run)
@@ -69,23 +64,28 @@ def run(arguments: argparse.Namespace) -> int:
     from pangu_bench.report import page
     from pangu_bench.table import table
     from pangu_convert.artifact import read_artifact
+    from pangu_training.endpoint import running
 
     evaluation = evaluation_of(answer_options(arguments))
     artifacts = [read_artifact(path) for path in arguments.artifacts]
-    names = [artifact.manifest.name for artifact in artifacts]
+    servers = [(server.name, running(server.url)) for server in arguments.base_url]
+    endpoints = [(name or endpoint.model, endpoint) for name, endpoint in servers]
+    names = [artifact.manifest.name for artifact in artifacts] + [name for name, _ in endpoints]
+    if not names:
+        raise UsageError("give an artifact or --base-url")
     if len(set(names)) < len(names):
-        raise UsageError(f"two artifacts have one name ({', '.join(names)}): convert one with another --name")
-    options = CostOptions(
-        context=arguments.context,
-        prompt_tokens=tuple(dict.fromkeys(arguments.prompt_tokens)),
-        new_tokens=arguments.new_tokens,
-        warmup=arguments.warmup,
-        repeats=arguments.repeats,
-    )
+        raise UsageError(
+            f"two have one name ({', '.join(names)}): convert one with another --name, or give --base-url URL=NAME"
+        )
+    options = CostOptions.of(arguments)
     for artifact in artifacts:
-        options.check(artifact)
+        options.check(artifact.manifest.name, artifact.manifest.context_length)
     gold = evaluation.gold(arguments.output)
     measured = [_measure(artifact, evaluation, options, gold, arguments) for artifact in artifacts]
+    measured += [
+        _measure_running(name, endpoint, evaluation, options, gold, arguments.output)
+        for name, endpoint in endpoints
+    ]
     report = {
         "artifacts": measured,
         "pairs": [_pair(measured[0], other) for other in measured[1:]] if evaluation.suite.runnable else [],
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     write_file(arguments.output / TABLE, text.encode())
     write_file(arguments.output / PAGE, page(report, text, _loads(arguments.output, names)).encode())
     write_file(arguments.output / FIGURES, json.dumps(report, indent=2).encode())
-    for artifact, figures in zip(artifacts, measured, strict=True):
+    for artifact, figures in zip(artifacts, measured[: len(artifacts)], strict=True):
         scores = {"costs": in_short(figures["costs"])}
         if evaluation.options.limit is None and evaluation.suite.runnable:
             scores[evaluation.suite.name] = figures["score"]
@@ -114,39 +114,17 @@ def _measure(
 ) -> dict[str, Any]:
     """The artifact's figures."""
     from pangu_bench.artifacts import description, subject_of
-    from pangu_bench.costs import figures, is_complete, measure_requests, measured_start
-    from pangu_bench.environment import copy_bytes_per_second
-    from pangu_bench.memory import Meters
-    from pangu_bench.rows import RowFile
+    from pangu_bench.costs import figures, is_complete, measured_server
     from pangu_training.endpoint import file_stem
-    from pangu_training.served import ServerProcess
 
     folder, name, threads = arguments.output, artifact.manifest.name, arguments.threads
     subject = subject_of(artifact, arguments.device, threads)
-    stem = file_stem(name)
-    costs_file = folder / f"{stem}.costs.jsonl"
-    with contextlib.ExitStack() as files:
-        costs = files.enter_context(RowFile(costs_file, {"subject": subject, **dataclasses.asdict(options)}))
-        answers = files.enter_context(
-            RowFile(evaluation.file(folder, name), evaluation.configuration(subject))
-        )
+    with _files(folder, name, subject, evaluation, options) as (costs, answers):
         if not (is_complete(costs, options) and evaluation.is_answered(answers)):
-            meters, copy_speed = Meters(), copy_bytes_per_second(threads)
-            log = folder / f"{stem}.server.log"
-            with ServerProcess(artifact.path, device=arguments.device, threads=threads, log=log) as server:
-                endpoint = measured_start(
-                    server, costs, meters=meters, threads=threads, copy_speed=copy_speed
-                )
-                if not is_complete(costs, options):
-                    requests = measure_requests(
-                        costs,
-                        endpoint,
-                        options,
-                        artifact=artifact,
-                        meters=meters,
-                        process_id=server.process_id,
-                    )
-                    asyncio.run(requests)
+            log = folder / f"{file_stem(name)}.server.log"
+            with measured_server(
+                artifact, costs, options, device=arguments.device, threads=threads, log=log
+            ) as endpoint:
                 evaluation.answer(answers, endpoint)
         evaluation.judge(answers)
         return {
@@ -156,6 +134,53 @@ def _measure(
             "score": evaluation.score(answers, gold),
             "pass_rates": evaluation.pass_rates(answers) if evaluation.suite.runnable else {},
         }
+
+
+def _measure_running(
+    name: str,
+    endpoint: "Endpoint",
+    evaluation: "Evaluation",
+    options: "CostOptions",
+    gold: Mapping[str, Any],
+    folder: Path,
+) -> dict[str, Any]:
+    """The figures of a server that runs already."""
+    from pangu_bench.artifacts import running_description
+    from pangu_bench.costs import is_timed, measure_running, running_figures
+    from pangu_training.endpoint import ServedError, identity
+
+    not_timed = None
+    with _files(folder, name, identity(endpoint), evaluation, options) as (costs, answers):
+        if not is_timed(costs, options):
+            try:
+                asyncio.run(measure_running(costs, endpoint, options))
+            except ServedError as error:  # its score can still be had
+                not_timed = f"latency is not measured: {error}"
+        evaluation.answer(answers, endpoint)
+        evaluation.judge(answers)
+        return {
+            "name": name,
+            **running_description(endpoint),
+            "costs": {**running_figures(costs, endpoint), "not_timed": not_timed},
+            "score": evaluation.score(answers, gold),
+            "pass_rates": evaluation.pass_rates(answers) if evaluation.suite.runnable else {},
+        }
+
+
+@contextlib.contextmanager
+def _files(
+    folder: Path, name: str, subject: Mapping[str, Any], evaluation: "Evaluation", options: "CostOptions"
+) -> Iterator[tuple["RowFile", "RowFile"]]:
+    """The rows of costs and of answers."""
+    from pangu_bench.rows import RowFile
+    from pangu_training.endpoint import file_stem
+
+    costs_file = folder / f"{file_stem(name)}.costs.jsonl"
+    with (
+        RowFile(costs_file, {"subject": subject, **dataclasses.asdict(options)}) as costs,
+        RowFile(evaluation.file(folder, name), evaluation.configuration(subject)) as answers,
+    ):
+        yield costs, answers
 
 
 def _pair(baseline: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,18 @@
 """What serving an artifact costs: memory, time to load, latency. Rows first, figures from the rows."""
 
+import argparse
+import asyncio
+import contextlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import httpx
 
-from pangu_bench.environment import environment, now
-from pangu_bench.latency import Prompts, measure_latency, timed_request
+from pangu_bench.environment import copy_bytes_per_second, environment, now
+from pangu_bench.latency import EndpointTokenizer, Prompts, measure_latency, timed_request, tokenizer_of
 from pangu_bench.memory import Meters, Peak
 from pangu_bench.options import UsageError
 from pangu_bench.rows import LatencyRow, MemoryRow, RowFile, RowsError, ServedRow
@@ -16,6 +20,7 @@ from pangu_convert.artifact import Artifact
 from pangu_training.endpoint import Endpoint
 from pangu_training.served import ServerProcess
 
+SERVED = ("backend", "device", "compute_type", "kernel")  # what runs, of `/v1/models`
 CPU_METERS, GPU_METERS = ("pss",), ("nvml", "nvml_device")  # where the weights are; the first that there is
 
 
@@ -29,26 +34,59 @@ class CostOptions:
     warmup: int
     repeats: int
 
-    def check(self, artifact: Artifact) -> None:
-        """Raise `UsageError` unless all of it fits the artifact's context."""
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Self:
+        """What was parsed."""
+        return cls(
+            context=arguments.context,
+            prompt_tokens=tuple(dict.fromkeys(arguments.prompt_tokens)),
+            new_tokens=arguments.new_tokens,
+            warmup=arguments.warmup,
+            repeats=arguments.repeats,
+        )
+
+    def check(self, name: str, context_length: int) -> None:
+        """Raise `UsageError` unless all of it fits the context of the model `name`."""
         needed = max(self.context, self.new_tokens + max(self.prompt_tokens))
-        if needed > artifact.manifest.context_length or self.context <= self.new_tokens:
+        if needed > context_length or self.context <= self.new_tokens:
             raise UsageError(
-                f"{artifact.manifest.name} has a context of {artifact.manifest.context_length} tokens, which "
+                f"{name} has a context of {context_length} tokens, which "
                 f"--context {self.context}, and --prompt-tokens with --new-tokens {self.new_tokens}, must fit"
             )
 
 
 def is_complete(rows: RowFile, options: CostOptions) -> bool:
-    """Whether no row is missing."""
-    return any(row.phase == "generating" for row in rows.of(MemoryRow)) and all(
+    """Whether no row of an artifact is missing."""
+    return any(row.phase == "generating" for row in rows.of(MemoryRow)) and is_timed(rows, options)
+
+
+def is_timed(rows: RowFile, options: CostOptions) -> bool:
+    """Whether no timed request is missing."""
+    return all(
         rows.has(LatencyRow, 1, length, request)
         for length in options.prompt_tokens
         for request in range(options.repeats)
     )
 
 
-def measured_start(
+@contextlib.contextmanager
+def measured_server(
+    artifact: Artifact, rows: RowFile, options: CostOptions | None, *, device: str, threads: int, log: Path
+) -> Iterator[Endpoint]:
+    """Serve `artifact` for as long as the context lasts; its start is measured, and by `options` its costs."""
+    meters, copy_speed = Meters(), copy_bytes_per_second(threads)
+    with ServerProcess(artifact.path, device=device, threads=threads, log=log) as server:
+        endpoint = _measured_start(server, rows, meters=meters, threads=threads, copy_speed=copy_speed)
+        if options and not is_complete(rows, options):
+            asyncio.run(
+                _measure_requests(
+                    rows, endpoint, options, artifact=artifact, meters=meters, process_id=server.process_id
+                )
+            )
+        yield endpoint
+
+
+def _measured_start(
     server: ServerProcess, rows: RowFile, *, meters: Meters, threads: int, copy_speed: float
 ) -> Endpoint:
     """Wait for `server`, just started; append what it took and what it holds.
@@ -83,7 +121,7 @@ def measured_start(
     return endpoint
 
 
-async def measure_requests(
+async def _measure_requests(
     rows: RowFile,
     endpoint: Endpoint,
     options: CostOptions,
@@ -93,23 +131,44 @@ async def measure_requests(
     process_id: int,
 ) -> None:
     """Append the latency of requests alone, then the peak of memory in one that fills the context."""
-    requests = len(options.prompt_tokens) * (options.warmup + options.repeats)
-    prompts = Prompts(artifact, requests + 1)
+    requests = _requests(options)
+    prompts = Prompts(tokenizer_of(artifact), requests + 1)
     async with httpx.AsyncClient(**endpoint.client_options()) as client:
-        await measure_latency(
-            rows,
-            client,
-            endpoint.model,
-            prompts,
-            lengths=options.prompt_tokens,
-            new_tokens=options.new_tokens,
-            warmup=options.warmup,
-            repeats=options.repeats,
-        )
+        await _time(rows, client, endpoint, prompts, options)
         prompt = prompts.prompt(requests, options.context - options.new_tokens)
         with Peak(meters, process_id) as generating:
             await timed_request(client, endpoint.model, prompt, options.new_tokens)
     _append(rows, "generating", generating.sizes, context_tokens=options.context)
+
+
+async def measure_running(rows: RowFile, endpoint: Endpoint, options: CostOptions) -> None:
+    """Append the latency of requests alone: all that can be measured of a server that runs elsewhere.
+
+    Raises:
+        ServedError: it has no /tokenize, or does not answer as timing needs it.
+    """
+    prompts = Prompts(EndpointTokenizer(endpoint), _requests(options))
+    async with httpx.AsyncClient(**endpoint.client_options()) as client:
+        await _time(rows, client, endpoint, prompts, options)
+
+
+def _requests(options: CostOptions) -> int:
+    return len(options.prompt_tokens) * (options.warmup + options.repeats)
+
+
+async def _time(
+    rows: RowFile, client: httpx.AsyncClient, endpoint: Endpoint, prompts: Prompts, options: CostOptions
+) -> None:
+    await measure_latency(
+        rows,
+        client,
+        endpoint.model,
+        prompts,
+        lengths=options.prompt_tokens,
+        new_tokens=options.new_tokens,
+        warmup=options.warmup,
+        repeats=options.repeats,
+    )
 
 
 def figures(rows: RowFile, artifact: Artifact) -> dict[str, Any]:
@@ -117,18 +176,25 @@ def figures(rows: RowFile, artifact: Artifact) -> dict[str, Any]:
     served = rows.of(ServedRow)
     last, manifest = served[-1], artifact.manifest
     what_runs = asdict(last)
-    lengths = dict.fromkeys(row.prompt_tokens for row in rows.of(LatencyRow))
     return {
-        "served": {name: what_runs[name] for name in ("backend", "device", "compute_type", "kernel")},
+        "served": {name: what_runs[name] for name in SERVED},
         "environment": {**last.environment, "copy_bytes_per_second": last.copy_bytes_per_second},
         "load_seconds": statistics.median(row.load_seconds for row in served),
         "disk_bytes": sum(file.size_bytes for file in manifest.files.values()),
         "weight_bytes": last.weight_bytes,
         "memory": _memory(rows.of(MemoryRow), CPU_METERS if last.device == "cpu" else GPU_METERS),
-        "latency": [
-            _latency([row for row in rows.of(LatencyRow) if row.prompt_tokens == length], last)
-            for length in lengths
-        ],
+        "latency": _latencies(rows, last),
+    }
+
+
+def running_figures(rows: RowFile, endpoint: Endpoint) -> dict[str, Any]:
+    """`figures` of a server that runs elsewhere: None for what cannot be measured from outside."""
+    memory = ("meter", "loading_bytes", "loaded_bytes", "generating_bytes", "context_tokens")
+    return {
+        "served": {name: endpoint.card.get(name) for name in SERVED},
+        **dict.fromkeys(("environment", "load_seconds", "disk_bytes", "weight_bytes")),
+        "memory": dict.fromkeys(memory),
+        "latency": _latencies(rows, None),
     }
 
 
@@ -179,7 +245,15 @@ def _memory(rows: Sequence[MemoryRow], meters: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _latency(rows: Sequence[LatencyRow], served: ServedRow) -> dict[str, Any]:
+def _latencies(rows: RowFile, served: ServedRow | None) -> list[dict[str, Any]]:
+    timed = rows.of(LatencyRow)
+    return [
+        _latency([row for row in timed if row.prompt_tokens == length], served)
+        for length in dict.fromkeys(row.prompt_tokens for row in timed)
+    ]
+
+
+def _latency(rows: Sequence[LatencyRow], served: ServedRow | None) -> dict[str, Any]:
     tpot = spread([row.tpot_seconds for row in rows if row.tpot_seconds is not None])
     tokens_per_second = 1 / tpot["median"] if tpot else None
     return {
@@ -192,7 +266,7 @@ def _latency(rows: Sequence[LatencyRow], served: ServedRow) -> dict[str, Any]:
         "tokens_per_second": tokens_per_second,
         # of what the memory moves; a GPU's own memory is not what was measured
         "bandwidth_share": served.weight_bytes * tokens_per_second / served.copy_bytes_per_second
-        if tokens_per_second and served.device == "cpu"
+        if tokens_per_second and served and served.device == "cpu"
         else None,
     }
 

@@ -10,7 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pangu_bench.options import UsageError, add_answer_arguments, add_server_arguments, answer_options
+from pangu_bench.options import (
+    UsageError,
+    add_answer_arguments,
+    add_server_arguments,
+    answer_options,
+    running_server,
+)
 
 if TYPE_CHECKING:
     from pangu_bench.evaluation import Evaluation
@@ -20,7 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("artifact", nargs="?", type=Path, help="folder that pangu-convert wrote")
     parser.add_argument(
-        "--base-url", metavar="URL", help="ask a server that runs already; its key is in $OPENAI_API_KEY"
+        "--base-url",
+        type=running_server,
+        metavar="URL[=NAME]",
+        help="ask a server that runs already, called NAME in the results; its key is in $OPENAI_API_KEY",
     )
     parser.add_argument("--gold", action="store_true", help="score the suite's own solutions alone")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the rows")
@@ -64,12 +73,13 @@ def _measure(
 
     folder: Path = arguments.output
     if arguments.base_url is not None:
-        endpoint = running(arguments.base_url)
+        endpoint = running(arguments.base_url.url)
+        name = arguments.base_url.name or endpoint.model
         configuration = evaluation.configuration(identity(endpoint))
-        with RowFile(evaluation.file(folder, endpoint.model), configuration) as rows:
+        with RowFile(evaluation.file(folder, name), configuration) as rows:
             evaluation.answer(rows, endpoint)
             evaluation.judge(rows)
-            return endpoint.model, evaluation.score(rows, gold)
+            return name, evaluation.score(rows, gold)
     artifact = read_artifact(arguments.artifact)
     name = artifact.manifest.name
     subject = subject_of(artifact, arguments.device, arguments.threads)

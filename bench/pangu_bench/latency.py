@@ -6,7 +6,8 @@
     tokens/s = 1 / median TPOT
 
 A token without text (an end token that is ignored) brings no event: tokens that come before the first text count with
-its token as one, and a request that brings no text at all has no TPOT.
+its token as one, and a request that brings no text at all has no TPOT. A server that does not count the tokens in its
+events must send one in each.
 
 Every prompt begins differently, so that no server can reuse an earlier one's keys and values; every answer has the
 same length, whatever the model would say.
@@ -17,6 +18,7 @@ import json
 import time
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import httpx
 from tokenizers import Tokenizer
@@ -26,7 +28,7 @@ from pangu_bench.rows import LatencyRow, RowFile
 from pangu_convert.artifact import Artifact
 from pangu_convert.code_text import evaluation_windows
 from pangu_training.checkpoint import TOKENIZER
-from pangu_training.endpoint import ServedError
+from pangu_training.endpoint import Endpoint, ServedError
 
 PIECE_TOKENS = 128
 
@@ -34,8 +36,7 @@ PIECE_TOKENS = 128
 class Prompts:
     """Python code as token ids, of any length; the first `count` prompts begin with different code."""
 
-    def __init__(self, artifact: Artifact, count: int) -> None:
-        tokenizer = Tokenizer.from_file(str(artifact.path / TOKENIZER))
+    def __init__(self, tokenizer: Any, count: int) -> None:
         text = evaluation_windows(tokenizer, num_windows=count, window_tokens=PIECE_TOKENS)
         self._pieces = text.windows
 
@@ -44,6 +45,44 @@ class Prompts:
         start = number % len(self._pieces)
         pieces = itertools.cycle((*self._pieces[start:], *self._pieces[:start]))
         return list(itertools.islice(itertools.chain.from_iterable(pieces), num_tokens))
+
+
+def tokenizer_of(artifact: Artifact) -> Any:
+    """The artifact's own."""
+    return Tokenizer.from_file(str(artifact.path / TOKENIZER))
+
+
+class Encoding(NamedTuple):
+    """What `EndpointTokenizer.encode` returns, as `tokenizers` names it."""
+
+    ids: list[int]
+
+
+class EndpointTokenizer:
+    """The tokenizer behind `POST /tokenize`, which pangu-serve, vLLM and llama.cpp have, in place of an artifact's."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> Encoding:
+        """As `tokenizers` does it.
+
+        Raises:
+            ServedError: there is no such path.
+        """
+        body = {
+            "model": self._endpoint.model,
+            **dict.fromkeys(("prompt", "content"), text),  # vLLM's name and llama.cpp's, here and below
+            **dict.fromkeys(("add_special_tokens", "add_special"), add_special_tokens),
+        }
+        try:
+            with httpx.Client(**self._endpoint.client_options()) as client:
+                answer = client.post("/tokenize", json=body).raise_for_status().json()
+            return Encoding(ids=[int(token_id) for token_id in answer["tokens"]])
+        except (httpx.HTTPError, ValueError, LookupError, TypeError):
+            raise ServedError(
+                f"{self._endpoint.base_url} has no /tokenize, which makes prompts of a known length"
+            ) from None
 
 
 async def measure_latency(
@@ -94,6 +133,7 @@ async def timed_request(
         "stream_options": {"include_usage": True, "continuous_usage_stats": True},
     }
     arrivals: list[tuple[float, int]] = []
+    uncounted = 0  # events with text and without a count: of one token each, or nobody knows when they came
     started = time.perf_counter()
     try:
         async with client.stream("POST", "/v1/completions", json=body) as response:
@@ -106,12 +146,19 @@ async def timed_request(
                     event = json.loads(line.removeprefix("data: "))
                     if "error" in event:
                         raise ServedError(f"{model}: the server failed: {event['error'].get('message')}")
-                    arrivals.append((at, event["usage"]["completion_tokens"]))
+                    usage = event.get("usage")
+                    if not usage and event["choices"][0]["text"]:
+                        uncounted += 1
+                    arrivals.append((at, usage["completion_tokens"] if usage else uncounted))
     except httpx.HTTPError as error:
         raise ServedError(f"{model}: the server is gone: {error or type(error).__name__}") from None
+    except (ValueError, LookupError, TypeError) as error:
+        raise ServedError(f"{model}: the server does not stream in OpenAI's form: {error!r}") from None
     came = max((tokens for _, tokens in arrivals), default=0)
     if came != new_tokens:
         raise ServedError(f"{model}: {new_tokens} tokens were asked for, {came} came: nothing to compare")
+    if uncounted not in (0, came):
+        raise ServedError(f"{model}: {came} tokens came in {uncounted} events that do not count them: when?")
     ttft_seconds, itl_seconds = gaps(arrivals)
     return LatencyRow(
         concurrency=concurrency,

@@ -1,4 +1,4 @@
-"""`pangu-bench load`: throughput and latency of an artifact over the number of requests at a time.
+"""`pangu-bench load`: throughput and latency of an artifact, or of a running server, over the requests at a time.
 
 A closed loop: at each level that many clients ask one request after the other, until --requests are done. Lengths are
 mixed: request i has the i-th of --prompt-tokens and of --new-tokens, over and over. A level is measured whole; what is
@@ -7,6 +7,7 @@ in --output is not measured again.
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -15,13 +16,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pangu_bench.options import UsageError, add_server_arguments
+from pangu_bench.options import UsageError, add_server_arguments, running_server
 from pangu_bench.rows import LatencyRow, LoadRow, Row, RowFile, ServedRow, read_rows
 from pangu_training.command import whole_number
 from pangu_training.output import write_file
 
 if TYPE_CHECKING:
     from pangu_bench.latency import Prompts
+    from pangu_convert.artifact import Artifact
     from pangu_training.endpoint import Endpoint
 
 
@@ -37,7 +39,13 @@ class LoadOptions:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("artifact", type=Path, help="folder that pangu-convert wrote")
+    parser.add_argument("artifact", nargs="?", type=Path, help="folder that pangu-convert wrote")
+    parser.add_argument(
+        "--base-url",
+        type=running_server,
+        metavar="URL[=NAME]",
+        help="load a server that runs already, called NAME in the results; its key is in $OPENAI_API_KEY",
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for rows and table")
     numbers: dict[str, Any] = {"nargs": "+", "metavar": "N"}
     parser.add_argument(
@@ -68,46 +76,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure the levels that are missing, report all."""
     from pangu_bench.artifacts import subject_of
-    from pangu_bench.costs import measured_start, what_runs
-    from pangu_bench.environment import copy_bytes_per_second
-    from pangu_bench.latency import Prompts
-    from pangu_bench.memory import Meters
+    from pangu_bench.costs import measured_server, what_runs
+    from pangu_bench.latency import EndpointTokenizer, Prompts, tokenizer_of
     from pangu_convert.artifact import read_artifact
-    from pangu_training.endpoint import file_stem
-    from pangu_training.served import ServerProcess
+    from pangu_training.endpoint import file_stem, identity, running
 
-    artifact = read_artifact(arguments.artifact)
+    if (arguments.artifact is None) == (arguments.base_url is None):
+        raise UsageError("give one of an artifact and --base-url")
+    device, threads = arguments.device, arguments.threads
+    artifact: Artifact | None = None
+    context: int | None
+    if arguments.base_url is None:
+        artifact = read_artifact(arguments.artifact)
+        name, context = artifact.manifest.name, artifact.manifest.context_length
+        subject, tokenizer = subject_of(artifact, device, threads), tokenizer_of(artifact)
+    else:
+        endpoint = running(arguments.base_url.url)
+        name, context = arguments.base_url.name or endpoint.model, endpoint.card.get("max_model_len")
+        subject, tokenizer = identity(endpoint), EndpointTokenizer(endpoint)
     options = LoadOptions(
         prompt_tokens=tuple(arguments.prompt_tokens),
         new_tokens=tuple(arguments.new_tokens),
         requests=arguments.requests,
         warmup=arguments.warmup,
     )
-    name, context = artifact.manifest.name, artifact.manifest.context_length
-    if max(options.prompt_tokens) + max(options.new_tokens) > context:
+    if context and max(options.prompt_tokens) + max(options.new_tokens) > context:
         raise UsageError(f"{name} has a context of {context} tokens: lower --prompt-tokens or --new-tokens")
     folder, stem = arguments.output, file_stem(name)
     levels = sorted(set(arguments.concurrency))
-    subject = subject_of(artifact, arguments.device, arguments.threads)
     configuration = {"subject": subject, **dataclasses.asdict(options)}
-    with RowFile(folder / f"{stem}.load.jsonl", configuration) as rows:
+    with RowFile(folder / f"{stem}.load.jsonl", configuration) as rows, contextlib.ExitStack() as servers:
         missing = [level for level in levels if not rows.has(LoadRow, level)]
         if missing:
-            prompts = Prompts(artifact, options.warmup + options.requests * len(missing))
-            log = folder / f"{stem}.server.log"
-            meters, copy_speed = Meters(), copy_bytes_per_second(arguments.threads)
-            with ServerProcess(
-                artifact.path, device=arguments.device, threads=arguments.threads, log=log
-            ) as server:
-                endpoint = measured_start(
-                    server, rows, meters=meters, threads=arguments.threads, copy_speed=copy_speed
-                )
-                asyncio.run(_measure(rows, endpoint, prompts, missing, options))
+            prompts = Prompts(tokenizer, options.warmup + options.requests * len(missing))
+            if artifact is not None:
+                log = folder / f"{stem}.server.log"
+                server = measured_server(artifact, rows, None, device=device, threads=threads, log=log)
+                endpoint = servers.enter_context(server)
+            asyncio.run(_measure(rows, endpoint, prompts, missing, options))
+        started = rows.of(ServedRow)
         report = {
             "model": name,
             "options": dataclasses.asdict(options),
-            "served": what_runs(rows.of(ServedRow)[-1]),
-            "environment": rows.of(ServedRow)[-1].environment,
+            "served": what_runs(started[-1])
+            if started
+            else f"A server that ran already, {arguments.base_url.url}",
+            "environment": started[-1].environment if started else None,
             "levels": [figures for figures in _figures(rows.rows) if figures["concurrency"] in levels],
         }
     text = table(report)
@@ -206,7 +220,7 @@ def _level_figures(level: LoadRow, requests: Sequence[LatencyRow]) -> dict[str, 
 
 def table(report: dict[str, Any]) -> str:
     """The levels as Markdown."""
-    from pangu_bench.table import machine, milliseconds, rows
+    from pangu_bench.cost_tables import machine, milliseconds, rows
 
     options = report["options"]
     head = (

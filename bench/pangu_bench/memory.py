@@ -83,6 +83,18 @@ class Peak:
             took_seconds = time.perf_counter() - started
 
 
+def free_bytes(device: str) -> int:
+    """What a new process can take: of the first GPU (`cuda`), or of main memory within a container's limit."""
+    if device == "cuda" and (nvml := open_nvml()):
+        return int(nvml.nvmlDeviceGetMemoryInfo(device_handles(nvml)[0]).free)
+    meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
+    [kilobytes] = re.findall(r"^MemAvailable: +(\d+) kB$", meminfo, re.MULTILINE)
+    sizes = [int(kilobytes) << 10]
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return min(sizes)
+
+
 def gpu_names() -> list[str]:
     """The NVIDIA GPUs of this machine."""
     nvml = open_nvml()

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pangu_training.command import whole_number
 from pangu_training.errors import PanguError
@@ -30,6 +31,55 @@ class AnswerOptions:
     concurrency: int
     limit: int | None
     unsafe: bool
+
+
+class Running(NamedTuple):
+    """A server that runs already; `name` is what results call it, None for its model's own."""
+
+    url: str
+    name: str | None
+
+
+def running_server(text: str) -> Running:
+    """An argument's type: `URL` or `URL=NAME`."""
+    url, _, name = text.partition("=")
+    return Running(url, name or None)
+
+
+def add_cost_arguments(
+    parser: argparse.ArgumentParser,
+    *,
+    prompt_tokens: list[int],
+    new_tokens: int,
+    context: int,
+    warmup: int,
+    repeats: int,
+) -> None:
+    """Declare what `CostOptions.of` reads, with these defaults."""
+    group = parser.add_argument_group("costs")
+    group.add_argument(
+        "--prompt-tokens",
+        nargs="+",
+        type=whole_number(1),
+        default=prompt_tokens,
+        metavar="N",
+        help=f"(default: {' '.join(map(str, prompt_tokens))})",
+    )
+    group.add_argument(
+        "--new-tokens", type=whole_number(2), default=new_tokens, help="(default: %(default)s)"
+    )
+    group.add_argument(
+        "--context",
+        type=whole_number(3),
+        default=context,
+        help="at which memory peaks (default: %(default)s)",
+    )
+    group.add_argument(
+        "--warmup", type=whole_number(0), default=warmup, help="requests a length (default: %(default)s)"
+    )
+    group.add_argument(
+        "--repeats", type=whole_number(1), default=repeats, help="requests a length (default: %(default)s)"
+    )
 
 
 def add_answer_arguments(parser: argparse.ArgumentParser) -> None:

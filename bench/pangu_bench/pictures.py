@@ -107,6 +107,30 @@ def solved(rows: Sequence[tuple[int, str, Mapping[str, float]]]) -> str:
     return _svg(width, TOP + 22 * len(rows) + 8, "".join(marks))
 
 
+def overlaps(names: Sequence[str], sets: Sequence[tuple[str, Sequence[int], int]]) -> str:
+    """A bar for each (label, numbers of the names in the set, size), and below it a dot for each name in the set."""
+    left, step, tall = 190, 46, 170
+    most, floor = max(size for *_, size in sets) or 1, TOP + tall + 14
+    marks = [
+        f'<text class="tick" x="{left - 8}" y="{floor + 22 * row + 20}" text-anchor="end">{escape(name)}</text>'
+        for row, name in enumerate(names)
+    ]
+    for column, (label, members, size) in enumerate(sets):
+        middle, height = left + step * (column + 0.5), tall * size / most
+        top = TOP + 14 + tall - height
+        marks.append(
+            f'<g class="cells"><title>{escape(label)}: {size}</title>'
+            f'<rect x="{middle - 14:.1f}" y="{top:.1f}" width="28" height="{height:.1f}"/></g>'
+            f'<text class="label" x="{middle:.1f}" y="{top - 4:.1f}">{size}</text>'
+        )
+        marks += [
+            f'<g class="c{row % COLOURS}"><circle class="dot" cx="{middle:.1f}" cy="{floor + 22 * row + 16}" r="6" '
+            f'opacity="{1 if row in members else 0.12}"/></g>'
+            for row in range(len(names))
+        ]
+    return _svg(left + step * len(sets) + RIGHT, floor + 22 * len(names) + 12, "".join(marks))
+
+
 def legend(names: Sequence[str]) -> str:
     """Which colour is whose."""
     entries = (

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from pangu_bench.cost_tables import tpot_seconds
 from pangu_bench.pictures import Point, legend, lines, ranges, scatter, solved
 
 STYLE = """
@@ -34,12 +35,19 @@ def page(
     """The page. `text` is the Markdown; `loads` what `pangu-bench load` measured, as (name, levels)."""
     names = [artifact["name"] for artifact in report["artifacts"]]
     head, _, rest = text.partition("\n\n## ")
+    return document(
+        names,
+        f"{html(head)}{legend(names)}"
+        f'<div class="pictures">{"".join(_pictures(report, loads))}</div>{html("## " + rest)}',
+    )
+
+
+def document(names: Sequence[str], body: str) -> str:
+    """A whole page about the models `names`."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
-        f"<title>{escape(', '.join(names))}</title><style>{STYLE}</style></head><body>"
-        f"{html(head)}{legend(names)}"
-        f'<div class="pictures">{"".join(_pictures(report, loads))}</div>{html("## " + rest)}</body></html>\n'
+        f"<title>{escape(', '.join(names))}</title><style>{STYLE}</style></head><body>{body}</body></html>\n"
     )
 
 
@@ -83,11 +91,12 @@ def _pictures(
             if x_of(artifact) is not None
         ]
 
-    def memory(artifact: Mapping[str, Any]) -> float:
-        return float(artifact["costs"]["memory"]["generating_bytes"]) / 1e9
+    def memory(artifact: Mapping[str, Any]) -> float | None:
+        peak_bytes = artifact["costs"]["memory"]["generating_bytes"]
+        return None if peak_bytes is None else float(peak_bytes) / 1e9
 
     def per_token(artifact: Mapping[str, Any]) -> float | None:
-        tpot = artifact["costs"]["latency"][0]["tpot_seconds"]
+        tpot = tpot_seconds(artifact["costs"])
         return 1e3 * tpot["median"] if tpot else None
 
     for title, x_of, x_label in (
@@ -95,7 +104,7 @@ def _pictures(
         ("Score against ms per token", per_token, "ms per token"),
     ):
         if found := points(x_of):
-            yield _figure(title, scatter(found, x_label=x_label, y_label=y_label))
+            yield figure(title, scatter(found, x_label=x_label, y_label=y_label))
     for kind, title in (("itl_seconds", "Time between tokens"), ("ttft_seconds", "Time to the first token")):
         rows = [
             (
@@ -109,7 +118,7 @@ def _pictures(
         ]
         if rows:
             label = "ms (thick: up to the 95th percentile)"
-            yield _figure(title, ranges(rows, x_label=label))
+            yield figure(title, ranges(rows, x_label=label))
     names = [artifact["name"] for artifact in artifacts]
     series = [
         (names.index(name), [(level["concurrency"], level["tokens_per_second"]) for level in levels])
@@ -117,13 +126,14 @@ def _pictures(
     ]
     if series:
         chart = lines(series, x_label="requests at a time", y_label="tokens per second")
-        yield _figure("Throughput under load", chart)
+        yield figure("Throughput under load", chart)
     if scored:
         rows = [(number, artifact["name"], artifact["pass_rates"]) for number, artifact, *_ in scored]
-        yield _figure("Which problems are solved", solved(rows))
+        yield figure("Which problems are solved", solved(rows))
 
 
-def _figure(title: str, picture: str) -> str:
+def figure(title: str, picture: str) -> str:
+    """A picture under its title."""
     return f"<figure><h3>{escape(title)}</h3>{picture}</figure>"
 
 

@@ -1,20 +1,24 @@
 """A comparison as Markdown: the paper's Table 4 first, then what shows whether a difference in it is real."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from pangu_bench.cost_tables import (
+    COST_DEFINITIONS,
+    environment,
+    gigabytes,
+    latency,
+    memory,
+    milliseconds,
+    rows,
+    tpot_seconds,
+)
 
 Report = Mapping[str, Any]
 NAMES_SHOWN = 12  # task ids printed of each kind; the JSON has all
 
-DEFINITIONS = """\
-- **Memory** is read in the server's own process by one meter for all rows: `pss` is main memory, pages that processes
-  share divided among them; `nvml` is GPU memory of the process; `nvml_device` the GPU's memory in use, less what was in
-  use before. Peaks are the largest of up to 20 readings a second. GB are 10^9 bytes.
-- **ms/token** is TPOT, (last token's time - first's) / (tokens - 1), of one request alone, as the client sees it;
-  median over requests. **TTFT** is request sent to first token received, **ITL** the time between two tokens.
-- **Load** is the time from the process's start until it answers, the check of all hashes included, which brings the
-  files into the page cache.
-- **Bandwidth** is weights x tokens/s as a share of what the main memory moves in a plain copy (read and written).
+DEFINITIONS = f"""\
+{COST_DEFINITIONS}
 - **Bits a weight** are of the weight files, over the parameters of an unquantized artifact of the same source here.
 - **p** is McNemar's exact test over problems gained and lost; intervals are 95 %."""
 
@@ -24,43 +28,41 @@ def table(report: Report) -> str:
     artifacts = report["artifacts"]
     sections = [
         "# Comparison",
-        _main(artifacts),
+        _main(artifacts, report["cost_options"]),
         "## Is it real?",
         _pairs(report["pairs"]) if report["pairs"] else "One artifact, or no score: nothing to compare.",
         *_warnings(artifacts),
         "## Scores",
         _scores(artifacts),
         "## Memory and size",
-        _memory(artifacts),
+        memory(artifacts),
         "## Latency of one request alone",
-        _latency(artifacts),
+        latency(artifacts),
         "## Distance from the source",
         _fidelity(artifacts),
         "## Where and how",
-        _environment(artifacts, report["cost_options"]),
+        environment(artifacts, report["cost_options"]),
         DEFINITIONS,
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _main(artifacts: Sequence[Report]) -> str:
-    first = artifacts[0]["costs"]
-    context, prompt = first["memory"]["context_tokens"], first["latency"][0]["prompt_tokens"]
+def _main(artifacts: Sequence[Report], options: Report) -> str:
     score = artifacts[0]["score"]
     return rows(
         (
             "artifact",
             "precision",
-            f"memory, GB (peak at {context} tokens)",
-            f"ms/token (prompt {prompt})",
+            f"memory, GB (peak at {options['context']} tokens)",
+            f"ms/token (prompt {options['prompt_tokens'][0]})",
             f"{score['suite']} pass@1 ({score['style']}, {score['samples']})",
         ),
         (
             (
                 artifact["name"],
-                f"{artifact['quantization']}, computed in {artifact['costs']['served']['compute_type']}",
-                _gigabytes(artifact["costs"]["memory"]["generating_bytes"]),
-                milliseconds(artifact["costs"]["latency"][0]["tpot_seconds"], "median"),
+                _precision(artifact),
+                gigabytes(artifact["costs"]["memory"]["generating_bytes"]),
+                milliseconds(tpot_seconds(artifact["costs"]), "median"),
                 _pass_at(artifact["score"], "1"),
             )
             for artifact in artifacts
@@ -107,7 +109,11 @@ def _warnings(artifacts: Sequence[Report]) -> list[str]:
     found = [
         f"- **{artifact['name']}**: {warning}"
         for artifact in artifacts
-        for warning in (*artifact["score"]["warnings"], *artifact["fidelity_outside"])
+        for warning in (
+            *artifact["score"]["warnings"],
+            *artifact["fidelity_outside"],
+            *filter(None, [artifact["costs"].get("not_timed")]),
+        )
     ]
     return ["## Warnings", "\n".join(found)] if found else []
 
@@ -136,74 +142,6 @@ def _scores(artifacts: Sequence[Report]) -> str:
     )
 
 
-def _memory(artifacts: Sequence[Report]) -> str:
-    parameters = {
-        artifact["source_sha256"]: artifact["stored_weight_bytes"] * 8 / artifact["bits"]
-        for artifact in artifacts
-        if artifact["bits"] >= 16
-    }
-
-    def bits(artifact: Report) -> str:
-        count = parameters.get(artifact["source_sha256"])
-        return "—" if count is None else f"{8 * artifact['stored_weight_bytes'] / count:.2f}"
-
-    return rows(
-        (
-            "artifact",
-            "meter",
-            "weights",
-            "peak loading",
-            "loaded",
-            "peak",
-            "on disk",
-            "bits a weight",
-            "load, s",
-        ),
-        (
-            (
-                artifact["name"],
-                costs["memory"]["meter"],
-                _gigabytes(costs["weight_bytes"]),
-                _gigabytes(costs["memory"]["loading_bytes"]),
-                _gigabytes(costs["memory"]["loaded_bytes"]),
-                _gigabytes(costs["memory"]["generating_bytes"]),
-                _gigabytes(costs["disk_bytes"]),
-                bits(artifact),
-                f"{costs['load_seconds']:.1f}",
-            )
-            for artifact in artifacts
-            for costs in [artifact["costs"]]
-        ),
-    )
-
-
-def _latency(artifacts: Sequence[Report]) -> str:
-    return rows(
-        (
-            "artifact",
-            "prompt",
-            "TTFT median / p95, ms",
-            "ITL median / p95, ms",
-            "TPOT min / median / max, ms",
-            "tokens/s",
-            "bandwidth",
-        ),
-        (
-            (
-                artifact["name"],
-                str(latency["prompt_tokens"]),
-                milliseconds(latency["ttft_seconds"], "median", "p95"),
-                milliseconds(latency["itl_seconds"], "median", "p95"),
-                milliseconds(latency["tpot_seconds"], "min", "median", "max"),
-                "—" if latency["tokens_per_second"] is None else f"{latency['tokens_per_second']:.1f}",
-                "—" if latency["bandwidth_share"] is None else f"{latency['bandwidth_share']:.0%}",
-            )
-            for artifact in artifacts
-            for latency in artifact["costs"]["latency"]
-        ),
-    )
-
-
 def _fidelity(artifacts: Sequence[Report]) -> str:
     measured = [artifact for artifact in artifacts if artifact["fidelity"]]
     if not measured:
@@ -225,45 +163,10 @@ def _fidelity(artifacts: Sequence[Report]) -> str:
     )
 
 
-def _environment(artifacts: Sequence[Report], options: Report) -> str:
-    lines = rows(
-        ("artifact", "backend", "device", "compute type", "kernel", "date", "load average", "copy, GB/s"),
-        (
-            (
-                artifact["name"],
-                served["backend"],
-                served["device"],
-                served["compute_type"],
-                served["kernel"] or "—",
-                environment["date"][:19],
-                f"{environment['load_average']:.1f}",
-                f"{environment['copy_bytes_per_second'] / 1e9:.1f}",
-            )
-            for artifact in artifacts
-            for served, environment in [(artifact["costs"]["served"], artifact["costs"]["environment"])]
-        ),
-    )
-    return (
-        f"{lines}\n\n{machine(artifacts[0]['costs']['environment'])} {options['warmup']} requests to warm up and "
-        f"{options['repeats']} measured at each prompt length, {options['new_tokens']} new tokens each."
-    )
-
-
-def machine(environment: Report) -> str:
-    """A sentence about it."""
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
-    return (
-        f"{environment['cpu']} ({' '.join(environment['isa']) or 'no vector extension known here'}), "
-        f"{environment['cpus']} CPUs, {environment['threads']} compute threads, GPUs: "
-        f"{', '.join(environment['gpus']) or 'none'}; Linux {environment['kernel']}, Python {environment['python']}, "
-        f"{versions}."
-    )
-
-
-def rows(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+def _precision(artifact: Report) -> str:
+    computed = artifact["costs"]["served"]["compute_type"]
+    words = [artifact["quantization"], computed and f"computed in {computed}"]
+    return ", ".join(filter(None, words)) or "—"
 
 
 def _pass_at(score: Report, k: str) -> str:
@@ -271,15 +174,6 @@ def _pass_at(score: Report, k: str) -> str:
         return "—"
     low, high = score["intervals"][k]
     return f"{score['pass_at_k'][k]:.1%} ({low:.1%} to {high:.1%})"
-
-
-def _gigabytes(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.3f}"
-
-
-def milliseconds(spread: Mapping[str, float] | None, *names: str) -> str:
-    """Some of a spread of seconds."""
-    return " / ".join(f"{1e3 * spread[name]:.1f}" for name in names) if spread else "—"
 
 
 def _number(value: int, shown: bool) -> str:

@@ -1,5 +1,6 @@
 """Artifacts measured through the real server: a tiny model with random weights, and one that is broken."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -13,14 +14,20 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from answering import answering
 from conftest import Artifacts, pangu_convert
 from process import Server
+from safetensors.torch import load_file, save_file
+from tiny import save_tiny
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from pangu_bench import cli
 from pangu_bench.rows import GenerationRow, ServedRow, read_rows
-from pangu_convert.artifact import read_artifact, verify
+from pangu_convert import cli as convert_cli
+from pangu_convert.artifact import MANIFEST, read_artifact, verify
 
+BLOCK_MATRICES = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 ROWS = [
     {
         "task_id": f"Own/{number}",
@@ -29,7 +36,7 @@ ROWS = [
         "canonical_solution": f"    return x + {number}\n",
         "test": f"def check(candidate):\n    assert candidate(4) == {4 + number}\n",
     }
-    for number in range(3)
+    for number in range(10)
 ]
 FEW = (
     "--prompt-tokens",
@@ -49,7 +56,11 @@ FEW = (
 @pytest.fixture
 def suite(tmp_path: Path) -> str:
     path = tmp_path / "own.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    return write_suite(path, 3)
+
+
+def write_suite(path: Path, count: int) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:count]), encoding="utf-8")
     return f"humaneval:{path}"
 
 
@@ -71,6 +82,133 @@ def broken(tiny_starcoder: Path, tmp_path: Path) -> Path:
     model.save_pretrained(checkpoint)
     pangu_convert("ctranslate2", checkpoint, "--output", tmp_path / "broken", "--quantization", "float32")
     return tmp_path / "broken"
+
+
+@pytest.fixture
+def taught(starcoder: Tokenizer, tmp_path: Path) -> Path:
+    """A tiny model that has learnt the suite by heart."""
+    checkpoint = save_tiny(tmp_path / "taught", starcoder, "gpt_bigcode", n_embd=32, n_inner=64)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    prompts, answers = (
+        torch.tensor([starcoder.encode(row[name]).ids for row in ROWS])
+        for name in ("prompt", "canonical_solution")
+    )
+    answers = torch.cat([answers, torch.zeros(len(ROWS), 1, dtype=torch.long)], dim=1)  # the end of text
+    inputs = torch.cat([prompts, answers[:, :-1]], dim=1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two that wait for each other crawl when a test machine is busy
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(100):
+        states = model.transformer(inputs).last_hidden_state[:, -answers.shape[1] :]
+        loss = torch.nn.functional.cross_entropy(model.lm_head(states).flatten(0, 1), answers.flatten())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if loss < 0.02:
+            break
+    torch.set_num_threads(threads)
+    model.save_pretrained(checkpoint)
+    return checkpoint
+
+
+@pytest.fixture
+def shuffled(taught: Path, tmp_path: Path) -> Path:
+    """That model's int8 artifact from a converter that gets the rows of its matrices in the wrong order."""
+    checkpoint = Path(shutil.copytree(taught, tmp_path / "shuffled-checkpoint"))
+    weights = load_file(checkpoint / "model.safetensors")
+    dice = torch.Generator().manual_seed(0)
+    for name, matrix in weights.items():
+        if name.endswith(BLOCK_MATRICES):
+            weights[name] = matrix[torch.randperm(len(matrix), generator=dice)].contiguous()
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    pangu_convert("ctranslate2", checkpoint, "--output", tmp_path / "shuffled", "--name", "shuffled")
+    pangu_convert("ctranslate2", taught, "--output", tmp_path / "sound", "--name", "sound")
+    broken, sound = read_artifact(tmp_path / "shuffled"), read_artifact(tmp_path / "sound")
+    manifest = dataclasses.replace(broken.manifest, source=sound.manifest.source)
+    (broken.path / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return broken.path
+
+
+def test_an_artifact_that_its_conversion_broke_is_flagged(
+    shuffled: Path, taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ("--against", str(taught), "--windows", "2", "--window-tokens", "64")
+    sound = shuffled.with_name("sound")
+    verify_words = [["verify", str(path), *small] for path in (sound, shuffled)]
+    assert [convert_cli.main(words) for words in verify_words] == [0, 1]
+    capsys.readouterr()
+    suite = write_suite(tmp_path / "own.jsonl", len(ROWS))
+    words = ["compare", sound, shuffled, "--suite", suite, "--max-tokens", "12", *FEW, "--threads", "1"]
+    assert cli.main([str(word) for word in (*words, "--output", tmp_path / "out")]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    good, bad = report["artifacts"]
+    assert good["score"]["pass_at_k"]["1"] == 1
+    assert (good["fidelity_outside"], good["score"]["warnings"]) == ([], [])
+    [pair] = report["pairs"]
+    assert len(pair["lost"]) >= 8
+    assert pair["verdict"].startswith("real: -")
+    assert any(words.startswith("mean KL") for words in bad["fidelity_outside"])
+    table = (tmp_path / "out" / "compare.md").read_text(encoding="utf-8")
+    warnings = table.split("## Warnings")[1].split("## ")[0]
+    assert "**shuffled**: mean KL" in warnings
+    assert "**sound**" not in warnings
+
+
+def test_an_artifact_beside_a_server_that_runs(
+    artifact: Path, suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = Server(artifact)
+    words = [
+        "compare",
+        artifact,
+        "--base-url",
+        f"{server.address}/v1=there",
+        "--suite",
+        suite,
+        "--max-tokens",
+        "8",
+    ]
+    command = [str(word) for word in (*words, *FEW, "--threads", "1", "--output", tmp_path / "out")]
+    assert cli.main(command) == 0
+    text = capsys.readouterr().out
+    here, there = json.loads(text.splitlines()[-1])["artifacts"]
+    assert (there["name"], there["quantization"]) == ("there", "float32")
+    assert there["costs"]["served"] == here["costs"]["served"]
+    assert [one["requests"] for one in there["costs"]["latency"]] == [2, 2]
+    assert not any(there["costs"]["memory"].values()), "memory is not known from outside"
+    assert "| there | float32, computed in float32 | — |" in text
+    assert json.loads(text.splitlines()[-1])["pairs"][0]["verdict"].startswith("no difference")
+    completions = server.metric("vllm:request_success_total")
+    assert cli.main(command) == 0
+    assert server.metric("vllm:request_success_total") == completions, "what is there is not measured again"
+
+    words = ["load", "--base-url", f"{server.address}=there", "--prompt-tokens", "8", "--new-tokens", "4"]
+    command = [
+        str(word) for word in (*words, "--requests", "3", "--concurrency", "2", "--output", tmp_path / "out")
+    ]
+    assert cli.main(command) == 0
+    text = capsys.readouterr().out
+    [level] = json.loads(text.splitlines()[-1])["levels"]
+    assert level["tokens_per_second"] * level["seconds"] == pytest.approx(3 * 4)
+    assert "A server that ran already" in text
+    assert server.terminate() == 0
+
+
+def test_of_a_server_without_a_tokenizer_only_the_score_is_known(
+    suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    solutions = {row["prompt"]: row["canonical_solution"] for row in ROWS}
+    with answering(lambda body: solutions[body["prompt"]]) as server:
+        words = ["compare", "--base-url", server.address, "--suite", suite, "--output", tmp_path / "out"]
+        assert cli.main([str(word) for word in words]) == 0
+        refused = cli.main(["load", "--base-url", server.address, "--output", str(tmp_path / "out")])
+    captured = capsys.readouterr()
+    table, [known] = captured.out, json.loads(captured.out.splitlines()[-1])["artifacts"]
+    assert known["score"]["pass_at_k"] == {"1": 1.0}
+    assert known["costs"]["latency"] == []
+    assert "**written/down**: latency is not measured: " in table
+    assert refused == 2
+    assert "has no /tokenize" in captured.err
 
 
 def test_a_comparison_and_its_repetition(
@@ -209,7 +347,26 @@ def test_two_artifacts_of_one_name_are_refused(
 ) -> None:
     command = ["compare", str(artifact), str(artifact), "--suite", suite, "--output", str(tmp_path / "out")]
     assert cli.main(command) == 2
-    assert "two artifacts have one name" in capsys.readouterr().err
+    assert "have one name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compare"], "give an artifact or --base-url"),
+        (["load"], "give one of an artifact and --base-url"),
+        (
+            ["compare", "--base-url", "http://127.0.0.1:9=peer"],
+            "no OpenAI-style server answers at http://127.0.0.1:9:",
+        ),
+    ],
+)
+def test_nothing_to_measure_is_said(
+    suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    options = ["--suite", suite] if words[0] == "compare" else []
+    assert cli.main([*words, *options, "--output", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_load_at_several_levels_and_one_more_later(

@@ -1,17 +1,25 @@
 """Meters, arrival times, and figures from rows."""
 
+import asyncio
+import json
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import pytest
 from scripted import scripted_artifact
 
 from pangu_bench import memory
-from pangu_bench.costs import spread
-from pangu_bench.latency import Prompts, gaps
+from pangu_bench.costs import CostOptions, measure_running, running_figures, spread
+from pangu_bench.latency import EndpointTokenizer, Prompts, gaps, timed_request, tokenizer_of
 from pangu_bench.memory import Meters, Peak
+from pangu_bench.rows import RowFile
+from pangu_training.endpoint import Endpoint, ServedError
 
 MEGABYTE = 1 << 20
 GROW = "input(); x = b'x' * (64 << 20); print(flush=True); input()"
@@ -77,7 +85,7 @@ def test_times_of_tokens_from_times_of_events() -> None:
 
 
 def test_every_prompt_has_its_length_and_a_beginning_of_its_own(tmp_path: Path) -> None:
-    prompts = Prompts(scripted_artifact(tmp_path), 6)
+    prompts = Prompts(tokenizer_of(scripted_artifact(tmp_path)), 6)
     made = [prompts.prompt(number, 300) for number in range(6)]
     assert {len(prompt) for prompt in made} == {300}
     assert len({tuple(prompt[:64]) for prompt in made}) == 6, "a server could reuse what it has computed"
@@ -87,3 +95,86 @@ def test_every_prompt_has_its_length_and_a_beginning_of_its_own(tmp_path: Path) 
 def test_the_spread_of_a_few_values() -> None:
     assert spread([3, 1, 2, 10]) == {"min": 1, "median": 2.5, "p95": 10, "max": 10}
     assert spread(list(range(1, 101)))["p95"] == 95
+
+
+class LlamaLike(BaseHTTPRequestHandler):
+    """Answers as llama.cpp does: a token an event, counted at the end only; `asked` are the prompts."""
+
+    events: tuple[str, ...] = ("a", "b", "c")
+    asked: list[list[int]]
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.path == "/tokenize":
+            special = [1] if body["add_special"] else []
+            self.send(json.dumps({"tokens": special + list(body["content"].encode())}))
+            return
+        self.asked.append(body["prompt"])
+        chunks = [{"choices": [{"text": text}]} for text in (*self.events, "")]
+        usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": body["max_tokens"]}
+        lines = [json.dumps(chunk) for chunk in (*chunks, {"choices": [], "usage": usage})]
+        self.send("".join(f"data: {line}\n\n" for line in lines) + "data: [DONE]\n\n")
+
+    def send(self, text: str) -> None:
+        self.send_response(200)
+        self.send_header("content-length", str(len(text.encode())))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def llama_like(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    monkeypatch.setattr(LlamaLike, "asked", [], raising=False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), LlamaLike) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield Endpoint(base_url=f"http://127.0.0.1:{server.server_port}", model="llama", card={})
+        server.shutdown()
+        thread.join()
+
+
+def test_a_server_of_another_kind_is_timed_with_prompts_of_exact_lengths(
+    llama_like: Endpoint, tmp_path: Path
+) -> None:
+    options = CostOptions(context=64, prompt_tokens=(8, 200), new_tokens=3, warmup=1, repeats=2)
+    with RowFile(tmp_path / "rows", {}) as rows:
+        asyncio.run(measure_running(rows, llama_like, options))
+        figures = running_figures(rows, llama_like)
+    assert [len(prompt) for prompt in LlamaLike.asked] == [8] * 3 + [200] * 3
+    assert {prompt[0] for prompt in LlamaLike.asked} == {1}, "what the tokenizer puts before a text"
+    latency = figures["latency"]
+    assert [(one["prompt_tokens"], one["new_tokens"], one["requests"]) for one in latency] == [
+        (8, 3, 2),
+        (200, 3, 2),
+    ]
+    assert [one["bandwidth_share"] for one in latency] == [None, None]
+    assert figures["load_seconds"] is figures["memory"]["generating_bytes"] is None
+
+
+@pytest.mark.parametrize(
+    ("events", "words"),
+    [
+        (("ab", "c"), "3 tokens came in 2 events that do not count them"),
+        (("a", "b", "c", "d"), "3 tokens were asked for, 4 came"),
+    ],
+)
+def test_events_that_do_not_tell_their_tokens_are_not_timed(
+    llama_like: Endpoint, monkeypatch: pytest.MonkeyPatch, events: tuple[str, ...], words: str
+) -> None:
+    monkeypatch.setattr(LlamaLike, "events", events)
+
+    async def ask() -> None:
+        async with httpx.AsyncClient(**llama_like.client_options()) as client:
+            await timed_request(client, llama_like.model, [1, 2], 3)
+
+    with pytest.raises(ServedError, match=words):
+        asyncio.run(ask())
+
+
+def test_without_a_tokenizer_there_is_no_prompt_of_known_length() -> None:
+    nothing = Endpoint(base_url="http://127.0.0.1:9", model="none", card={})
+    with pytest.raises(ServedError, match="has no /tokenize"):
+        EndpointTokenizer(nothing).encode("text")

@@ -72,6 +72,7 @@ def test_a_model_that_knows_the_solutions_solves_all(bench: Any, suite: Path, tm
         asked = len(server.bodies)
         again = bench(*arguments)[1]
         assert len(server.bodies) == asked, "what is there is not asked again"
+        assert bench("--base-url", f"{server.address}=mine", *arguments[2:])[1]["model"] == "mine"
         assert {**again, "measured_at": ""} == {**score, "measured_at": ""}
     rows = read_rows(tmp_path / "out" / "written_down.humaneval.completion.jsonl")[1]
     assert sum(isinstance(row, GenerationRow) for row in rows) == 3

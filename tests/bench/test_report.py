@@ -4,9 +4,9 @@ import re
 
 import pytest
 
+from pangu_bench.cost_tables import rows
 from pangu_bench.pictures import Point, lines, scatter, solved
 from pangu_bench.report import html
-from pangu_bench.table import rows
 
 POINT = Point(series=0, label="<b>&", x=2.0, y=0.5, low=0.25, high=1.0)
 

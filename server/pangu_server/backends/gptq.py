@@ -30,13 +30,18 @@ def load_gptq(artifact: Artifact, device: str) -> Loaded:
     replaced = {"float16": "float32"} if device == "cpu" else {"float32": "bfloat16"}
     dtype = replaced.get(artifact.manifest.dtype, artifact.manifest.dtype)
     name = f"int{bits} g{group_size}" if group_size > 0 else f"int{bits}"
-    if device == "cpu" and (bits != PACKED_CPU_BITS or group_size not in PACKED_CPU_GROUP_SIZES):
+    if not runs_packed(device, bits, group_size):
         model = load_dequantized(artifact, getattr(torch, dtype))
         return Loaded(model=model, compute_type=f"{dtype} (from {name})", kernel="dequantized")
     model, kernel = load_packed(artifact, device, getattr(torch, dtype))
     # The CPU kernels multiply in bfloat16 whatever they are given; the rest of the model keeps its type.
     inputs = " with bfloat16 inputs" if device == "cpu" and dtype != "bfloat16" else ""
     return Loaded(model=model, compute_type=f"{name}{inputs} + {dtype}", kernel=kernel)
+
+
+def runs_packed(device: str, bits: int, group_size: int) -> bool:
+    """Whether there is a kernel for packed weights; else they are unpacked, to the memory of an unquantized model."""
+    return device != "cpu" or (bits == PACKED_CPU_BITS and group_size in PACKED_CPU_GROUP_SIZES)
 
 
 def load_packed(artifact: Artifact, device: str, dtype: torch.dtype) -> tuple[Any, str]:

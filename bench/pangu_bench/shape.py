@@ -228,8 +228,15 @@ def converted(*words: object) -> dict[str, Any]:
 
     started = time.perf_counter()
     command = [sys.executable, "-m", "pangu_convert.cli", *map(str, words)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process, Peak(Meters(), process.pid) as peak:
-        code = process.wait()
+    with (
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as process,
+        Peak(Meters(), process.pid) as peak,
+    ):
+        try:
+            code = process.wait()
+        except BaseException:  # Ctrl-C is ours
+            process.terminate()
+            raise
     if code:
         raise UsageError(f"pangu-convert ended with {code}: mend what it says and run the same command again")
     return {"seconds": time.perf_counter() - started, "meter": "pss", "peak_bytes": peak.sizes.get("pss")}

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from pangu_bench import cli, memory, random_model
 from pangu_bench.random_model import parameter_shapes, write_checkpoint, write_gptq
 from pangu_bench.rows import ServedRow, read_rows
+from pangu_bench.shape_table import table
 from pangu_bench.shapes import SHAPES, Sizes
 from pangu_convert.artifact import read_artifact, verify
 from pangu_convert.gptq_weights import PACKED_TENSORS, dequantize
@@ -106,8 +107,10 @@ def test_formats_are_measured_once_and_stand_beside_the_paper(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["shape", SHAPE, "--output", str(tmp_path), *FEW, "--formats"]
-    assert cli.main([*command, "int8"]) == 0
+    assert cli.main([*command, "int8", "--keep"]) == 0
     capsys.readouterr()
+    source = read_artifact(tmp_path / SHAPE / "int8").manifest.source
+    assert source.provenance == {"source": f"{SHAPE}-random", "note": "random weights: shape only"}
     assert cli.main([*command, "gptq-4", "int8"]) == 0
     text = capsys.readouterr().out
     report = json.loads(text.splitlines()[-1])
@@ -131,32 +134,10 @@ def test_formats_are_measured_once_and_stand_beside_the_paper(
     assert [ratio.split(" | ")[2], ratio.split(" | ")[4]] == ["0.603", "1.273 |"]  # 9.82 / 16.29, 42 / 33
     assert not (tmp_path / SHAPE).exists(), "the weights are deleted"
 
-
-@pytest.mark.usefixtures("tiny")
-def test_a_trial_of_fewer_layers_keeps_its_artifact_and_stands_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = [
-        "shape",
-        SHAPE,
-        "--output",
-        str(tmp_path),
-        *FEW,
-        "--formats",
-        "int8",
-        "--layers",
-        "1",
-        "--keep",
-    ]
-    assert cli.main(command) == 0
-    text = capsys.readouterr().out
-    assert "1 of 2 layers: a trial" in text
-    assert json.loads(text.splitlines()[-1])["artifacts"][0]["paper"] is None
-    artifact = read_artifact(tmp_path / f"{SHAPE}-1-layers" / "int8")
-    assert artifact.manifest.source.provenance == {
-        "source": f"{SHAPE}-1-layers-random",
-        "note": "random weights: shape only",
-    }
+    few = {**report, "layers": 1, "artifacts": [{**one, "paper": None} for one in report["artifacts"]]}
+    assert "1 of 2 layers: a trial" in table(few)
+    assert "16.29" in table(report)
+    assert "16.29" not in table(few)
 
 
 def test_what_does_not_fit_is_refused_before_it_is_made(

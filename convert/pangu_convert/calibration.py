@@ -1,9 +1,13 @@
-"""Calibration data for GPTQ: rows of token ids from code or text, the same ones for the same seed.
+"""Calibration data: rows of token ids from code or text, the same ones for the same seed.
 
 Long documents are cut into pieces and every document gives one before any gives a second, so that one big
-file does not make up the sample. Loads no framework; knows nothing of the quantizer.
+file does not make up the sample. Where the vocabulary has FIM tokens every second row becomes a prompt for a hole:
+those three tokens are unlike all others inside the model, and what was never seen of them is quantized badly.
+
+Loads no framework; knows nothing of the quantizers.
 """
 
+import argparse
 import hashlib
 import json
 import platform
@@ -12,16 +16,19 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pangu_convert.code_text import library_file, library_files
-from pangu_training.errors import PanguError
+from pangu_convert.infilling import fim_tokens, with_hole
+from pangu_training.checkpoint import TOKENIZER, Checkpoint
+from pangu_training.errors import CheckpointError, PanguError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 CODE = "code"  # the default source: what code models are used on, and there on every machine
 CONTENT_FIELD = "content"  # what code corpora call their text
+ROW_TOKENS, LEAST_ROW_TOKENS = 256, 8
 
 
 class CalibrationError(PanguError):
@@ -35,6 +42,7 @@ class CalibrationData:
     source: str
     rows: tuple[tuple[int, ...], ...]
     documents: int  # that the rows were drawn from
+    holes: int  # rows that are prompts for a hole
 
     @property
     def num_tokens(self) -> int:
@@ -49,6 +57,77 @@ class CalibrationData:
             digest.update(b"".join(token_id.to_bytes(4, "little") for token_id in array("I", row)))
         return digest.hexdigest()
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        return {
+            "source": self.source,
+            "documents": self.documents,
+            "rows": len(self.rows),
+            "rows_with_hole": self.holes,
+            "sequence_length": len(self.rows[0]),
+            "tokens": self.num_tokens,
+            "tokens_sha256": self.tokens_sha256,
+        }
+
+
+def add_calibration_arguments(parser: "argparse._ActionsContainer", *, samples: int) -> None:
+    """Declare where the rows come from, and how many there are."""
+    parser.add_argument(
+        "--calibration",
+        default=CODE,
+        metavar="SOURCE",
+        help="'code' (Python's standard library), a .jsonl file, a text file, or a folder (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--text-field", default="text", help="a .jsonl record's text; else 'content' (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=samples, help="calibration rows (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--sequence-length",
+        type=int,
+        help=f"tokens a calibration row (default: {ROW_TOKENS}, or the context length if that is less)",
+    )
+    parser.add_argument(
+        "--holes",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="make every second row a prompt for a hole, if the model has FIM tokens (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="chooses the calibration text (default: %(default)s)"
+    )
+
+
+def calibration_data(arguments: argparse.Namespace, checkpoint: Checkpoint) -> CalibrationData:
+    """What `add_calibration_arguments` declared, in the tokens of `checkpoint`.
+
+    Raises:
+        CalibrationError, CheckpointError: there is too little text, or a row does not fit the model.
+    """
+    from tokenizers import Tokenizer
+
+    if arguments.samples < 1:
+        raise CheckpointError("--samples must be at least 1")
+    row_tokens = arguments.sequence_length or min(ROW_TOKENS, checkpoint.context_length)
+    if not LEAST_ROW_TOKENS <= row_tokens <= checkpoint.context_length:
+        raise CheckpointError(
+            f"--sequence-length {row_tokens} is not within {LEAST_ROW_TOKENS} to "
+            f"{checkpoint.context_length}, the context length of {checkpoint.path}"
+        )
+    return read_calibration(
+        arguments.calibration,
+        Tokenizer.from_file(str(checkpoint.path / TOKENIZER)),
+        text_field=arguments.text_field,
+        num_rows=arguments.samples,
+        row_tokens=row_tokens,
+        separator_id=checkpoint.end_token_ids[-1],
+        seed=arguments.seed,
+        holes=arguments.holes,
+    )
+
 
 def read_calibration(
     source: str,
@@ -59,6 +138,7 @@ def read_calibration(
     row_tokens: int,
     separator_id: int,
     seed: int,
+    holes: bool,
 ) -> CalibrationData:
     """Draw `num_rows` rows of exactly `row_tokens` tokens; documents are parted by `separator_id`.
 
@@ -83,10 +163,17 @@ def read_calibration(
             rows.append(tuple(buffer[:row_tokens]))
             del buffer[:row_tokens]
         if len(rows) == num_rows:
-            return CalibrationData(source=name, rows=tuple(rows), documents=len(texts))
-    raise CalibrationError(
-        f"{source} has too little text: it gives {len(rows)} rows of {row_tokens} tokens, {num_rows} are asked "
-        "for; give more, or lower --samples or --sequence-length"
+            break
+    else:
+        raise CalibrationError(
+            f"{source} has too little text: it gives {len(rows)} rows of {row_tokens} tokens, {num_rows} are "
+            "asked for; give more, or lower --samples or --sequence-length"
+        )
+    tokens = fim_tokens(tokenizer) if holes else None
+    if tokens is not None:
+        rows[::2] = [with_hole(row, tokens, choice) for row in rows[::2]]
+    return CalibrationData(
+        source=name, rows=tuple(rows), documents=len(texts), holes=len(rows[::2]) if tokens else 0
     )
 
 

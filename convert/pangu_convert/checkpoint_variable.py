@@ -4,7 +4,7 @@ Knows where a tensor lies and how to read some of its rows. Does not know what b
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -21,14 +21,30 @@ BLOCK_BYTES = 4 << 20  # small enough for the processor's cache
 HEAD_ELEMENTS = 16
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Factors:
+    """What the rows and columns of a weight of shape [R, C], or the elements of a vector [R], are multiplied by."""
+
+    rows: torch.Tensor | None = None  # [R]
+    columns: torch.Tensor | None = None  # [C]
+
+    def applied(self, block: torch.Tensor, start: int) -> torch.Tensor:
+        """`block` holds the weight's rows from `start`."""
+        if self.rows is not None:
+            part = self.rows[start : start + len(block)].to(block.dtype)
+            block = block * part.reshape(-1, *[1] * (block.dim() - 1))
+        return block if self.columns is None else block * self.columns.to(block.dtype)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """Where one tensor of a checkpoint lies."""
+    """Where one tensor of a checkpoint lies, and what it is multiplied by when it is read."""
 
     file: Path
     name: str
     shape: tuple[int, ...]
     stored_dtype: str  # as safetensors spells it
+    factors: Factors = field(default_factory=Factors, compare=False)  # they hang on the name
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Rows `start` to `stop`, read now.
@@ -37,8 +53,7 @@ class StoredTensor:
         memory of this process.
         """
         with open_weights(self.file) as weights:
-            rows: torch.Tensor = weights.get_slice(self.name)[start:stop]
-            return rows
+            return self.factors.applied(weights.get_slice(self.name)[start:stop], start)
 
 
 def stored_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:

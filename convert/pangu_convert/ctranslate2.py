@@ -1,14 +1,17 @@
 """`pangu-convert ctranslate2`: a CTranslate2 artifact from a checkpoint of any size.
 
-The files are those of the library's own converter, byte for byte but for what it gets wrong; see `streaming`,
-also for how a model that does not fit into memory comes through.
+int8 is symmetric, one scale an output row; activations are quantized at run time, one scale a token. So that this loses
+less, int8 models are smoothed first, on calibration text; see `smoothing`.
 
-int8 is symmetric, one scale an output row, without calibration; activations are quantized at run time.
+Without smoothing the files are those of the library's own converter, byte for byte but for what it gets wrong; see
+`streaming`, also for how a model that does not fit into memory comes through.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
+from pangu_convert.calibration import add_calibration_arguments, calibration_data
 from pangu_convert.conversion import Written, add_conversion_arguments, convert
 from pangu_training.checkpoint import Checkpoint
 
@@ -45,6 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="int8",
         help="type of the weights (default: %(default)s)",
     )
+    group = parser.add_argument_group("int8")
+    group.add_argument(
+        "--smooth",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="even out the sizes of activation channels, by calibration text (default: %(default)s)",
+    )
+    add_calibration_arguments(group, samples=16)
     parser.set_defaults(run=run)
 
 
@@ -53,8 +64,14 @@ def run(arguments: argparse.Namespace) -> None:
     quantization = str(arguments.quantization)
 
     def write(checkpoint: Checkpoint, folder: Path) -> Written:
-        write_ctranslate2(checkpoint, folder, quantization)
-        return Written(weight_files=("model.bin",))
+        data = None
+        if arguments.smooth and STORED_TYPES[quantization][0] == "int8":
+            data = calibration_data(arguments, checkpoint)
+        write_ctranslate2(checkpoint, folder, quantization, data.rows if data else ())
+        return Written(
+            weight_files=("model.bin",),
+            calibration={"method": "SmoothQuant", **data.record, "seed": arguments.seed} if data else None,
+        )
 
     convert(
         arguments,
@@ -66,8 +83,10 @@ def run(arguments: argparse.Namespace) -> None:
     )
 
 
-def write_ctranslate2(checkpoint: Checkpoint, folder: Path, quantization: str) -> None:
+def write_ctranslate2(
+    checkpoint: Checkpoint, folder: Path, quantization: str, rows: Sequence[Sequence[int]] = ()
+) -> None:
     """Write `model.bin`, `config.json` and `vocabulary.json` into `folder`; see `streaming.stream`."""
     from pangu_convert.streaming import stream
 
-    stream(checkpoint, folder, quantization)
+    stream(checkpoint, folder, quantization, rows)

@@ -20,11 +20,11 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from pangu_convert.calibration import CODE, read_calibration
+from pangu_convert.calibration import add_calibration_arguments, calibration_data
 from pangu_convert.conversion import Written, add_conversion_arguments, convert
 from pangu_convert.gptq_worker import Job
 from pangu_convert.weights import open_weights
-from pangu_training.checkpoint import CONFIG, SHARD_INDEX, TOKENIZER, Checkpoint
+from pangu_training.checkpoint import CONFIG, SHARD_INDEX, Checkpoint
 from pangu_training.errors import CheckpointError, PanguError
 from pangu_training.output import write_file
 
@@ -65,22 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.05,
         help="share of the mean diagonal added to the Hessian (default: %(default)s)",
     )
-    parser.add_argument(
-        "--calibration",
-        default=CODE,
-        metavar="SOURCE",
-        help="'code' (Python's standard library), a .jsonl file, a text file, or a folder (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--text-field", default="text", help="a .jsonl record's text; else 'content' (default: %(default)s)"
-    )
-    parser.add_argument("--samples", type=int, default=32, help="calibration rows (default: %(default)s)")
-    parser.add_argument(
-        "--sequence-length", type=int, default=256, help="tokens a calibration row (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="chooses the calibration text (default: %(default)s)"
-    )
+    add_calibration_arguments(parser, samples=32)
     parser.set_defaults(run=run)
 
 
@@ -140,26 +125,9 @@ def write_gptq(checkpoint: Checkpoint, folder: Path, arguments: argparse.Namespa
     """Draw the calibration rows, quantize, and put weights and configs into `folder`.
 
     Raises:
-        CalibrationError, QuantizationError: see `read_calibration`, `run_worker`.
+        CalibrationError, CheckpointError, QuantizationError: see `calibration_data`, `run_worker`.
     """
-    from tokenizers import Tokenizer
-
-    if arguments.samples < 1:
-        raise CheckpointError("--samples must be at least 1")
-    if not 0 < arguments.sequence_length <= checkpoint.context_length:
-        raise CheckpointError(
-            f"--sequence-length {arguments.sequence_length} is not within 1 to {checkpoint.context_length}, the "
-            f"context length of {checkpoint.path}"
-        )
-    data = read_calibration(
-        arguments.calibration,
-        Tokenizer.from_file(str(checkpoint.path / TOKENIZER)),
-        text_field=arguments.text_field,
-        num_rows=arguments.samples,
-        row_tokens=arguments.sequence_length,
-        separator_id=checkpoint.end_token_ids[-1],
-        seed=arguments.seed,
-    )
+    data = calibration_data(arguments, checkpoint)
     work = folder / WORK
     work.mkdir()
     job = Job(
@@ -184,12 +152,7 @@ def write_gptq(checkpoint: Checkpoint, folder: Path, arguments: argparse.Namespa
     return Written(
         weight_files=tuple(file.name for file in weight_files),
         calibration={
-            "source": data.source,
-            "documents": data.documents,
-            "rows": len(data.rows),
-            "sequence_length": arguments.sequence_length,
-            "tokens": data.num_tokens,
-            "tokens_sha256": data.tokens_sha256,
+            **data.record,
             "seed": arguments.seed,
             "bits": job.bits,
             "group_size": job.group_size,

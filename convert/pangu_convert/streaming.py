@@ -20,7 +20,7 @@ see `complete_tokens`. What it would drop without a word is refused, and so are 
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from tqdm import tqdm
 
 from pangu_convert.checkpoint_variable import CheckpointVariable, StoredTensor, stored_tensors
 from pangu_convert.ctranslate2 import STORED_TYPES
+from pangu_convert.smoothing import smoothed
 from pangu_training.checkpoint import Checkpoint
 from pangu_training.errors import CheckpointError
 
@@ -53,8 +54,10 @@ LOADERS = {
 MAX_VARIABLE_BYTES = (1 << 32) - 1  # the file's length fields have 32 bits
 
 
-def stream(checkpoint: Checkpoint, folder: Path, quantization: str) -> None:
-    """Write `model.bin`, `config.json` and `vocabulary.json` into `folder`.
+def stream(
+    checkpoint: Checkpoint, folder: Path, quantization: str, rows: Sequence[Sequence[int]] = ()
+) -> None:
+    """Write `model.bin`, `config.json` and `vocabulary.json` into `folder`; smoothed, if there are calibration `rows`.
 
     Raises:
         CheckpointError: a weight is missing, of a wrong shape or not finite, or CTranslate2 lacks something
@@ -62,7 +65,7 @@ def stream(checkpoint: Checkpoint, folder: Path, quantization: str) -> None:
     """
     transformers.utils.logging.set_verbosity_error()
     try:
-        spec = specification(checkpoint)
+        spec = specification(checkpoint, rows)
     except (ValueError, KeyError, NotImplementedError, StrictDataclassError) as error:
         raise CheckpointError(f"{checkpoint.path} does not convert: {error}") from error
     bar: tqdm[Any]
@@ -82,7 +85,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(num_threads)
 
 
-def specification(checkpoint: Checkpoint) -> LanguageModelSpec:
+def specification(checkpoint: Checkpoint, rows: Sequence[Sequence[int]] = ()) -> LanguageModelSpec:
     """CTranslate2's specification of the model, with `CheckpointVariable`s for weights, equal ones aliased."""
     path = str(checkpoint.path)
     config = transformers.AutoConfig.from_pretrained(path)
@@ -98,7 +101,10 @@ def specification(checkpoint: Checkpoint) -> LanguageModelSpec:
         )
     with torch.device("meta"):
         model = model_class(config)
-    insert_variables(model, checkpoint, config.dtype or torch.float32)
+    tensors = located(model, checkpoint)
+    if rows:
+        tensors = smoothed(model, tensors, rows)
+    insert_variables(model, tensors, config.dtype or torch.float32)
     spec = LOADERS[checkpoint.architecture]()(model, transformers.AutoTokenizer.from_pretrained(path))
     if rope_type(config) == "llama3":
         complete_llama3(spec, config.rope_parameters)
@@ -106,6 +112,29 @@ def specification(checkpoint: Checkpoint) -> LanguageModelSpec:
     spec.validate()
     spec._alias_variables()
     return spec
+
+
+def located(model: Any, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    """Where each parameter of `model` lies, by its name.
+
+    Raises:
+        CheckpointError: it is missing, or of another shape.
+    """
+    stored = stored_tensors(checkpoint)
+    tied = dict(model.all_tied_weights_keys)  # by config.json; a checkpoint may hold either name, or both
+    tied |= {source: target for target, source in tied.items()}
+    found = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        tensor = stored.get(name) or stored.get(tied.get(name, name))
+        if tensor is None:
+            raise CheckpointError(f"{checkpoint.path} has no tensor {name}: its files and config.json differ")
+        if tensor.shape != tuple(parameter.shape):
+            raise CheckpointError(
+                f"{tensor.name} in {tensor.file} has shape {list(tensor.shape)} where config.json asks for "
+                f"{list(parameter.shape)}"
+            )
+        found[name] = tensor
+    return found
 
 
 def rope_type(config: Any) -> str | None:
@@ -160,28 +189,13 @@ def complete_tokens(spec: LanguageModelSpec) -> None:
             setattr(spec.config, name, "")
 
 
-def insert_variables(model: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+def insert_variables(model: Any, tensors: Mapping[str, StoredTensor], dtype: torch.dtype) -> None:
     """Put a `CheckpointVariable` in the place of each parameter of `model`."""
-    stored = stored_tensors(checkpoint)
-    tied = dict(model.all_tied_weights_keys)  # by config.json; a checkpoint may hold either name, or both
-    tied |= {source: target for target, source in tied.items()}
-    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
-        tensor = stored.get(name) or stored.get(tied.get(name, name))
-        if tensor is None:
-            raise CheckpointError(f"{checkpoint.path} has no tensor {name}: its files and config.json differ")
-        _check_shape(tensor, tuple(parameter.shape))
+    for name, tensor in tensors.items():
         owner, _, attribute = name.rpartition(".")
         module = model.get_submodule(owner)
         delattr(module, attribute)
         setattr(module, attribute, CheckpointVariable([tensor], dtype))
-
-
-def _check_shape(tensor: StoredTensor, expected: tuple[int, ...]) -> None:
-    if tensor.shape != expected:
-        raise CheckpointError(
-            f"{tensor.name} in {tensor.file} has shape {list(tensor.shape)} where config.json asks for "
-            f"{list(expected)}"
-        )
 
 
 def convert_on_write(spec: LanguageModelSpec, quantization: str, bar: "tqdm[Any]") -> None:

@@ -155,8 +155,8 @@ def compare(source: Scorer, quantized: Scorer, text: EvaluationText) -> Fidelity
 
 def bits_of(manifest: Manifest) -> int:
     """Bits of a quantized weight: a key of `BOUNDS`."""
-    if manifest.calibration is not None:
-        return int(manifest.calibration["bits"])
+    if manifest.format == "gptq":
+        return int((manifest.calibration or {})["bits"])
     if manifest.quantization.startswith("int8"):
         return 8
     stored = manifest.dtype if manifest.quantization == "none" else manifest.quantization

@@ -1,19 +1,12 @@
-"""Fill in the middle (Bavarian et al. 2022, PSM): the code before and after a hole, as one prompt."""
+"""The code before and after a hole as one prompt, see `pangu_convert.infilling`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pangu_convert.infilling import FimTokens, fim_tokens
 from pangu_server.encoding import Encoder
 from pangu_server.errors import ContextLengthExceeded
 
-# (before the prefix, before the suffix, before the hole) as the families write them.
-FAMILIES = (
-    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder
-    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen2.5-Coder, CodeGemma
-    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),  # SantaCoder
-    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek-Coder
-    ("▁<PRE>", "▁<SUF>", "▁<MID>"),  # Code Llama
-)
 # What a model writes when it goes on behind the hole: padding, or the next file of a repository.
 FILE_SEPARATORS = ("<|file_sep|>", "<file_sep>", "<filename>")
 ENDS = ("<fim_pad>", "<|fim_pad|>", "<fim-pad>", "▁<EOT>", "<|repo_name|>", "<repo_name>", "<reponame>")
@@ -32,23 +25,20 @@ class SourceFile:
 class FillInMiddle:
     """A vocabulary's FIM tokens. `find` says whether it has any."""
 
-    def __init__(self, encoder: Encoder, prefix: int, suffix: int, middle: int) -> None:
+    def __init__(self, encoder: Encoder, tokens: FimTokens) -> None:
         self._encoder = encoder
-        self._prefix, self._suffix, self.middle = prefix, suffix, middle
+        self._prefix, self._suffix, self.middle = tokens
         separators = (encoder.token_id(name) for name in FILE_SEPARATORS)
         self._file_separator = next((token_id for token_id in separators if token_id is not None), None)
         ends = [encoder.token_id(name) for name in (*ENDS, *FILE_SEPARATORS)]
         # The hole ends where the model turns to anything else than the hole.
-        self.end_token_ids = (prefix, suffix, middle, *(end for end in ends if end is not None))
+        self.end_token_ids = (*tokens, *(end for end in ends if end is not None))
 
     @classmethod
     def find(cls, encoder: Encoder) -> "FillInMiddle | None":
         """The vocabulary's FIM tokens, if it has them."""
-        for family in FAMILIES:
-            ids = [encoder.token_id(name) for name in family]
-            if None not in ids:
-                return cls(encoder, *ids)  # type: ignore[arg-type]
-        return None
+        tokens = fim_tokens(encoder.tokenizer)
+        return cls(encoder, tokens) if tokens else None
 
     def prompt(
         self,

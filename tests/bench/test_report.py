@@ -6,7 +6,7 @@ import pytest
 
 from pangu_bench.cost_tables import rows
 from pangu_bench.report import html
-from pangu_training.pictures import Point, lines, scatter, solved
+from pangu_training.pictures import Point, lines, overlaps, ranges, scatter, solved, standalone
 
 POINT = Point(series=0, label="<b>&", x=2.0, y=0.5, low=0.25, high=1.0)
 
@@ -44,3 +44,22 @@ def test_solved_shows_every_problem_of_every_artifact() -> None:
     picture = solved([(0, "one", {"a": 1.0, "b": 0.0}), (1, "two", {"a": 0.5, "b": 0.0})])
     assert picture.count("<rect") == 4
     assert picture.index("a: 100%") < picture.index("b: 0%"), "what more artifacts solve comes first"
+
+
+def test_a_long_name_has_room() -> None:
+    name = "qwen2.5-coder-0.5b-instruct-gptq-int4-g128-no-act-order"
+    spread = {"min": 1.0, "median": 2.0, "p95": 3.0, "max": 4.0}
+    pictures = (
+        ranges([(0, name, spread)], x_label="ms"),
+        solved([(0, name, {"a": 1.0})]),
+        overlaps([name], [(name, [0], 3)]),
+    )
+    for picture in pictures:
+        end = re.search(rf'x="(\d+)"[^>]*text-anchor="end">{name}<', picture)
+        assert end
+        assert int(end[1]) >= 6 * len(name)
+    width = re.search(r'<svg [^>]*width="(\d+)"', standalone(pictures[0], [name]))
+    start = re.search(rf'<text x="(\d+)"[^>]*>{name}</text></?', standalone("", [name]) + "<")
+    assert width
+    assert start
+    assert int(width[1]) - int(start[1]) >= 6 * len(name)

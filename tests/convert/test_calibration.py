@@ -5,15 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pangu_convert.calibration import CalibrationData, CalibrationError, read_calibration
 from pangu_convert.code_text import NOT_LIBRARY_CODE, library_files
+from pangu_convert.infilling import fim_tokens
 
 
 def read(source: object, tokenizer: Tokenizer, **changes: Any) -> CalibrationData:
-    options = {"text_field": "text", "num_rows": 3, "row_tokens": 16, "separator_id": 0, "seed": 0, **changes}
-    return read_calibration(str(source), tokenizer, **options)
+    options = {
+        "text_field": "text",
+        "num_rows": 3,
+        "row_tokens": 16,
+        "separator_id": 0,
+        "seed": 0,
+        "holes": False,
+    }
+    return read_calibration(str(source), tokenizer, **{**options, **changes})
 
 
 def test_rows_have_exactly_the_length_asked_for(starcoder: Tokenizer) -> None:
@@ -25,6 +33,26 @@ def test_rows_have_exactly_the_length_asked_for(starcoder: Tokenizer) -> None:
 def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(starcoder: Tokenizer) -> None:
     hashes = [read("code", starcoder, seed=seed).tokens_sha256 for seed in (7, 7, 8)]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_every_second_row_is_a_prompt_for_a_hole_in_its_text(starcoder: Tokenizer) -> None:
+    plain = read("code", starcoder, num_rows=5, row_tokens=100)
+    holes = read("code", starcoder, num_rows=5, row_tokens=100, holes=True)
+    assert (plain.holes, holes.holes) == (0, 3)
+    assert holes.rows[1::2] == plain.rows[1::2]
+    prefix, suffix, middle = fim_tokens(starcoder) or ()
+    for row, text in zip(holes.rows[::2], plain.rows[::2], strict=True):
+        assert row[0] == prefix
+        assert len(row) == 100
+        before, behind = row.index(suffix), row.index(middle)
+        assert row[1:before] + row[behind + 1 :] + row[before + 1 : behind] == text[:97]
+        assert row[behind + 1 :], "a hole is never empty"
+
+
+def test_a_vocabulary_without_fim_tokens_has_no_holes() -> None:
+    words = Tokenizer(models.WordLevel({"def": 0, "f": 1, "?": 2}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert read("code", words, holes=True).holes == 0
 
 
 def test_library_files_are_sorted_and_hold_no_tests() -> None:

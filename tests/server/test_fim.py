@@ -9,9 +9,10 @@ from scripted import CONTEXT_LENGTH, END, FILENAME, MIDDLE, PREFIX, SUFFIX, byte
 from served import Server
 from tokenizers import Tokenizer
 
+from pangu_convert.infilling import FAMILIES
 from pangu_server.encoding import Encoder
 from pangu_server.errors import ContextLengthExceeded
-from pangu_server.fim import FAMILIES, FillInMiddle, SourceFile
+from pangu_server.fim import FillInMiddle, SourceFile
 
 
 @pytest.fixture

@@ -4,15 +4,16 @@ What belongs together has one of the classes `c0` to `c7`, which are the colours
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 460, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 14, 44
+RANGE_WIDTH, CELLS_WIDTH = 254, 754
 COLOURS = 8
 TICKS = 5
-LEGEND_WIDTH = 170
+CHARACTER_WIDTH = 6.4  # on average, of the font in STYLE
 # The page says what --ink, --faint and --line are.
 STYLE = """\
 svg text { font: 11px system-ui, sans-serif; fill: var(--faint) }
@@ -85,14 +86,15 @@ def lines(series: Sequence[tuple[int, Sequence[tuple[float, float]]]], *, x_labe
 
 def ranges(rows: Sequence[tuple[int, str, Mapping[str, float]]], *, x_label: str) -> str:
     """For each (colour, label, spread): a line from least to most, a thick one to the 95th percentile, the median."""
-    left, height = 190, TOP + 26 * len(rows) + BOTTOM
+    left, height = _margin(label for _, label, _ in rows), TOP + 26 * len(rows) + BOTTOM
+    right = left + RANGE_WIDTH
     # one outlier shall not press all the others together
     most = max(max(spread["p95"] for _, _, spread in rows) * 1.5, min(spread["max"] for _, _, spread in rows))
-    x, x_ticks = _axis(0, most, left, WIDTH - RIGHT)
+    x, x_ticks = _axis(0, most, left, right)
     marks = []
     for number, (colour, label, spread) in enumerate(rows):
         at = TOP + 26 * number + 13
-        ends = {name: min(x(value), WIDTH - RIGHT) for name, value in spread.items()}
+        ends = {name: min(x(value), right) for name, value in spread.items()}
         numbers = ", ".join(f"{name} {value:.3g}" for name, value in spread.items())
         marks.append(
             f'<g class="c{colour % COLOURS}"><title>{escape(label)}: {numbers}</title>'
@@ -106,15 +108,15 @@ def ranges(rows: Sequence[tuple[int, str, Mapping[str, float]]], *, x_label: str
         f'<text class="tick" x="{x(tick):.1f}" y="{height - BOTTOM + 16}" text-anchor="middle">{_short(tick)}</text>'
         for tick in x_ticks
     )
-    title = f'<text class="label" x="{(left + WIDTH - RIGHT) / 2}" y="{height - 6}">{escape(x_label)}</text>'
-    return _svg(WIDTH, height, grid + "".join(marks) + title)
+    title = f'<text class="label" x="{(left + right) / 2}" y="{height - 6}">{escape(x_label)}</text>'
+    return _svg(right + RIGHT, height, grid + "".join(marks) + title)
 
 
 def solved(rows: Sequence[tuple[int, str, Mapping[str, float]]]) -> str:
     """A row an artifact, a column a problem; full where every sample passes. Columns by how many artifacts solve it."""
     tasks = sorted(rows[0][2], key=lambda task: -sum(rates[task] for _, _, rates in rows))
-    left, width = 190, 960
-    step = (width - left - RIGHT) / len(tasks)
+    left = _margin(label for _, label, _ in rows)
+    step = CELLS_WIDTH / len(tasks)
     marks = []
     for number, (colour, label, rates) in enumerate(rows):
         top = TOP + 22 * number
@@ -127,12 +129,12 @@ def solved(rows: Sequence[tuple[int, str, Mapping[str, float]]]) -> str:
             f'<g class="c{colour % COLOURS} cells">{cells}</g>'
             f'<text class="tick" x="{left - 8}" y="{top + 12}" text-anchor="end">{escape(label)}</text>'
         )
-    return _svg(width, TOP + 22 * len(rows) + 8, "".join(marks))
+    return _svg(left + CELLS_WIDTH + RIGHT, TOP + 22 * len(rows) + 8, "".join(marks))
 
 
 def overlaps(names: Sequence[str], sets: Sequence[tuple[str, Sequence[int], int]]) -> str:
     """A bar for each (label, numbers of the names in the set, size), and below it a dot for each name in the set."""
-    left, step, tall = 190, 46, 170
+    left, step, tall = _margin(names), 46, 170
     most, floor = max(size for *_, size in sets) or 1, TOP + tall + 14
     marks = [
         f'<text class="tick" x="{left - 8}" y="{floor + 22 * row + 20}" text-anchor="end">{escape(name)}</text>'
@@ -161,7 +163,7 @@ def standalone(picture: str, names: Sequence[str]) -> str:
         f'<text x="{WIDTH + 22}" y="{TOP + 10 + 20 * number}">{escape(name)}</text>'
         for number, name in enumerate(names)
     )
-    width = WIDTH + LEGEND_WIDTH
+    width = WIDTH + 22 + _margin(names)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" width="{width}" height="{HEIGHT}">'
         f"<style>{LIGHT}{STYLE}</style>"
@@ -192,6 +194,11 @@ def _axis(
     return lambda value: start + (value - least) / (top - least) * (end - start), [
         least + step * number for number in range(count + 1)
     ]
+
+
+def _margin(labels: Iterable[str]) -> int:
+    """Pixels that the longest label takes, with room on both sides."""
+    return 16 + math.ceil(CHARACTER_WIDTH * max(map(len, labels)))
 
 
 def _mark(point: Point, at: float, y: Callable[[float], float], bar: str) -> str:

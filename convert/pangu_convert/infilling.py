@@ -1,0 +1,47 @@
+"""Fill in the middle (Bavarian et al. 2022, arXiv 2207.14255): the control tokens, as the model families write them.
+
+A prompt is prefix token, code before the hole, suffix token, code behind it, middle token (the order "PSM"); what
+fills the hole follows.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# (before the prefix, before the suffix, before the hole)
+FAMILIES = (
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen2.5-Coder, CodeGemma
+    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),  # SantaCoder
+    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek-Coder
+    ("▁<PRE>", "▁<SUF>", "▁<MID>"),  # Code Llama
+)
+LONGEST_HOLE = 32  # tokens: a line or a few
+
+
+class FimTokens(NamedTuple):
+    """A vocabulary's ids of the three."""
+
+    prefix: int
+    suffix: int
+    middle: int
+
+
+def fim_tokens(tokenizer: "Tokenizer") -> FimTokens | None:
+    """Those of `tokenizer`, if its vocabulary has any."""
+    for family in FAMILIES:
+        ids = [token_id for name in family if (token_id := tokenizer.token_to_id(name)) is not None]
+        if len(ids) == len(family):
+            return FimTokens(*ids)
+    return None
+
+
+def with_hole(row: Sequence[int], tokens: FimTokens, choice: random.Random) -> tuple[int, ...]:
+    """`row` as a prompt for a hole in it, and what fills it; of the same length, so without its last three tokens."""
+    row = row[:-3]
+    start = choice.randrange(len(row))
+    stop = min(len(row), start + choice.randint(1, LONGEST_HOLE))
+    return (tokens.prefix, *row[:start], tokens.suffix, *row[stop:], tokens.middle, *row[start:stop])

@@ -19,12 +19,15 @@ from typing import Any
 
 COMMAND = Path(sys.executable).with_name("pangu-convert")
 WINDOWS = ["--windows", "10"]
-GPTQ = ["--samples", "32", "--sequence-length", "256"]
+GPTQ_HOLES = ["--samples", "32", "--sequence-length", "256"]
+GPTQ = [*GPTQ_HOLES, "--no-holes"]
 ROWS: dict[str, list[str]] = {
     "CTranslate2 bfloat16": ["ctranslate2", "--quantization", "bfloat16"],
-    "CTranslate2 int8": ["ctranslate2", "--quantization", "int8"],
+    "CTranslate2 int8": ["ctranslate2", "--quantization", "int8", "--no-smooth"],
+    "CTranslate2 int8, smoothed": ["ctranslate2", "--quantization", "int8"],
     "GPTQ-8 g128": ["gptq", "--bits", "8", *GPTQ],
     "GPTQ-4 g128": ["gptq", "--bits", "4", *GPTQ],
+    "GPTQ-4 g128, half of the rows with a hole": ["gptq", "--bits", "4", *GPTQ_HOLES],
     "GPTQ-4 g64": ["gptq", "--bits", "4", "--group-size", "64", *GPTQ],
     "GPTQ-4 g128, on random tokens": ["gptq", "--bits", "4", *GPTQ, "--calibration", "RANDOM"],
     "GPTQ-4 g128, on prose": ["gptq", "--bits", "4", *GPTQ, "--calibration", "PROSE"],

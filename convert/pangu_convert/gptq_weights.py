@@ -7,10 +7,11 @@ import json
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
-from pangu_convert.artifact import Artifact
+from pangu_convert.artifact import Artifact, ArtifactError
 
 PACKED_TENSORS = ("qweight", "qzeros", "scales", "g_idx")
 
@@ -27,8 +28,12 @@ def load_dequantized(artifact: Artifact, dtype: torch.dtype) -> Any:
         tensors[f"{layer}.weight"] = dequantize(*packed, bits=bits).to(dtype)
     config = AutoConfig.from_pretrained(artifact.path, local_files_only=True)
     del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.load_state_dict(tensors)
+    model_class = getattr(transformers, artifact.manifest.architecture)
+    model, found = model_class.from_pretrained(
+        None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
+    )
+    if missing := sorted(found["missing_keys"]):
+        raise ArtifactError(f"{artifact.path} has no weights for {', '.join(missing[:3])}: convert it again")
     return model.eval()
 
 

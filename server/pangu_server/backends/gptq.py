@@ -7,6 +7,7 @@ which gives the same numbers at the speed and size of an unquantized model.
 """
 
 import contextlib
+import ctypes
 import io
 import json
 import logging
@@ -32,8 +33,10 @@ def load_gptq(artifact: Artifact, device: str) -> Loaded:
     name = f"int{bits} g{group_size}" if group_size > 0 else f"int{bits}"
     if not runs_packed(device, bits, group_size):
         model = load_dequantized(artifact, getattr(torch, dtype))
+        return_freed_memory()
         return Loaded(model=model, compute_type=f"{dtype} (from {name})", kernel="dequantized")
     model, kernel = load_packed(artifact, device, getattr(torch, dtype))
+    return_freed_memory()
     # The CPU kernels multiply in bfloat16 whatever they are given; the rest of the model keeps its type.
     inputs = " with bfloat16 inputs" if device == "cpu" and dtype != "bfloat16" else ""
     return Loaded(model=model, compute_type=f"{name}{inputs} + {dtype}", kernel=kernel)
@@ -56,6 +59,12 @@ def load_packed(artifact: Artifact, device: str, dtype: torch.dtype) -> tuple[An
             model(torch.zeros((1, 1), dtype=torch.long, device=model.device))
     kernels = {type(module).__name__ for module in model.modules() if isinstance(module, BaseQuantLinear)}
     return model, " + ".join(sorted(kernels))
+
+
+def return_freed_memory() -> None:
+    """Give the system back what unpacking has freed; glibc keeps it (0.6 GB for 0.7 GB of weights)."""
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager

@@ -137,7 +137,12 @@ def test_metrics_tell_what_runs(server: Server) -> None:
 def test_sigterm_lets_a_running_stream_finish(format: str, artifacts: Artifacts) -> None:
     server = Server(artifacts("smollm2", *FORMATS[format]))
     stream = server.openai.completions.create(
-        model=server.model, prompt=PROMPT, max_tokens=100, temperature=0, stream=True
+        model=server.model,
+        prompt=PROMPT,
+        max_tokens=100,
+        temperature=0,
+        stream=True,
+        extra_body={"ignore_eos": True},
     )
     chunks = [next(iter(stream))]
     server.process.send_signal(signal.SIGTERM)

@@ -111,7 +111,9 @@ def calibration_data(arguments: argparse.Namespace, checkpoint: Checkpoint) -> C
 
     if arguments.samples < 1:
         raise CheckpointError("--samples must be at least 1")
-    row_tokens = arguments.sequence_length or min(ROW_TOKENS, checkpoint.context_length)
+    row_tokens = arguments.sequence_length
+    if row_tokens is None:
+        row_tokens = min(ROW_TOKENS, checkpoint.context_length)
     if not LEAST_ROW_TOKENS <= row_tokens <= checkpoint.context_length:
         raise CheckpointError(
             f"--sequence-length {row_tokens} is not within {LEAST_ROW_TOKENS} to "
@@ -172,9 +174,8 @@ def read_calibration(
     tokens = fim_tokens(tokenizer) if holes else None
     if tokens is not None:
         rows[::2] = [with_hole(row, tokens, choice) for row in rows[::2]]
-    return CalibrationData(
-        source=name, rows=tuple(rows), documents=len(texts), holes=len(rows[::2]) if tokens else 0
-    )
+    num_holes = len(rows[::2]) if tokens else 0
+    return CalibrationData(source=name, rows=tuple(rows), documents=len(texts), holes=num_holes)
 
 
 def _texts(source: str, text_field: str) -> list[str]:

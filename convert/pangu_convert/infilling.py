@@ -29,6 +29,10 @@ class FimTokens(NamedTuple):
     suffix: int
     middle: int
 
+    def prompt(self, before: Sequence[int], after: Sequence[int]) -> tuple[int, ...]:
+        """The ids that ask for the hole between `before` and `after`."""
+        return (self.prefix, *before, self.suffix, *after, self.middle)
+
 
 def fim_tokens(tokenizer: "Tokenizer") -> FimTokens | None:
     """Those of `tokenizer`, if its vocabulary has any."""
@@ -44,4 +48,4 @@ def with_hole(row: Sequence[int], tokens: FimTokens, choice: random.Random) -> t
     row = row[:-3]
     start = choice.randrange(len(row))
     stop = min(len(row), start + choice.randint(1, LONGEST_HOLE))
-    return (tokens.prefix, *row[:start], tokens.suffix, *row[stop:], tokens.middle, *row[start:stop])
+    return (*tokens.prompt(row[:start], row[stop:]), *row[start:stop])

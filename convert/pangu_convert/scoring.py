@@ -69,9 +69,9 @@ class TorchScorer:
 
 
 class CTranslate2Scorer:
-    """A CTranslate2 model in the type that it really computes in."""
+    """A CTranslate2 model in the type that it really computes in; by default the one it is stored in."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, compute_type: str = "default") -> None:
         import logging
 
         import ctranslate2
@@ -79,7 +79,11 @@ class CTranslate2Scorer:
         ctranslate2.set_log_level(logging.ERROR)
         try:
             self._generator = ctranslate2.Generator(
-                str(folder), device="cpu", intra_threads=threads, inter_threads=1
+                str(folder),
+                device="cpu",
+                compute_type=compute_type,
+                intra_threads=threads,
+                inter_threads=1,
             )
         except (RuntimeError, ValueError) as error:
             raise ArtifactError(f"CTranslate2 cannot load {folder}: {error}") from error

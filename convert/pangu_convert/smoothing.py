@@ -114,8 +114,9 @@ def smoothing_factors(groups: Sequence[Tensor], weight: Tensor) -> Tensor | None
 
     candidates = [sizes**exponent / columns ** (1 - exponent) for exponent in EXPONENTS]
     candidates = [_powers_of_two(factors / factors.log().mean().exp()) for factors in candidates]
-    best = min(candidates, key=error)
-    return best if error(best) < error(torch.ones_like(best)) else None
+    unchanged = torch.ones_like(sizes)
+    best = min((unchanged, *candidates), key=error)  # the first of equals
+    return None if best is unchanged else best
 
 
 def int8_rounded(rows: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 #
 #     bash docs/scripts/rrtf_study.sh LeetCodeDataset-v0.2.0-train.jsonl.gz FOLDER
 #
-# About 11 hours of one core. The same command goes on where it was stopped.
+# Hours on two cores. The same command goes on where it was stopped.
 set -euo pipefail
 
 dataset=$(realpath "$1")

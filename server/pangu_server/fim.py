@@ -27,7 +27,7 @@ class FillInMiddle:
 
     def __init__(self, encoder: Encoder, tokens: FimTokens) -> None:
         self._encoder = encoder
-        self._prefix, self._suffix, self.middle = tokens
+        self._tokens, self.middle = tokens, tokens.middle
         separators = (encoder.token_id(name) for name in FILE_SEPARATORS)
         self._file_separator = next((token_id for token_id in separators if token_id is not None), None)
         ends = [encoder.token_id(name) for name in (*ENDS, *FILE_SEPARATORS)]
@@ -77,7 +77,7 @@ class FillInMiddle:
             if len(context) + len(ids) > room:
                 break
             context = ids + context
-        return [*encoder.start_ids, *context, self._prefix, *before, self._suffix, *after, self.middle]
+        return [*encoder.start_ids, *context, *self._tokens.prompt(before, after)]
 
     def _file(self, file: SourceFile, parse_special: bool) -> list[int]:
         text = self._encoder.text(

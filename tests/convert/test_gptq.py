@@ -90,6 +90,7 @@ def test_the_same_seed_gives_the_same_weights(bigcode: Path, tiny_bigcode: Path,
         (["--group-size", "96"], "choose from 32, 64, 128, -1"),
         (["--group-size", "256"], "does not divide the input widths of"),
         (["--sequence-length", "512"], "the context length"),
+        (["--sequence-length", "0"], "--sequence-length 0 is not within"),
         (["--samples", "0"], "--samples must be at least 1"),
         (["--calibration", "nowhere.txt"], "nor a file or folder that exists"),
         (["--damp", "2"], "gptqmodel could not quantize"),  # said by the worker

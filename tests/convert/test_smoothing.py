@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import ctranslate2
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +12,8 @@ from tokenizers import Tokenizer
 from pangu_convert import cli
 from pangu_convert.artifact import read_artifact
 from pangu_convert.ctranslate2 import write_ctranslate2
+from pangu_convert.fidelity import FidelityMeter
+from pangu_convert.scoring import CTranslate2Scorer
 from pangu_convert.smoothing import int8_rounded, smoothing_factors
 from pangu_training.checkpoint import read_checkpoint
 from pangu_training.errors import CheckpointError
@@ -62,13 +62,13 @@ def written(
 
 def log_probs(folder: Path, ids: list[int]) -> torch.Tensor:
     """[tokens, vocabulary], by the compute type that the weights are stored in."""
-    generator = ctranslate2.Generator(str(folder), compute_type="default", intra_threads=1)
-    output = generator.forward_batch([ids], return_log_probs=True)
-    return torch.from_numpy(np.array(output.to(ctranslate2.DataType.float32))[0].copy())
+    return CTranslate2Scorer(folder, threads=1).log_probabilities(ids).clone()
 
 
-def divergence(expected: torch.Tensor, found: torch.Tensor) -> float:
-    return float((expected.exp() * (expected - found)).sum(-1).mean())
+def divergence(ids: list[int], expected: torch.Tensor, found: torch.Tensor) -> float:
+    meter = FidelityMeter()
+    meter.add(ids, expected, found)
+    return meter.result().kl_mean
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -83,7 +83,9 @@ def test_a_smoothed_model_is_the_same_in_float32_and_loses_less_in_int8(
     # Factors are powers of two: not a bit of the outputs changes.
     assert torch.equal(log_probs(smooth, ids), expected)
     losses = [
-        divergence(expected, log_probs(written(source, tmp_path / f"int8-{len(data)}", "int8", data), ids))
+        divergence(
+            ids, expected, log_probs(written(source, tmp_path / f"int8-{len(data)}", "int8", data), ids)
+        )
         for data in ((), calibration)
     ]
     assert 0 < losses[1] < 0.7 * losses[0]

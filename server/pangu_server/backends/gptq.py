@@ -31,12 +31,14 @@ def load_gptq(artifact: Artifact, device: str) -> Loaded:
     replaced = {"float16": "float32"} if device == "cpu" else {"float32": "bfloat16"}
     dtype = replaced.get(artifact.manifest.dtype, artifact.manifest.dtype)
     name = f"int{bits} g{group_size}" if group_size > 0 else f"int{bits}"
-    if not runs_packed(device, bits, group_size):
-        model = load_dequantized(artifact, getattr(torch, dtype))
-        return_freed_memory()
-        return Loaded(model=model, compute_type=f"{dtype} (from {name})", kernel="dequantized")
-    model, kernel = load_packed(artifact, device, getattr(torch, dtype))
+    packed = runs_packed(device, bits, group_size)
+    if packed:
+        model, kernel = load_packed(artifact, device, getattr(torch, dtype))
+    else:
+        model, kernel = load_dequantized(artifact, getattr(torch, dtype)), "dequantized"
     return_freed_memory()
+    if not packed:
+        return Loaded(model=model, compute_type=f"{dtype} (from {name})", kernel=kernel)
     # The CPU kernels multiply in bfloat16 whatever they are given; the rest of the model keeps its type.
     inputs = " with bfloat16 inputs" if device == "cpu" and dtype != "bfloat16" else ""
     return Loaded(model=model, compute_type=f"{name}{inputs} + {dtype}", kernel=kernel)

@@ -86,7 +86,9 @@ class Scripted(Server):
 
     def _script(self, prompt_ids: Sequence[int]) -> Iterator[int]:
         yield from CODE[:3].encode()
-        while not self.go.wait(0.02):
-            yield ord(".")  # a token now and then: a cancelled generation ends at its next
+        # A token now and then, as a cancelled generation ends at its next; but the page asks for 96, and what
+        # waits for `go` must outlast a test's patience with a browser, 20 s.
+        while not self.go.wait(0.25):
+            yield ord(".")
         yield from CODE[3:].encode()
         yield END

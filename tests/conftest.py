@@ -4,12 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from tokenizers import Tokenizer
 
 from pangu_convert import cli
 from pangu_convert.catalogue import STARCODER_VOCABULARY
 from pangu_convert.download import cache_folder, fetch
 from pangu_convert.tokenizer import starcoder_tokenizer
+
+settings.register_profile("any machine", deadline=None)  # no test asserts a time
+settings.load_profile("any machine")
 
 PROMPTS = (
     "def fibonacci(n):",

@@ -35,7 +35,7 @@ class Server:
         self.model = self.openai.models.list().data[0].id
 
     def metric(self, name: str, **labels: str) -> float:
-        text = httpx.get(f"{self.address}/metrics").text
+        text = httpx.get(f"{self.address}/metrics", timeout=60).text
         samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
         return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
 

@@ -7,11 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from conftest import Artifacts
+from signalled import run_signalled
 
 from pangu_convert import cli
 from pangu_convert.artifact import read_artifact, verify
@@ -118,17 +118,15 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, tiny_starcod
 
 
 def test_a_killed_conversion_leaves_nothing_and_runs_again(tmp_path: Path, tiny_starcoder: Path) -> None:
-    command = [sys.executable, "-m", "pangu_convert.cli"]
-    command += ["ctranslate2", str(tiny_starcoder), "--output", str(tmp_path / "out")]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as conversion:
-        partial = tmp_path / ".out.partial"
-        while not (partial / "model.bin").exists():
-            assert conversion.poll() is None, "it ended before it could be killed"
-            time.sleep(0.001)
-        conversion.kill()
-    assert conversion.returncode == -signal.SIGKILL
+    arguments = ["ctranslate2", str(tiny_starcoder), "--output", str(tmp_path / "out")]
+    # The library writes its config.json after the weights; nothing is sealed yet.
+    killed = run_signalled(
+        "pangu_convert.cli", arguments, signal.SIGKILL, opening=".out.partial/config.json", mode="w"
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / ".out.partial" / "model.bin").exists()
     assert not (tmp_path / "out").exists()
-    assert subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
+    assert cli.main(arguments) == 0
     verify(read_artifact(tmp_path / "out"))
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 

@@ -122,7 +122,9 @@ HUB_FETCH = """
 import sys
 from pathlib import Path
 from pangu_convert.catalogue import CatalogueFile, HubFile
+from pangu_convert import download
 from pangu_convert.download import fetch
+download.HUB_PROBE_SECONDS = 60
 file = CatalogueFile(file_name=sys.argv[1], size_bytes=23, sha256=sys.argv[2], licence="", cite="",
                      mirrors=(HubFile(repository="owner/repo"),))
 print(fetch(file, Path(sys.argv[3])).read_bytes().decode())

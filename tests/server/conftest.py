@@ -1,5 +1,6 @@
 """Fixtures of the page's tests."""
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,22 +29,25 @@ def browser() -> Iterator["Browser"]:
 
 @pytest.fixture
 def open_tab(browser: "Browser") -> Iterator[Callable[..., Tab]]:
-    """Opens `address` with a context's options; at the end nothing may have been complained about."""
+    """Opens an application or an address, with a context's options; at the end nobody may have complained."""
     from playwright.sync_api import expect
 
     expect.set_options(timeout=20_000)  # a busy machine draws late
     tabs: list[Tab] = []
+    with contextlib.ExitStack() as servers:
 
-    def open_tab(address: str, **options: Any) -> Tab:
-        context = browser.new_context(**options)
-        context.set_default_timeout(20_000)
-        tabs.append(Tab(context.new_page(), address))
-        tabs[-1].open()
-        return tabs[-1]
+        def open_tab(served: Any, **options: Any) -> Tab:
+            address = served if isinstance(served, str) else servers.enter_context(serving(served))
+            context = browser.new_context(**options)
+            context.set_default_timeout(20_000)
+            tabs.append(Tab(context.new_page(), address))
+            tabs[-1].open()
+            return tabs[-1]
 
-    yield open_tab
+        yield open_tab
+        for tab in tabs:
+            tab.page.context.close()  # before its server, whose end it would complain about
     for tab in tabs:
-        tab.page.context.close()
         assert tab.complaints == []
         assert [url for url in tab.requests if not url.startswith(tab.address)] == [], "it works offline"
 
@@ -58,11 +62,9 @@ def scripted(tmp_path: Path) -> Iterator[Scripted]:
 
 
 @pytest.fixture
-def tab(scripted: Scripted, open_tab: Callable[..., Tab]) -> Iterator[Tab]:
+def tab(scripted: Scripted, open_tab: Callable[..., Tab]) -> Tab:
     from playwright.sync_api import expect
 
-    with serving(scripted.app) as address:
-        tab = open_tab(address)
-        expect(tab.page.locator("#state")).to_have_text("Ready")
-        yield tab
-        tab.page.goto("about:blank")  # lets go of what still streams
+    tab = open_tab(scripted.app)
+    expect(tab.page.locator("#state")).to_have_text("Ready")
+    return tab

@@ -10,6 +10,7 @@ import pytest
 from scripted import CONTEXT_LENGTH, END
 from served import Server, wait_for
 
+from pangu_server.backends.schedule import Ticket
 from pangu_server.limits import Limits
 
 ANSWER = "    return n\n\ndef é🙂():"
@@ -342,6 +343,17 @@ def test_two_servers_live_in_one_process(server: Server, tmp_path: Path) -> None
     other.engine.close()
 
 
+def when_cancelled(server: Server, event: threading.Event) -> None:
+    """Set `event` once the engine has cancelled a request, as it does at a deadline."""
+    cancel = server.backend.cancel
+
+    def cancel_and_set(ticket: Ticket) -> None:
+        cancel(ticket)
+        event.set()
+
+    server.backend.cancel = cancel_and_set
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_ends_at_its_deadline_with_what_it_has(tmp_path: Path, stream: bool) -> None:
     over = threading.Event()
@@ -351,9 +363,9 @@ def test_a_request_ends_at_its_deadline_with_what_it_has(tmp_path: Path, stream:
         over.wait(30)
         yield ord("b")
 
-    server = Server(tmp_path, slow, limits=Limits(max_request_seconds=0.2))
+    server = Server(tmp_path, slow, limits=Limits(max_request_seconds=1))
     server.engine.load(server.backend)
-    threading.Timer(0.5, over.set).start()
+    when_cancelled(server, over)
     if stream:
         events, end = server.stream()
         text = "".join(event["choices"][0]["text"] for event in events)
@@ -371,7 +383,7 @@ def test_a_deadline_before_the_first_token_is_a_503(tmp_path: Path) -> None:
     server = Server(tmp_path, lambda _: [END], limits=Limits(max_request_seconds=0.2))
     server.engine.load(server.backend)
     server.backend.gate.clear()
-    threading.Timer(0.5, server.backend.gate.set).start()
+    when_cancelled(server, server.backend.gate)
     answer = server.complete()
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "deadline_exceeded")
     assert int(answer.headers["retry-after"]) > 0

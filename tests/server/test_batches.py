@@ -28,7 +28,7 @@ class Engine(BatchSchedule):
         self.seconds = 0.0
         self.batches: list[list[int]] = []  # first token of each row
         self.forced_steps = 0
-        self.go = threading.Event()
+        self.entered, self.go = threading.Event(), threading.Event()
         self.events: list[str] = []
         self.start()
 
@@ -36,6 +36,7 @@ class Engine(BatchSchedule):
         return np.random.default_rng(list(tokens)).normal(size=VOCABULARY, scale=3).astype(np.float32)
 
     def run(self, batch: Batch) -> None:
+        self.entered.set()
         assert self.go.wait(30)
         rows = [list(ticket.tokens) for ticket in batch.tickets]
         self.batches.append([row[0] for row in rows])
@@ -238,6 +239,7 @@ def test_cancelled_in_the_queue_and_in_flight(engine: Engine) -> None:
 
     canceller = Canceller()
     running = engine.submit([1] * 5, greedy(100), canceller)
+    assert engine.entered.wait(30)
     others = [engine.submit([2] * 5, greedy(4), collector) for collector in collectors]
     engine.cancel(others[0])
     assert collectors[0].ended.wait(30)

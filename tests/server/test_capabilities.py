@@ -131,7 +131,7 @@ def works_n(client: Client) -> None:
     body = {"prompt": PROMPT, "n": 4, "max_tokens": 8, "temperature": 1.5}
     choices = client.client.post("/v1/completions", json=body).json()["choices"]
     assert len({choice["text"] for choice in choices}) > 1
-    assert max(client.batches) == 4
+    assert max(client.batches) > 1  # the first may have begun alone
 
 
 # Row of the table -> (check, a body whose way of drawing the row names, how each backend draws it).

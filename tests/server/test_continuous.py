@@ -298,8 +298,12 @@ class Broken(Collector):
 def test_after_a_fault_of_the_server_s_own_the_next_one_runs(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    running = rig.submit(prompt_of(50), max_tokens=400)
+    hold = threading.Event()
+    running = Watched(hold)
+    rig.submit(prompt_of(50), running, max_tokens=400)
+    assert running.first.wait(60)
     broken = rig.submit(prompt_of(20), Broken(), max_tokens=5)
+    hold.set()
     for listener in (running, broken):
         assert listener.ended.wait(60)
         assert isinstance(listener.error, ValueError)

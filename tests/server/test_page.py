@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from browser import CODE, Scripted, Tab, serving
+from browser import CODE, Scripted, Tab
 from playwright.sync_api import expect
 from scripted import CONTEXT_LENGTH, MIDDLE, PREFIX, SUFFIX
 from served import wait_for
@@ -72,8 +72,16 @@ def test_stop_cancels_on_the_server_and_keeps_the_text(scripted: Scripted, tab: 
 def test_completing_as_one_types_asks_once_and_drops_what_is_outdated(scripted: Scripted, tab: Tab) -> None:
     scripted.go.clear()
     tab.find(".as-you-type").check()
-    tab.write("")
-    tab.find(".editor textarea").press_sequentially("abc", delay=20)
+    # Faster than any delay of the page, however slow the machine.
+    tab.find(".editor textarea").evaluate(
+        """(area) => {
+          area.focus();
+          for (const text of ["", "a", "ab", "abc"]) {
+            area.value = text;
+            area.dispatchEvent(new Event("input"));
+          }
+        }"""
+    )
     expect(tab.find(".ghost")).to_contain_text("ret")
     assert scripted.prompts() == ["abc"]
     tab.page.keyboard.type("d")
@@ -102,15 +110,14 @@ def test_errors_are_shown_in_words(tab: Tab) -> None:
 
 def test_parameters_reach_the_server(open_tab: Callable[..., Tab]) -> None:
     standin = StandIn([["x"]])
-    with serving(standin.app) as address:
-        tab = open_tab(address)
-        expect(tab.page.get_by_label("Model")).to_have_value("standin")
-        for name, value in (("max_tokens", "7"), ("temperature", "0"), ("top_p", "0.5"), ("seed", "3")):
-            tab.page.get_by_label(name).fill(value)
-        tab.page.get_by_label("stop").fill("\\n\\n\n\\\\n\n# ")
-        tab.write("p")
-        tab.page.get_by_label("seed").press("Enter")  # a form is sent with Enter
-        expect(tab.find(".ghost")).to_have_text("x")
+    tab = open_tab(standin.app)
+    expect(tab.page.get_by_label("Model")).to_have_value("standin")
+    for name, value in (("max_tokens", "7"), ("temperature", "0"), ("top_p", "0.5"), ("seed", "3")):
+        tab.page.get_by_label(name).fill(value)
+    tab.page.get_by_label("stop").fill("\\n\\n\n\\\\n\n# ")
+    tab.write("p")
+    tab.page.get_by_label("seed").press("Enter")  # a form is sent with Enter
+    expect(tab.find(".ghost")).to_have_text("x")
     [body] = standin.bodies
     assert body == {
         "model": "standin",
@@ -128,63 +135,60 @@ def test_parameters_reach_the_server(open_tab: Callable[..., Tab]) -> None:
 
 def test_the_middle_is_filled_at_the_caret(open_tab: Callable[..., Tab]) -> None:
     standin = StandIn([["a", " + b"]])
-    with serving(standin.app) as address:
-        tab = open_tab(address)
-        tab.page.get_by_role("tab", name="Fill in the middle").click()
-        tab.write("return (\n)")
-        for key in ("Control+Home", "End"):
-            tab.page.keyboard.press(key)
-        tab.page.keyboard.press("Control+Enter")
-        expect(tab.find(".mirror")).to_have_text("return (a + b\n)", use_inner_text=True)
-        tab.page.keyboard.press("ArrowLeft")
-        expect(tab.page.locator(".has-ghost")).to_have_count(0)  # a moved caret is somewhere else
-        tab.page.keyboard.press("ArrowRight")
-        tab.page.keyboard.press("Control+Enter")
-        expect(tab.find(".ghost")).to_have_text("a + b")
-        expect(tab.page.locator("#m-tokens")).to_have_text("42")
-        tab.page.keyboard.press("Tab")
-        assert tab.text() == "return (a + b\n)"
-        tab.page.keyboard.type("!")
-        assert tab.text() == "return (a + b!\n)", "the caret is behind what was accepted"
+    tab = open_tab(standin.app)
+    tab.page.get_by_role("tab", name="Fill in the middle").click()
+    tab.write("return (\n)")
+    for key in ("Control+Home", "End"):
+        tab.page.keyboard.press(key)
+    tab.page.keyboard.press("Control+Enter")
+    expect(tab.find(".mirror")).to_have_text("return (a + b\n)", use_inner_text=True)
+    tab.page.keyboard.press("ArrowLeft")
+    expect(tab.page.locator(".has-ghost")).to_have_count(0)  # a moved caret is somewhere else
+    tab.page.keyboard.press("ArrowRight")
+    tab.page.keyboard.press("Control+Enter")
+    expect(tab.find(".ghost")).to_have_text("a + b")
+    expect(tab.page.locator("#m-tokens")).to_have_text("42")
+    tab.page.keyboard.press("Tab")
+    assert tab.text() == "return (a + b\n)"
+    tab.page.keyboard.type("!")
+    assert tab.text() == "return (a + b!\n)", "the caret is behind what was accepted"
     assert [(body["prompt"], body["suffix"]) for body in standin.bodies] == [("return (", "\n)")] * 2
 
 
 def test_several_choices_can_be_looked_through(open_tab: Callable[..., Tab]) -> None:
     standin = StandIn([["one"], ["two"], ["three"]])
-    with serving(standin.app) as address:
-        tab = open_tab(address)
-        tab.page.get_by_label("n", exact=True).fill("3")
-        tab.write("")
-        tab.page.keyboard.press("Control+Enter")
-        expect(tab.find(".choices")).to_contain_text("Choice 1 of 3")
-        expect(tab.page.locator("#status")).to_contain_text("ready")
-        tab.page.get_by_role("button", name="Next choice").click()
-        expect(tab.find(".ghost")).to_have_text("two")
-        tab.find(".editor textarea").press("Alt+]")
-        expect(tab.find(".ghost")).to_have_text("three")
-        tab.page.get_by_role("button", name="Accept").click()  # where there is no Tab key
-        assert tab.text() == "three"
+    tab = open_tab(standin.app)
+    tab.page.get_by_label("n", exact=True).fill("3")
+    tab.write("")
+    tab.page.keyboard.press("Control+Enter")
+    expect(tab.find(".choices")).to_contain_text("Choice 1 of 3")
+    expect(tab.page.locator("#status")).to_contain_text("ready")
+    tab.page.get_by_role("button", name="Next choice").click()
+    expect(tab.find(".ghost")).to_have_text("two")
+    tab.find(".editor textarea").press("Alt+]")
+    expect(tab.find(".ghost")).to_have_text("three")
+    tab.page.get_by_role("button", name="Accept").click()  # where there is no Tab key
+    assert tab.text() == "three"
 
 
 def test_a_chat_is_sent_whole_and_shown_as_text(open_tab: Callable[..., Tab]) -> None:
     markup = "<img src=nowhere onerror=alert(1)>"
     standin = StandIn([[markup, " & so on"]])
-    with serving(standin.app) as address:
-        tab = open_tab(address)
-        tab.page.get_by_role("tab", name="Chat").click()
-        tab.page.get_by_label("System message").fill("Be brief.")
-        for question in ("first\nline", "second"):
-            tab.page.get_by_label("Message", exact=True).fill(question)
-            tab.page.keyboard.press("Enter")
-            expect(tab.page.locator("#status")).to_have_text("Answered.")
-        expect(tab.page.locator(".messages .assistant pre")).to_have_text([f"{markup} & so on"] * 2)
-        standin.error = (429, "Busy.", {"retry-after": "7"})
-        tab.refused = {429}
-        tab.page.get_by_label("Message", exact=True).fill("third")
+    tab = open_tab(standin.app)
+    tab.page.get_by_role("tab", name="Chat").click()
+    tab.page.get_by_label("System message").fill("Be brief.")
+    for question in ("first\nline", "second"):
+        tab.page.get_by_label("Message", exact=True).fill(question)
         tab.page.keyboard.press("Enter")
-        expect(tab.page.get_by_role("alert")).to_have_text("429: Busy. Retry after 7 s.")
-        expect(tab.page.get_by_label("Message", exact=True)).to_have_value("third")  # nothing is lost
-        expect(tab.page.locator(".messages li")).to_have_count(4)
+        expect(tab.page.locator("#status")).to_have_text("Answered.")
+    expect(tab.page.locator(".messages .assistant pre")).to_have_text([f"{markup} & so on"] * 2)
+    standin.error = (429, "Busy.", {"retry-after": "7"})
+    tab.refused = {429}
+    tab.page.get_by_label("Message", exact=True).fill("third")
+    tab.page.keyboard.press("Enter")
+    expect(tab.page.get_by_role("alert")).to_have_text("429: Busy. Retry after 7 s.")
+    expect(tab.page.get_by_label("Message", exact=True)).to_have_value("third")  # nothing is lost
+    expect(tab.page.locator(".messages li")).to_have_count(4)
     assert standin.bodies[1]["messages"] == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "first\nline"},
@@ -196,76 +200,74 @@ def test_a_chat_is_sent_whole_and_shown_as_text(open_tab: Callable[..., Tab]) ->
 
 def test_a_key_is_asked_for_and_kept_in_the_tab_only(open_tab: Callable[..., Tab]) -> None:
     standin = StandIn([["x"]], key="sesame")
-    with serving(standin.app) as address:
-        tab = open_tab(address)
-        tab.refused = {401}
-        dialog = tab.page.get_by_role("dialog")
-        expect(dialog).to_contain_text("Incorrect API key provided.")
-        tab.page.keyboard.press("Escape")
-        expect(tab.page.locator("#model-name")).to_contain_text("401")
-        tab.page.keyboard.press("Control+Enter")
-        tab.find(".run").click()
-        expect(dialog).to_be_visible()
-        tab.page.keyboard.type("sesame")
-        tab.page.keyboard.press("Enter")
-        expect(tab.find(".ghost")).to_have_text("x")
-        expect(tab.page.locator("#model-name")).to_have_text("standin")
-        assert tab.page.evaluate("sessionStorage.getItem('pangu-api-key')") == "sesame"
-        assert tab.page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
-        tab.open()
-        expect(tab.page.locator("#model-name")).to_have_text("standin")
-        expect(dialog).to_be_hidden()
+    tab = open_tab(standin.app)
+    tab.refused = {401}
+    dialog = tab.page.get_by_role("dialog")
+    expect(dialog).to_contain_text("Incorrect API key provided.")
+    tab.page.keyboard.press("Escape")
+    expect(tab.page.locator("#model-name")).to_contain_text("401")
+    tab.page.keyboard.press("Control+Enter")
+    tab.find(".run").click()
+    expect(dialog).to_be_visible()
+    tab.page.keyboard.type("sesame")
+    tab.page.keyboard.press("Enter")
+    expect(tab.find(".ghost")).to_have_text("x")
+    expect(tab.page.locator("#model-name")).to_have_text("standin")
+    assert tab.page.evaluate("sessionStorage.getItem('pangu-api-key')") == "sesame"
+    assert tab.page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+    tab.open()
+    expect(tab.page.locator("#model-name")).to_have_text("standin")
+    expect(dialog).to_be_hidden()
 
 
 def test_everything_can_be_done_with_the_keyboard(open_tab: Callable[..., Tab]) -> None:
     standin = StandIn([["one", " two"]])
-    with serving(standin.app) as address:
-        tab = open_tab(address)
-        expect(tab.page.get_by_label("Model")).to_have_value("standin")
-        press = tab.page.keyboard.press
+    tab = open_tab(standin.app)
+    expect(tab.page.get_by_label("Model")).to_have_value("standin")
+    press = tab.page.keyboard.press
 
-        def reach(name: str) -> None:
-            for _ in range(40):
-                if tab.page.evaluate(FOCUSED) == name:
-                    return
-                press("Tab")
-            raise AssertionError(f"Tab never comes to {name}")
-
-        visited = []
-        for _ in range(17):
+    def reach(name: str) -> None:
+        for _ in range(40):
+            if tab.page.evaluate(FOCUSED) == name:
+                return
             press("Tab")
-            visited.append(tab.page.evaluate(FOCUSED))
-            assert tab.page.evaluate(OUTLINED), f"{visited[-1]} shows no focus"
-        assert visited == [
-            *("API key…", "Complete", "Prompt", "Complete", "Complete as I type"),
-            *(
-                "Model",
-                "max_tokens",
-                "temperature",
-                "top_p",
-                "seed",
-                "n",
-                "stop, one a line, \\n is a line break",
-            ),
-            *("/v1/models", "/metrics", "/openapi.json", "", "API key…"),
-        ]
-        reach("Prompt")
-        press("Control+End")
-        press("Control+Enter")
-        expect(tab.page.locator("#status")).to_contain_text("ready")
+        raise AssertionError(f"Tab never comes to {name}")
+
+    visited = []
+    for _ in range(17):
         press("Tab")
-        assert tab.text().endswith("one two")
-        press("Shift+Tab")
-        press("End")
-        assert tab.page.evaluate(FOCUSED) == "Chat"
-        reach("Message")
-        tab.page.keyboard.type("hello")
-        press("Enter")
-        expect(tab.page.locator(".messages .assistant pre")).to_have_text("one two")
-        expect(tab.page.locator("#status")).to_have_text("Answered.")
-        reach("New conversation")
-        press("Enter")
-        expect(tab.page.locator(".messages li")).to_have_count(0)
+        visited.append(tab.page.evaluate(FOCUSED))
+        assert tab.page.evaluate(OUTLINED), f"{visited[-1]} shows no focus"
+    assert visited == [
+        *("API key…", "Complete", "Prompt", "Complete", "Complete as I type"),
+        *(
+            "Model",
+            "max_tokens",
+            "temperature",
+            "top_p",
+            "seed",
+            "n",
+            "stop, one a line, \\n is a line break",
+        ),
+        *("/v1/models", "/metrics", "/openapi.json", "", "API key…"),
+    ]
+    reach("Prompt")
+    press("Control+End")
+    press("Control+Enter")
+    expect(tab.page.locator("#status")).to_contain_text("ready")
+    press("Tab")
+    assert tab.text().endswith("one two")
+    press("Shift+Tab")
+    press("End")
+    assert tab.page.evaluate(FOCUSED) == "Chat"
+    reach("Message")
+    tab.page.keyboard.type("hello")
+    press("Enter")
+    expect(tab.page.locator(".messages .assistant pre")).to_have_text("one two")
+    expect(tab.page.locator("#status")).to_have_text("Answered.")
+    reach("New conversation")
+    press("Enter")
+    expect(tab.page.locator(".messages li")).to_have_count(0)
 
 
 def test_the_application_understands_all_three_modes(tmp_path: Path, open_tab: Callable[..., Tab]) -> None:
@@ -274,26 +276,26 @@ def test_the_application_understands_all_three_modes(tmp_path: Path, open_tab: C
     )
     scripted = Scripted(tmp_path)
     scripted.engine.load(scripted.backend)
-    with serving(scripted.app) as address:
-        tab = open_tab(address)
-        expect(tab.page.locator("#served dl")).to_contain_text("Fill in the middleyesChat templateyes")
-        tab.page.get_by_label("n", exact=True).fill("2")
-        tab.page.get_by_label("seed").fill("7")
-        tab.page.get_by_label("stop").fill("nothing\\n")
-        tab.page.get_by_role("tab", name="Fill in the middle").click()
-        tab.write("a\nb")
-        tab.page.keyboard.press("ArrowLeft")
-        tab.page.keyboard.press("Control+Enter")
-        expect(tab.find(".choices")).to_contain_text("Choice 1 of 2")
-        expect(tab.page.locator("#m-finish")).to_have_text("stop")
-        tab.page.keyboard.press("Tab")
-        assert tab.text() == f"a\n{CODE}b"
-        tab.page.get_by_role("tab", name="Chat").click()
-        for question in ("one", "two"):
-            tab.page.get_by_label("Message", exact=True).fill(question)
-            tab.page.keyboard.press("Enter")
-            expect(tab.page.locator("#status")).to_have_text("Answered.")
-        expect(tab.page.locator(".messages .assistant pre")).to_have_text([CODE, CODE])
+    tab = open_tab(scripted.app)
+    expect(tab.page.locator("#served dl")).to_contain_text("Fill in the middleyesChat templateyes")
+    tab.page.get_by_label("n", exact=True).fill("2")
+    tab.page.get_by_label("seed").fill("7")
+    tab.page.get_by_label("stop").fill("nothing\\n")
+    tab.page.get_by_role("tab", name="Fill in the middle").click()
+    tab.write("a\nb")
+    tab.page.keyboard.press("ArrowLeft")
+    tab.page.keyboard.press("Control+Enter")
+    expect(tab.find(".choices")).to_contain_text("Choice 1 of 2")
+    expect(tab.page.locator("#m-finish")).to_have_text("stop")
+    tab.page.keyboard.press("Tab")
+    assert tab.text() == f"a\n{CODE}b"
+    tab.page.get_by_role("tab", name="Chat").click()
+    for question in ("one", "two"):
+        tab.page.get_by_label("Message", exact=True).fill(question)
+        tab.page.keyboard.press("Enter")
+        expect(tab.page.locator("#status")).to_have_text("Answered.")
+    expect(tab.page.locator(".messages .assistant pre")).to_have_text([CODE, CODE])
+    tab.page.goto("about:blank")  # the page would see the server end
     scripted.engine.close()
     fill = [PREFIX, *b"a\n", SUFFIX, *b"b", MIDDLE]
     assert [list(prompt) for prompt in scripted.backend.prompts[:2]] == [fill, fill]

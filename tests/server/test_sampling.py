@@ -85,7 +85,7 @@ def test_end_tokens_may_come_after_the_least_number_of_tokens() -> None:
 
 
 @given(st.integers(0, 2**64 - 1), st.floats(0.1, 2), st.floats(0.05, 1), st.integers(0, 40))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_seed_repeats_and_large_vocabularies_agree_with_sorting(
     seed: int, temperature: float, top_p: float, top_k: int
 ) -> None:

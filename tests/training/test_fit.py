@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from process import wait_for
 from ranked_rows import constant_problems, write_rows
+from signalled import run_signalled
 from tiny import save_tiny
 from tokenizers import Tokenizer
 
@@ -22,6 +22,7 @@ from pangu_training.run import Run
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 FSDP = Path(__file__).parents[1] / "fsdp_on_cpu.py"
+CLI = "pangu_training.cli"
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # as the processes have that are compared with
@@ -44,16 +45,6 @@ def fit(data: Path, checkpoint: Path, output: Path, **options: Any) -> list[dict
     assert cli.main(command(data, checkpoint, output, **options)) == 0
     assert (output / "final").is_dir()
     return Run(output).metrics
-
-
-def start(arguments: list[str]) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "pangu_training.cli", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
 
 
 def without_epoch(entry: dict[str, Any]) -> dict[str, Any]:
@@ -98,19 +89,14 @@ def test_a_killed_or_stopped_run_goes_on_exactly(tmp_path: Path, tiny_starcoder:
 
     run = Run(tmp_path / "run")
     arguments = command(data, tiny_starcoder, run.path, **options)
-    killed = start(arguments)
-    wait_for(lambda: len(run.metrics) > 3)
-    killed.kill()
-    killed.communicate()
+    killed = run_signalled(CLI, arguments, signal.SIGKILL, opening="metrics.jsonl", mode="a", times=5)
+    assert killed.returncode == -signal.SIGKILL
     assert run.last_checkpoint() is not None
     (run.path / "checkpoint-99").mkdir()  # as a kill while saving leaves it
 
-    done, stopped = len(run.metrics), start(arguments)
-    wait_for(lambda: len(run.metrics) > done or stopped.poll() is not None)
-    stopped.send_signal(signal.SIGINT)
-    _, errors = stopped.communicate()
-    assert stopped.returncode == 130, errors
-    assert "run the same command again" in errors
+    stopped = run_signalled(CLI, arguments, signal.SIGINT, opening="metrics.jsonl", mode="a", times=2)
+    assert stopped.returncode == 130, stopped.stderr
+    assert "run the same command again" in stopped.stderr
     assert run.metrics[-1]["step"] < 10
     last = run.last_checkpoint()
     assert last is not None

@@ -26,7 +26,7 @@ def compared_with_all(texts: list[str], similarity: float, length: int) -> dict[
     return found
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=12).map(" ".join), max_size=12),
     st.sampled_from([0.1, 0.5, 0.7, 0.9, 1.0]),

@@ -150,10 +150,10 @@ def test_servers_share_the_requests_and_one_that_dies_is_left_out(
     verb: Verb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(endpoint, "FIRST_WAIT_SECONDS", 0.01)
-    answered = threading.Event()
+    first, answered = threading.Lock(), threading.Event()
 
     def answer_and_die(body: dict[str, Any]) -> Answer:
-        if answered.is_set():
+        if not first.acquire(blocking=False):
             return None
         answered.set()
         return n_texts(body)

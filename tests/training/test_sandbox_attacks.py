@@ -54,7 +54,7 @@ def test_dangerous_system_calls_are_refused(number: int, secret: Path) -> None: 
 def test_nothing_is_exhausted(action: str, outcomes: set[Outcome]) -> None:
     result = run(exhaustion(action), HARM, QUICK)
     assert result.outcome in outcomes, result
-    assert result.cpu_seconds < 5
+    assert result.cpu_seconds < 2 * QUICK.cpu_seconds + 6  # the kernel's limit, where the parent is late
 
 
 def test_a_result_cannot_exhaust_the_judge() -> None:

@@ -8,14 +8,12 @@ from typing import Any
 from pangu_convert.artifact import Artifact, read_artifact, write_scores
 from pangu_convert.verification import BOUNDS, bits_of, outside
 from pangu_training.endpoint import Endpoint
-from pangu_training.identity import combined_hash
 
 
 def subject_of(artifact: Artifact, device: str, threads: int) -> dict[str, Any]:
     """The artifact and how it is served, as part of a result's configuration."""
     manifest = artifact.manifest
-    hashes = {name: record.sha256 for name, record in manifest.files.items()}
-    return {"model": manifest.name, "sha256": combined_hash(hashes), "device": device, "threads": threads}
+    return {"model": manifest.name, "sha256": manifest.sha256, "device": device, "threads": threads}
 
 
 def record(path: Path, scores: Mapping[str, Any]) -> None:

@@ -13,7 +13,8 @@ COST_DEFINITIONS = """\
   median over requests. **TTFT** is request sent to first token received, **ITL** the time between two tokens.
 - **Load** is the time from the process's start until it answers, the check of all hashes included, which brings the
   files into the page cache.
-- **Bandwidth** is weights x tokens/s as a share of what the main memory moves in a plain copy (read and written)."""
+- **Bandwidth** is what a token reads x tokens/s, as a share of what the memory (main or GPU) moves in a plain copy,
+  read and written. A token reads all weights but an input embedding that is not the output head too: of that, a row."""
 
 
 def memory(artifacts: Sequence[Report]) -> str:
@@ -111,7 +112,7 @@ def _when(environment: Report | None) -> Sequence[str]:
     if environment is None:
         return ("—", "—", "—")
     load, copy = environment["load_average"], environment["copy_bytes_per_second"]
-    return (environment["date"][:19], f"{load:.1f}", f"{copy / 1e9:.1f}")
+    return (environment["date"][:19], f"{load:.1f}", "—" if copy is None else f"{copy / 1e9:.1f}")
 
 
 def machine(environment: Report | None) -> str:

@@ -11,7 +11,13 @@ from typing import Any, Self
 
 import httpx
 
-from pangu_bench.environment import copy_bytes_per_second, environment, now
+from pangu_bench.embedding import lookup_bytes
+from pangu_bench.environment import (
+    copy_bytes_per_second,
+    environment,
+    gpu_copy_bytes_per_second,
+    now,
+)
 from pangu_bench.latency import EndpointTokenizer, Prompts, measure_latency, timed_request, tokenizer_of
 from pangu_bench.memory import Meters, Peak
 from pangu_bench.options import UsageError
@@ -87,7 +93,7 @@ def measured_server(
 
 
 def _measured_start(
-    server: ServerProcess, rows: RowFile, *, meters: Meters, threads: int, copy_speed: float
+    server: ServerProcess, rows: RowFile, *, meters: Meters, threads: int, copy_speed: float | None
 ) -> Endpoint:
     """Wait for `server`, just started; append what it took and what it holds.
 
@@ -99,6 +105,8 @@ def _measured_start(
     with Peak(meters, server.process_id) as loading:
         endpoint, load_seconds = server.ready()
     card = endpoint.card
+    if card["device"] != "cpu":
+        copy_speed = gpu_copy_bytes_per_second()
     served = ServedRow(
         started_at=started_at,
         load_seconds=load_seconds,
@@ -131,11 +139,10 @@ async def _measure_requests(
     process_id: int,
 ) -> None:
     """Append the latency of requests alone, then the peak of memory in one that fills the context."""
-    requests = _requests(options)
-    prompts = Prompts(tokenizer_of(artifact), requests + 1)
+    prompts = Prompts(tokenizer_of(artifact))
     async with httpx.AsyncClient(**endpoint.client_options()) as client:
         await _time(rows, client, endpoint, prompts, options)
-        prompt = prompts.prompt(requests, options.context - options.new_tokens)
+        prompt = prompts.prompt(options.context - options.new_tokens)
         with Peak(meters, process_id) as generating:
             await timed_request(client, endpoint.model, prompt, options.new_tokens)
     _append(rows, "generating", generating.sizes, context_tokens=options.context)
@@ -147,13 +154,9 @@ async def measure_running(rows: RowFile, endpoint: Endpoint, options: CostOption
     Raises:
         ServedError: it has no /tokenize, or does not answer as timing needs it.
     """
-    prompts = Prompts(EndpointTokenizer(endpoint), _requests(options))
+    prompts = Prompts(EndpointTokenizer(endpoint))
     async with httpx.AsyncClient(**endpoint.client_options()) as client:
         await _time(rows, client, endpoint, prompts, options)
-
-
-def _requests(options: CostOptions) -> int:
-    return len(options.prompt_tokens) * (options.warmup + options.repeats)
 
 
 async def _time(
@@ -183,7 +186,7 @@ def figures(rows: RowFile, artifact: Artifact) -> dict[str, Any]:
         "disk_bytes": sum(file.size_bytes for file in manifest.files.values()),
         "weight_bytes": last.weight_bytes,
         "memory": _memory(rows.of(MemoryRow), CPU_METERS if last.device == "cpu" else GPU_METERS),
-        "latency": _latencies(rows, last),
+        "latency": _latencies(rows, _reading_seconds(last, artifact)),
     }
 
 
@@ -245,15 +248,21 @@ def _memory(rows: Sequence[MemoryRow], meters: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _latencies(rows: RowFile, served: ServedRow | None) -> list[dict[str, Any]]:
+def _reading_seconds(served: ServedRow, artifact: Artifact) -> float | None:
+    """What a token would take whose weights are read as fast as memory is copied."""
+    speed = served.copy_bytes_per_second
+    return None if speed is None else (served.weight_bytes - lookup_bytes(artifact)) / speed
+
+
+def _latencies(rows: RowFile, reading_seconds: float | None) -> list[dict[str, Any]]:
     timed = rows.of(LatencyRow)
     return [
-        _latency([row for row in timed if row.prompt_tokens == length], served)
+        _latency([row for row in timed if row.prompt_tokens == length], reading_seconds)
         for length in dict.fromkeys(row.prompt_tokens for row in timed)
     ]
 
 
-def _latency(rows: Sequence[LatencyRow], served: ServedRow | None) -> dict[str, Any]:
+def _latency(rows: Sequence[LatencyRow], reading_seconds: float | None) -> dict[str, Any]:
     tpot = spread([row.tpot_seconds for row in rows if row.tpot_seconds is not None])
     tokens_per_second = 1 / tpot["median"] if tpot else None
     return {
@@ -264,9 +273,8 @@ def _latency(rows: Sequence[LatencyRow], served: ServedRow | None) -> dict[str, 
         "itl_seconds": spread([gap for row in rows for gap in row.itl_seconds]),
         "tpot_seconds": tpot,
         "tokens_per_second": tokens_per_second,
-        # of what the memory moves; a GPU's own memory is not what was measured
-        "bandwidth_share": served.weight_bytes * tokens_per_second / served.copy_bytes_per_second
-        if tokens_per_second and served and served.device == "cpu"
+        "bandwidth_share": tokens_per_second * reading_seconds
+        if tokens_per_second and reading_seconds is not None
         else None,
     }
 

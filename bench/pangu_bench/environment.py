@@ -2,6 +2,8 @@
 
 import os
 import platform
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -26,6 +28,20 @@ ISA = (
 )
 COPY_BYTES = 256 << 20
 COPY_REPEATS = 5
+GPU_COPY = """
+import sys, torch
+size, repeats = map(int, sys.argv[1:])
+source = torch.ones(size, dtype=torch.uint8, device="cuda")
+target, milliseconds = torch.zeros_like(source), []
+for _ in range(1 + repeats):
+    started, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    started.record()
+    target.copy_(source)
+    ended.record()
+    torch.cuda.synchronize()
+    milliseconds.append(started.elapsed_time(ended))
+print(2 * size / (min(milliseconds) / 1000))
+"""
 
 
 def environment(threads: int) -> dict[str, Any]:
@@ -54,7 +70,7 @@ def now() -> str:
 def copy_bytes_per_second(threads: int) -> float:
     """What the main memory moves, read and written, when `threads` threads copy: the best of a few tries.
 
-    Decoding at batch 1 reads every weight once a token: weights x tokens/s cannot be far above this.
+    Decoding at batch 1 reads every weight that it multiplies once a token: their bytes x tokens/s cannot be far above.
     """
     import numpy as np
 
@@ -68,6 +84,20 @@ def copy_bytes_per_second(threads: int) -> float:
             list(pool.map(lambda pair: np.copyto(*pair), pairs))
             fastest = min(fastest, time.perf_counter() - started)
     return 2 * COPY_BYTES / fastest
+
+
+def gpu_copy_bytes_per_second() -> float | None:
+    """What the GPU's memory moves, read and written, in a copy; None where torch cannot tell.
+
+    In a process of its own, which takes what it held of that memory along.
+    """
+    measured = subprocess.run(
+        [sys.executable, "-c", GPU_COPY, str(COPY_BYTES), str(COPY_REPEATS)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return float(measured.stdout) if measured.returncode == 0 else None
 
 
 def _cpu_facts() -> dict[str, str]:

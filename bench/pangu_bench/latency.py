@@ -9,12 +9,15 @@ A token without text (an end token that is ignored) brings no event: tokens that
 its token as one, and a request that brings no text at all has no TPOT. A server that does not count the tokens in its
 events must send one in each.
 
-Every prompt begins differently, so that no server can reuse an earlier one's keys and values; every answer has the
-same length, whatever the model would say.
+Every prompt begins at another place of some 400 kB of code, also in the next run against the same server, which so has
+next to nothing to reuse of an earlier one's keys and values; every answer has the same length, whatever the model would
+say.
 """
 
 import itertools
 import json
+import random
+import sys
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -34,17 +37,18 @@ PIECE_TOKENS = 128
 
 
 class Prompts:
-    """Python code as token ids, of any length; the first `count` prompts begin with different code."""
+    """Python code as token ids, of any length, each from a place drawn anew."""
 
-    def __init__(self, tokenizer: Any, count: int) -> None:
-        text = evaluation_windows(tokenizer, num_windows=count, window_tokens=PIECE_TOKENS)
-        self._pieces = text.windows
+    def __init__(self, tokenizer: Any) -> None:
+        self._prefix: list[int] = tokenizer.encode("").ids
+        text = evaluation_windows(tokenizer, num_windows=sys.maxsize, window_tokens=PIECE_TOKENS)
+        self._code = [token_id for window in text.windows for token_id in window[len(self._prefix) :]]
 
-    def prompt(self, number: int, num_tokens: int) -> list[int]:
-        """The prompt `number`, of `num_tokens` tokens."""
-        start = number % len(self._pieces)
-        pieces = itertools.cycle((*self._pieces[start:], *self._pieces[:start]))
-        return list(itertools.islice(itertools.chain.from_iterable(pieces), num_tokens))
+    def prompt(self, num_tokens: int) -> list[int]:
+        """A prompt of `num_tokens` tokens, what the tokenizer puts before a text included."""
+        start = random.randrange(len(self._code))
+        code = itertools.cycle((*self._code[start:], *self._code[:start]))
+        return list(itertools.islice(itertools.chain(self._prefix, code), num_tokens))
 
 
 def tokenizer_of(artifact: Artifact) -> Any:
@@ -97,13 +101,12 @@ async def measure_latency(
     repeats: int,
 ) -> None:
     """Append the rows that are missing: `repeats` requests at each prompt length, after `warmup` that do not count."""
-    numbers = itertools.count()
     for length in lengths:
         if all(rows.has(LatencyRow, 1, length, request) for request in range(repeats)):
             continue
         requests = range(-warmup, repeats)
         for request in tqdm(requests, desc=f"{length} tokens in", unit="request", disable=None):
-            prompt = prompts.prompt(next(numbers), length)
+            prompt = prompts.prompt(length)
             row = await timed_request(client, model, prompt, new_tokens, request=request)
             if request >= 0 and not rows.has(LatencyRow, 1, length, request):
                 rows.append(row)

@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
-import itertools
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -108,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
     with RowFile(folder / f"{stem}.load.jsonl", configuration) as rows, contextlib.ExitStack() as servers:
         missing = [level for level in levels if not rows.has(LoadRow, level)]
         if missing:
-            prompts = Prompts(tokenizer, options.warmup + options.requests * len(missing))
+            prompts = Prompts(tokenizer)
             if artifact is not None:
                 log = folder / f"{stem}.server.log"
                 server = measured_server(artifact, rows, None, device=device, threads=threads, log=log)
@@ -138,7 +137,7 @@ async def _measure(
 
     from pangu_bench.latency import timed_request
 
-    lengths, news, fresh = options.prompt_tokens, options.new_tokens, itertools.count()
+    lengths, news = options.prompt_tokens, options.new_tokens
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(**endpoint.client_options(), limits=limits) as client:
 
@@ -146,7 +145,7 @@ async def _measure(
             return await timed_request(
                 client,
                 endpoint.model,
-                prompts.prompt(next(fresh), lengths[request % len(lengths)]),
+                prompts.prompt(lengths[request % len(lengths)]),
                 news[request % len(news)],
                 request=request,
                 concurrency=concurrency,

@@ -106,7 +106,7 @@ class ServedRow:
     compute_type: str
     kernel: str | None
     weight_bytes: int
-    copy_bytes_per_second: float  # of the main memory, measured before the start
+    copy_bytes_per_second: float | None  # of the memory that holds the weights, where it could be measured
     environment: Mapping[str, Any]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pangu_training.errors import PanguError
-from pangu_training.identity import hash_files, library_versions
+from pangu_training.identity import combined_hash, hash_files, library_versions
 from pangu_training.output import write_file
 
 MANIFEST = "manifest.json"
@@ -66,6 +66,11 @@ class Manifest:
     def weight_bytes(self) -> int:
         """Size of the weight files on disk."""
         return sum(self.files[name].size_bytes for name in self.weight_files)
+
+    @property
+    def sha256(self) -> str:
+        """The artifact's identity: one hash over its files' names and hashes. Scores are no part of it."""
+        return combined_hash({name: record.sha256 for name, record in self.files.items()})
 
     def to_json(self) -> str:
         """The manifest as it stands in `manifest.json`."""

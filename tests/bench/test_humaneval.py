@@ -74,7 +74,7 @@ def test_a_model_that_knows_the_solutions_solves_all(bench: Any, suite: Path, tm
         assert len(server.bodies) == asked, "what is there is not asked again"
         assert bench("--base-url", f"{server.address}=mine", *arguments[2:])[1]["model"] == "mine"
         assert {**again, "measured_at": ""} == {**score, "measured_at": ""}
-    rows = read_rows(tmp_path / "out" / "written_down.humaneval.completion.jsonl")[1]
+    rows = read_rows(tmp_path / "out" / "written_down.humaneval-form.completion.jsonl")[1]
     assert sum(isinstance(row, GenerationRow) for row in rows) == 3
     assert sum(isinstance(row, VerdictRow) for row in rows) == 3
 
@@ -132,7 +132,7 @@ def test_gold_that_fails_is_the_suites_fault_and_said_so(bench: Any, tmp_path: P
     suite = write(tmp_path / "wrong.jsonl", row("double"), wrong)
     code, result, _ = bench("--gold", "--suite", f"humaneval:{suite}")
     assert code == 1
-    assert result == {"suite": "humaneval", "passed": 1, "problems": 2, "failed": ["Own/triple"]}
+    assert result == {"suite": "humaneval-form", "passed": 1, "problems": 2, "failed": ["Own/triple"]}
     with answering(solution) as server:
         code, score, _ = bench("--base-url", server.address, "--suite", f"humaneval:{suite}")
     assert code == 1

@@ -10,6 +10,7 @@ import pytest
 from scripted import CONTEXT_LENGTH, END
 from served import Server, wait_for
 
+from pangu_convert.artifact import read_artifact, write_scores
 from pangu_server.backends.schedule import Ticket
 from pangu_server.limits import Limits
 
@@ -246,6 +247,7 @@ def test_models_tells_what_is_served(tmp_path: Path) -> None:
         "none",
     )
     assert rows[0]["weight_bytes"] == 10
+    assert rows[0]["sha256"] == server.engine.artifact.manifest.sha256
     assert server.complete(model="alias").json()["model"] == "alias"
     server.engine.close()
 
@@ -331,6 +333,15 @@ def test_metrics_count_what_happened(server: Server) -> None:
     text = server.client.get("/metrics").text
     assert "process_resident_memory_bytes" in text
     assert 'vllm:time_to_first_token_seconds_bucket{le="0.005"' in text
+
+
+def test_a_recorded_humaneval_score_is_a_metric(tmp_path: Path) -> None:
+    server = Server(tmp_path, lambda _: [END])
+    write_scores(server.engine.artifact, {"humaneval": {"pass_at_k": {"1": 0.25}, "samples": "164x1"}})
+    server.engine.artifact = read_artifact(tmp_path)
+    server.engine.load(server.backend)
+    assert server.metric("pangu_humaneval_pass_at_k", k="1", samples="164x1") == 0.25
+    server.engine.close()
 
 
 def test_two_servers_live_in_one_process(server: Server, tmp_path: Path) -> None:

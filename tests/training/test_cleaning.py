@@ -72,7 +72,8 @@ def test_each_row_is_kept_or_rejected_with_its_reason(
     assert rejected[2]["prompt"] == ROWS[3]["prompt"]
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["rows"], result["kept"]) == (6, 3)
-    [own, leet] = result["compared_with"]
+    [human_eval, own, leet] = result["compared_with"]
+    assert human_eval["suite"] == "humaneval", "problems in its form do not take its place"
     assert (own["tasks"], own["candidates"], own["dropped_by_run"]) == (1, 2, 1)
     assert (own["candidates_that_stay"], own["dropped_by_docstring"]) == (1, 0)
     assert (leet["suite"], leet["candidates"]) == ("leetcode:leet.jsonl#1-2400", 0)

@@ -304,6 +304,12 @@ def test_other_weights_are_another_model(tmp_path: Path) -> None:
     assert identity() != identity(files={"model.bin": {"sha256": "1"}})
 
 
+def test_two_served_models_of_one_name_and_size_are_told_apart() -> None:
+    cards = [{"weight_bytes": 1, "sha256": sha256} for sha256 in "ab"]
+    one, other = (endpoint.Endpoint(base_url="", model="mine", card=card) for card in cards)
+    assert endpoint.identity(one) != endpoint.identity(other)
+
+
 def test_shares_of_tokens_add_up() -> None:
     assert token_shares(10, ["same", "same"]) == [5, 5]
     assert token_shares(8, ["", "a text of five words"]) == [0, 8]

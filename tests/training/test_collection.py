@@ -149,6 +149,27 @@ def test_problems_in_human_evals_form_can_be_judged(tmp_path: Path) -> None:
     assert ids(output) == ["humaneval/Own/0"]
 
 
+def test_your_own_stay_as_they_are_and_those_with_tests_can_be_held_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tested = {"entry_point": "f", "tests": "def check(candidate): assert candidate() == 1", "mine": 7}
+    rows = [{"id": f"own/{n}", "prompt": f"f returns {n}.", **(tested if n % 2 else {})} for n in range(10)]
+    source, output, held_out = tmp_path / "mine.jsonl", tmp_path / "p.jsonl", tmp_path / "h.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert problems(f"problems:{source}", output, "--held-out", held_out, "--held-out-count", 2) == 0
+    written = [[json.loads(line) for line in file.read_text().splitlines()] for file in (output, held_out)]
+    assert [len(part) for part in written] == [8, 2]
+    assert all("tests" in row for row in written[1])
+    assert sorted(written[0] + written[1], key=lambda row: row["id"]) == rows
+    again = ("--held-out", held_out, "--force", "--held-out-count")
+    assert problems(f"problems:{source}", output, *again, 6) == 2
+    assert "only 5 problems have tests" in capsys.readouterr().err
+    source.write_text(json.dumps(rows[0]))
+    assert problems(f"problems:{source}", output, *again, 1) == 2
+    assert "has tests, to judge" in capsys.readouterr().err
+    assert len(ids(output)) == 8, "nothing is lost"
+
+
 def _without_statement(query: str) -> str:
     request = query[query.index("\nPlease complete") :]
     return f"English description is not available for the problem. Please switch to Chinese.{request}"

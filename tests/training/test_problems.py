@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pangu_training.problems import read_problems
+from pangu_training.problems import read_problems, write_problems
 from pangu_training.ranked import DataError
 from pangu_training.sandbox.execution import Outcome, run
 from pangu_training.styles import style_for
@@ -58,6 +58,11 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
         read_problems(write(tmp_path / "p.jsonl", ROW, "{"))
     with pytest.raises(DataError, match="two problems of id 'own/1'"):
         read_problems(write(tmp_path / "p.jsonl", ROW, ROW))
+
+
+def test_half_a_surrogate_pair_is_no_reason_to_lose_the_rows(tmp_path: Path) -> None:
+    write_problems(tmp_path / "p.jsonl", [{"id": "a", "prompt": "half a smiley: \ud83d"}])
+    assert [row.prompt for row in read_problems(tmp_path / "p.jsonl").rows] == ["half a smiley: ?"]
 
 
 def test_problems_with_tests_are_a_suite(tmp_path: Path) -> None:

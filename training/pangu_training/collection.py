@@ -1,8 +1,9 @@
-"""`pangu-train problems`: a benchmark's problems that have tests, as problems in words (problems.jsonl).
+"""`pangu-train problems`: problems in words (problems.jsonl) from a benchmark or your own, a part of them held out.
 
-The docstring becomes the words; imports and signature follow, so that the model knows what is there. The suite's own
-solution becomes a recorded answer, and a problem whose own solution fails in the sandbox is left out. Verdicts are kept
-in a journal beside --output; the same command goes on.
+Your own are in words already and stay as they are. Of a benchmark's problems with tests the docstring becomes the words;
+imports and signature follow, so that the model knows what is there. The suite's own solution becomes a recorded answer,
+and a problem whose own solution fails in the sandbox is left out. Verdicts are kept in a journal beside --output; the
+same command goes on.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pangu_training.command import number_within, whole_number
 from pangu_training.output import require_new
-from pangu_training.problems import problem_row, write_problems
+from pangu_training.problems import problem_row, read_problems, write_problems
 from pangu_training.ranked import DataError
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 HELD_OUT_SHARE = 0.1
 NO_STATEMENT = "English description is not available"  # all that some rows of LeetCodeDataset say
 SHOWN_FAILURES = 10
+OWN = "problems:"
+
+# Rows, why others are left out (by id), and what the report says of where they come from.
+Collected = tuple[list[dict[str, Any]], dict[str, str], dict[str, Any]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="FORM:FILE",
-        help="leetcode:FILE (LeetCodeDataset), or humaneval:FILE for problems in HumanEval's form",
+        help="leetcode:FILE (LeetCodeDataset), humaneval:FILE for problems in HumanEval's form, or problems:FILE",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="problems.jsonl to write")
     parser.add_argument("--ids", metavar="A-B", help="LeetCode's question ids from A to B, as FORM:FILE#A-B")
@@ -62,14 +67,50 @@ def run(arguments: argparse.Namespace) -> None:
         DataError: no problem is left, or none for training.
         OutputError: a file is there already.
     """
-    from pangu_training.suite_checks import policy_of
-    from pangu_training.suites import read_suite
-
     held_out_size = (arguments.held_out_share, arguments.held_out_count)
     if arguments.held_out is None and held_out_size != (None, None):
         raise DataError("the held-out problems need a file: give --held-out")
     outputs = [arguments.output, *([arguments.held_out] if arguments.held_out else [])]
     require_new(*outputs, force=arguments.force)
+    rows, left_out, report = _own(arguments) if arguments.source.startswith(OWN) else _of_suite(arguments)
+    held_out: set[str] = set()
+    if arguments.held_out:
+        judged = [row for row in rows if row.get("tests")]
+        if not judged:
+            raise DataError(
+                f"no problem of {arguments.source} has tests, to judge held-out answers: add some"
+            )
+        count = _count(len(judged), len(rows), *held_out_size)
+        held_out = held_out_ids(judged, count, arguments.seed)
+        write_problems(arguments.held_out, (row for row in rows if row["id"] in held_out))
+    training = [row for row in rows if row["id"] not in held_out]
+    write_problems(arguments.output, training)
+
+    for id, reason in list(left_out.items())[:SHOWN_FAILURES]:
+        print(f"left out: {id}: {reason}")
+    print(f"{arguments.output}: {len(training)} problems of {report['suite']}; {len(left_out)} left out")
+    if held_out:
+        print(f"{arguments.held_out}: {len(held_out)} held out")
+    result = {
+        "output": str(arguments.output),
+        **report,
+        "problems": _by_difficulty(training),
+        "held_out": _by_difficulty(row for row in rows if row["id"] in held_out),
+        "left_out": left_out,
+    }
+    print(json.dumps(result))
+
+
+def _own(arguments: argparse.Namespace) -> Collected:
+    file = read_problems(Path(arguments.source.removeprefix(OWN)))
+    report = {"suite": "problems", "suite_sha256": file.sha256, "checked": False}
+    return [dict(row.fields) for row in file.rows], {}, report
+
+
+def _of_suite(arguments: argparse.Namespace) -> Collected:
+    from pangu_training.suite_checks import policy_of
+    from pangu_training.suites import read_suite
+
     suite = read_suite(arguments.source + (f"#{arguments.ids}" if arguments.ids else ""))
     rows = [row_of(problem) for problem in suite.problems]
     left_out = {row["id"]: "it has no statement" for row in rows if NO_STATEMENT in row["prompt"]}
@@ -80,28 +121,8 @@ def run(arguments: argparse.Namespace) -> None:
     if not rows:
         id, reason = next(iter(left_out.items()))
         raise DataError(f"no problem of {arguments.source} can be used: {id}: {reason}")
-    held_out: set[str] = set()
-    if arguments.held_out:
-        held_out = held_out_ids(rows, _count(len(rows), *held_out_size), arguments.seed)
-        write_problems(arguments.held_out, (row for row in rows if row["id"] in held_out))
-    training = [row for row in rows if row["id"] not in held_out]
-    write_problems(arguments.output, training)
-
-    for id, reason in list(left_out.items())[:SHOWN_FAILURES]:
-        print(f"left out: {id}: {reason}")
-    print(f"{arguments.output}: {len(training)} problems of {suite.name}; {len(left_out)} left out")
-    if held_out:
-        print(f"{arguments.held_out}: {len(held_out)} held out")
-    result = {
-        "output": str(arguments.output),
-        "suite": suite.name,
-        "suite_sha256": suite.sha256,
-        "problems": _by_difficulty(training),
-        "held_out": _by_difficulty(row for row in rows if row["id"] in held_out),
-        "left_out": left_out,
-        "checked": not arguments.no_check,
-    }
-    print(json.dumps(result))
+    report = {"suite": suite.name, "suite_sha256": suite.sha256, "checked": not arguments.no_check}
+    return rows, left_out, report
 
 
 def row_of(problem: "Problem") -> dict[str, Any]:
@@ -182,9 +203,11 @@ def held_out_ids(rows: Sequence[Mapping[str, Any]], count: int, seed: int) -> se
     return drawn
 
 
-def _count(problems: int, share: float | None, count: int | None) -> int:
-    wanted = count or max(1, round(problems * (HELD_OUT_SHARE if share is None else share)))
-    if wanted >= problems:
+def _count(judged: int, problems: int, share: float | None, count: int | None) -> int:
+    wanted = count or max(1, round(judged * (HELD_OUT_SHARE if share is None else share)))
+    if wanted > judged:
+        raise DataError(f"{wanted} cannot be held out: only {judged} problems have tests")
+    if wanted == problems:
         raise DataError(f"{wanted} held out of {problems} problems leave none to train on: hold out fewer")
     return wanted
 

@@ -43,7 +43,16 @@ class Endpoint:
 
 def identity(endpoint: Endpoint) -> dict[str, Any]:
     """What a running server has, as part of a result's configuration; its port may change."""
-    names = ("quantization", "compute_type", "kernel", "backend", "device", "weight_bytes", "source", "sha256")
+    names = (
+        "quantization",
+        "compute_type",
+        "kernel",
+        "backend",
+        "device",
+        "weight_bytes",
+        "source",
+        "sha256",
+    )
     card = endpoint.card
     return {"model": endpoint.model, **{name: card[name] for name in names if name in card}}
 

@@ -76,7 +76,8 @@ def read_problems(path: Path) -> ProblemFile:
 
 def write_problems(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows, as JSON objects, so that the file is either absent or whole."""
-    write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_file(path, lines.encode(errors="replace"))  # half a surrogate pair is no text: it becomes "?"
 
 
 def problem_row(line: bytes, where: str) -> ProblemRow:

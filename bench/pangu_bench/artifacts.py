@@ -37,6 +37,7 @@ def description(artifact: Artifact) -> dict[str, Any]:
         "source": manifest.source.name,
         "source_sha256": manifest.source.sha256,
         "stored_weight_bytes": manifest.weight_bytes,
+        "calibration": manifest.calibration,
         "fidelity": fidelity,
         "fidelity_outside": outside(fidelity, BOUNDS[bits]) if fidelity else [],
     }
@@ -44,7 +45,7 @@ def description(artifact: Artifact) -> dict[str, Any]:
 
 def running_description(endpoint: Endpoint) -> dict[str, Any]:
     """The same of a server that runs elsewhere: what its model's card says, None for what it does not."""
-    names = ("format", "bits", "source_sha256", "stored_weight_bytes", "fidelity")
+    names = ("format", "bits", "source_sha256", "stored_weight_bytes", "calibration", "fidelity")
     return {
         **dict.fromkeys(names),
         **{name: endpoint.card.get(name) for name in ("quantization", "source")},

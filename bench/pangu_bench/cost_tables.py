@@ -17,13 +17,8 @@ COST_DEFINITIONS = """\
   read and written. A token reads all weights but an input embedding that is not the output head too: of that, a row."""
 
 
-def memory(artifacts: Sequence[Report]) -> str:
-    """Main or GPU memory, by phase; size on disk."""
-    parameters = {
-        artifact["source_sha256"]: artifact["stored_weight_bytes"] * 8 / artifact["bits"]
-        for artifact in artifacts
-        if (artifact["bits"] or 0) >= 16
-    }
+def memory(artifacts: Sequence[Report], parameters: Mapping[str, float]) -> str:
+    """Main or GPU memory, by phase; size on disk. `parameters` are those of the sources, by sha256."""
 
     def bits(artifact: Report) -> str:
         count = parameters.get(artifact["source_sha256"])

@@ -11,7 +11,7 @@ from pangu_bench.answers import answer, missing
 from pangu_bench.environment import now
 from pangu_bench.judging import gold_verdicts, judge
 from pangu_bench.options import AnswerOptions
-from pangu_bench.pass_at_k import mean_pass_at_k, pass_at_k, pass_at_k_interval
+from pangu_bench.pass_at_k import bootstrap_interval, by_program, mean_pass_at_k, pass_at_k
 from pangu_bench.rows import GenerationRow, RowFile, VerdictRow
 from pangu_training.endpoint import Endpoint, file_stem
 from pangu_training.intervals import wilson
@@ -96,24 +96,28 @@ class Evaluation:
             return {**score, "no_score": self.suite.no_score, "warnings": []}
         verdicts = self._of_this_run(rows.of(VerdictRow))
         outcomes = Counter(str(verdict.outcome) for verdict in verdicts)
-        tasks = [(samples, passed) for passed in self._passed(rows).values()]
+        passed = self._passed(rows)
+        tasks = [(samples, solved) for solved in passed.values()]
         reported = [k for k in REPORTED_K if k <= samples]
         return {
             **score,
             "pass_at_k": {str(k): mean_pass_at_k(tasks, k) for k in reported},
-            "intervals": {str(k): self._interval(tasks, k) for k in reported},
+            "intervals": {str(k): self._interval(passed, k) for k in reported},
             "outcomes": {str(outcome): outcomes[outcome] for outcome in Outcome if outcomes[outcome]},
             "gold": dict(gold),
             "sandbox": sandbox_configuration(self.policy)["tier"],
             "warnings": warnings(answers, gold),
         }
 
-    def _interval(self, tasks: Sequence[tuple[int, int]], k: int) -> tuple[float, float]:
-        """95 %: Wilson's where each task is 0 or 1, else a bootstrap over tasks."""
-        values = [pass_at_k(samples, passed, k) for samples, passed in tasks]
-        if all(value in (0, 1) for value in values):
-            return wilson(round(sum(values)), len(values))  # a bootstrap of equal values has no width
-        return pass_at_k_interval(tasks, k)
+    def _interval(self, passed: Mapping[str, int], k: int) -> tuple[float, float]:
+        """95 %: Wilson's where each program has one task, 0 or 1; else a bootstrap over programs."""
+        values = {task: pass_at_k(self.options.samples, solved, k) for task, solved in passed.items()}
+        programs = by_program(values)
+        if len(programs) == len(values) and set(values.values()) <= {0, 1}:
+            return wilson(
+                round(sum(values.values())), len(values)
+            )  # a bootstrap of equal values has no width
+        return bootstrap_interval(programs)
 
     def _passed(self, rows: RowFile) -> dict[str, int]:
         passed = dict.fromkeys((problem.task_id for problem in self.problems), 0)

@@ -1,10 +1,15 @@
 """pass@k: the chance that at least one of k samples solves a task, estimated without bias (Chen et al. 2021)."""
 
-from collections.abc import Sequence
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from pangu_training.errors import PanguError
+
+HOLE = re.compile(r"/L\d+$")
 
 
 class TooFewSamples(PanguError):
@@ -29,25 +34,26 @@ def mean_pass_at_k(tasks: Sequence[tuple[int, int]], k: int) -> float:
     return float(np.mean([pass_at_k(samples, solved, k) for samples, solved in tasks]))
 
 
-def pass_at_k_interval(
-    tasks: Sequence[tuple[int, int]], k: int, *, confidence: float = 0.95, draws: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of `mean_pass_at_k`; whole tasks are drawn, since samples of a task are alike."""
-    return bootstrap_interval(
-        [pass_at_k(samples, solved, k) for samples, solved in tasks],
-        confidence=confidence,
-        draws=draws,
-        seed=seed,
-    )
+def by_program(values: Mapping[str, float]) -> list[list[float]]:
+    """`values` by task id, those of one program together: the holes of infilling's `…/HumanEval/81/L5` are alike."""
+    programs: dict[str, list[float]] = defaultdict(list)
+    for task_id in sorted(values):
+        programs[HOLE.sub("", task_id)].append(values[task_id])
+    return list(programs.values())
 
 
 def bootstrap_interval(
-    values: Sequence[float], *, confidence: float = 0.95, draws: int = 10_000, seed: int = 0
+    groups: Sequence[Sequence[float]], *, confidence: float = 0.95, draws: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values`, one value a task; the same for the same seed."""
-    rates = np.asarray(values, dtype=np.float64)
+    """Percentile bootstrap interval of the mean over all tasks; the same for the same seed.
+
+    Whole groups are drawn: the values of a group's tasks hang together (Miller 2024, section 2.2).
+    """
+    sums = np.asarray([math.fsum(group) for group in groups])
+    sizes = np.asarray([len(group) for group in groups])
     generator = np.random.default_rng(seed)
     # Row by row: 10,000 draws of a large suite at once would take hundreds of MB.
-    means = [rates[generator.integers(len(rates), size=len(rates))].mean() for _ in range(draws)]
+    drawn = (generator.integers(len(groups), size=len(groups)) for _ in range(draws))
+    means = [sums[indices].sum() / sizes[indices].sum() for indices in drawn]
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

@@ -33,7 +33,7 @@ def table(report: Report) -> str:
         f"## Against {artifacts[0]['format']}" if others else "",
         _ratios(artifacts[0], others) if others else "",
         "## Memory and size",
-        memory(artifacts),
+        memory(artifacts, {artifact["source_sha256"]: report["parameters"] for artifact in artifacts}),
         "## Latency of one request alone",
         latency(artifacts),
         "## Conversion",
@@ -41,6 +41,7 @@ def table(report: Report) -> str:
         "## Where and how",
         environment(artifacts, report["cost_options"]),
         f"{COST_DEFINITIONS}\n"
+        "- **Bits a weight** are of the weight files, over the parameters.\n"
         "- **Paper** is Table 4 of arXiv 2307.14936, whose unquantized model is float16; its GPU, prompts and group\n"
         "  size are not told.\n"
         "- **GPTQ** weights are random in their packed format (groups of 128, no act-order): nothing was calibrated.",

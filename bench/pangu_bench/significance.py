@@ -1,15 +1,17 @@
 """Whether a difference between two artifacts on one suite is real. Paired: the same problems, task by task.
 
 Flips are what decides: 4 problems more can be 4 gained and none lost, or 62 gained and 58 lost. Miller 2024
-(arXiv 2411.00640) on paired evaluation; McNemar 1947 for the test, exact (binomial) here because flips are few.
+(arXiv 2411.00640) on paired evaluation; McNemar 1947 for the test, exact (binomial) here because flips are few. Where a
+suite has several tasks of one program, programs take the place of tasks: their flips come together.
 """
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from pangu_bench.pass_at_k import bootstrap_interval
+from pangu_bench.pass_at_k import bootstrap_interval, by_program
 from pangu_training.errors import PanguError
 
 ALPHA = 0.05
@@ -30,16 +32,17 @@ class Comparison:
 
     problems: int
     difference: float
-    interval: tuple[float, float]  # bootstrap over tasks, 95 %
+    interval: tuple[float, float]  # bootstrap over programs, 95 %
     gained: tuple[str, ...]
     lost: tuple[str, ...]
     p_value: float | None
     discordance: float  # mean squared difference: when greedy, the share of problems whose result differs
+    program_discordance: float  # the same of the sums over each program's problems, a problem
 
     @property
     def detectable(self) -> float:
         """The smallest difference that this many problems show, when results differ this often."""
-        return minimum_detectable_difference(self.problems, self.discordance)
+        return minimum_detectable_difference(self.problems, self.program_discordance)
 
     @property
     def is_real(self) -> bool:
@@ -59,18 +62,21 @@ def compare(baseline: Mapping[str, float], candidate: Mapping[str, float], *, se
         missing = baseline.keys() ^ candidate.keys()
         raise UnpairedError(f"the two results differ in {len(missing)} problems: run both on the same suite")
     tasks = sorted(baseline)
-    differences = [candidate[task] - baseline[task] for task in tasks]
+    differences = {task: candidate[task] - baseline[task] for task in tasks}
+    programs = by_program(differences)
+    sums = [math.fsum(program) for program in programs]
     gained = tuple(task for task in tasks if candidate[task] == 1 and baseline[task] == 0)
     lost = tuple(task for task in tasks if candidate[task] == 0 and baseline[task] == 1)
     greedy = all(rate in (0, 1) for rates in (baseline, candidate) for rate in rates.values())
     return Comparison(
         problems=len(tasks),
-        difference=math.fsum(differences) / len(tasks),
-        interval=bootstrap_interval(differences, seed=seed),
+        difference=math.fsum(sums) / len(tasks),
+        interval=bootstrap_interval(programs, seed=seed),
         gained=gained if greedy else (),
         lost=lost if greedy else (),
-        p_value=mcnemar(len(gained), len(lost)) if greedy else None,
-        discordance=math.fsum(difference**2 for difference in differences) / len(tasks),
+        p_value=sign_flip([round(total) for total in sums]) if greedy else None,
+        discordance=math.fsum(difference**2 for difference in differences.values()) / len(tasks),
+        program_discordance=math.fsum(total**2 for total in sums) / len(tasks),
     )
 
 
@@ -111,6 +117,22 @@ def verdict_without_flips(problems: int, baseline_solved: int, candidate_solved:
     if high < ALPHA:
         return f"real: {points}; {bounds}"
     return f"cannot be told from the counts: {points}; {bounds}"
+
+
+def sign_flip(sums: Sequence[int]) -> float:
+    """Exact two-sided p of problems gained less lost, by program: how likely fair signs give a total so far from 0.
+
+    McNemar's test where each program has one problem.
+    """
+    ways = Counter({0: 1})
+    for size in filter(None, map(abs, sums)):
+        ways = _shifted(ways, size) + _shifted(ways, -size)
+    observed = abs(sum(sums))
+    return sum(count for total, count in ways.items() if abs(total) >= observed) / ways.total()
+
+
+def _shifted(ways: Counter[int], by: int) -> Counter[int]:
+    return Counter({total + by: count for total, count in ways.items()})
 
 
 def mcnemar(gained: int, lost: int) -> float:

@@ -35,9 +35,11 @@ def table(report: Report) -> str:
         "## Scores",
         _scores(artifacts),
         "## Memory and size",
-        memory(artifacts),
+        memory(artifacts, _parameters(artifacts)),
         "## Latency of one request alone",
         latency(artifacts),
+        "## How each was made",
+        _made(artifacts),
         "## Distance from the source",
         _fidelity(artifacts),
         "## Where and how",
@@ -103,6 +105,31 @@ def _pairs(pairs: Sequence[Report]) -> str:
         if pair[kind]
     ]
     return "\n\n".join([lines, "\n".join(flips)] if flips else [lines])
+
+
+def _parameters(artifacts: Sequence[Report]) -> dict[str, float]:
+    return {
+        artifact["source_sha256"]: artifact["stored_weight_bytes"] * 8 / artifact["bits"]
+        for artifact in artifacts
+        if (artifact["bits"] or 0) >= 16
+    }
+
+
+def _made(artifacts: Sequence[Report]) -> str:
+    """Two artifacts of one precision can differ in what they were calibrated on."""
+
+    def calibration(artifact: Report) -> str:
+        if artifact["calibration"] is None:
+            return "no calibration recorded"
+        words = ", ".join(
+            f"{name.replace('_', ' ')} {value}" for name, value in artifact["calibration"].items()
+        )
+        return f"calibrated: {words}"
+
+    return "\n".join(
+        f"- **{artifact['name']}**: {artifact['quantization']}, {calibration(artifact)}"
+        for artifact in artifacts
+    )
 
 
 def _warnings(artifacts: Sequence[Report]) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_bench.pass_at_k import TooFewSamples, mean_pass_at_k, pass_at_k, pass_at_k_interval
+from pangu_bench.pass_at_k import TooFewSamples, bootstrap_interval, by_program, mean_pass_at_k, pass_at_k
 
 
 @settings(deadline=None)
@@ -42,15 +42,18 @@ def test_the_suites_figure_is_the_mean_over_tasks() -> None:
     assert mean_pass_at_k([(1, 1), (1, 0), (4, 2)], 1) == pytest.approx(0.5)
 
 
-def test_the_interval_is_of_tasks_not_of_samples() -> None:
-    """A hundred samples of each task do not make the interval narrower than its four tasks allow."""
-    one = pass_at_k_interval([(1, 1), (1, 1), (1, 0), (1, 0)], 1, seed=3)
-    many = pass_at_k_interval([(100, 100), (100, 100), (100, 0), (100, 0)], 1, seed=3)
+def test_the_interval_is_of_programs_not_of_their_holes() -> None:
+    """A hundred holes in each program do not make the interval narrower than four programs allow."""
+    solved = [1.0, 1.0, 0.0, 0.0]
+    tasks = {f"HumanEval/{program}": value for program, value in enumerate(solved)}
+    holes = {f"{program}/L{line}": value for program, value in tasks.items() for line in range(100)}
+    assert [len(program) for program in by_program(holes)] == [100] * 4
+    one, many = (bootstrap_interval(by_program(values), seed=3) for values in (tasks, holes))
     assert one == many
     assert one[0] < 0.5 < one[1]
 
 
 def test_the_interval_is_the_same_for_the_same_seed() -> None:
-    tasks = [(10, solved) for solved in range(11)]
-    assert pass_at_k_interval(tasks, 5, seed=1) == pass_at_k_interval(tasks, 5, seed=1)
-    assert pass_at_k_interval([(3, 3)] * 5, 1) == (1, 1)
+    groups = [[pass_at_k(10, solved, 5)] for solved in range(11)]
+    assert bootstrap_interval(groups, seed=1) == bootstrap_interval(groups, seed=1)
+    assert bootstrap_interval([[1.0]] * 5) == (1, 1)

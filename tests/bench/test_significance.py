@@ -13,6 +13,7 @@ from pangu_bench.significance import (
     mcnemar,
     mcnemar_bounds,
     minimum_detectable_difference,
+    sign_flip,
     verdict,
     verdict_without_flips,
 )
@@ -35,6 +36,26 @@ def test_mcnemar_is_the_share_of_coin_throws_as_uneven(gained: int, lost: int) -
     flips = gained + lost
     as_uneven = [abs(2 * sum(throw) - flips) >= abs(gained - lost) for throw in product((0, 1), repeat=flips)]
     assert mcnemar(gained, lost) == pytest.approx(sum(as_uneven) / len(as_uneven))
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0, 0), (0, 6), (3, 5), (30, 48)])
+def test_programs_of_one_problem_are_mcnemars_test(gained: int, lost: int) -> None:
+    assert sign_flip([1] * gained + [-1] * lost + [0] * 9) == pytest.approx(mcnemar(gained, lost))
+
+
+def test_flips_of_one_program_count_together() -> None:
+    sums = [3, -1, 2, 0]
+    throws = [
+        sum(s * size for s, size in zip(signs, sums, strict=True)) for signs in product((1, -1), repeat=4)
+    ]
+    assert sign_flip(sums) == pytest.approx(sum(abs(total) >= 4 for total in throws) / len(throws))
+    holes = [f"SingleLineInfilling/HumanEval/{program}/L{line}" for program in (7, 81) for line in range(8)]
+    baseline = dict.fromkeys(holes, 1.0)
+    candidate = baseline | dict.fromkeys(holes[8:], 0.0)
+    found = compare(baseline, candidate)
+    assert (len(found.lost), found.p_value) == (8, 1.0), "one program decides nothing"
+    assert not found.is_real
+    assert found.interval == (-1, 0), "each draw has both programs, or twice one of them"
 
 
 def test_six_flips_one_way_are_the_fewest_that_count() -> None:

@@ -1,9 +1,9 @@
 """`pangu-train problems`: problems in words (problems.jsonl) from a benchmark or your own, a part of them held out.
 
-Your own are in words already and stay as they are. Of a benchmark's problems with tests the docstring becomes the words;
-imports and signature follow, so that the model knows what is there. The suite's own solution becomes a recorded answer,
-and a problem whose own solution fails in the sandbox is left out. Verdicts are kept in a journal beside --output; the
-same command goes on.
+Your own are in words already and stay as they are. Of a benchmark's problems with tests the docstring becomes the
+words; imports and signature follow, so that the model knows what is there. The suite's own solution becomes a
+recorded answer, and a problem whose own solution fails in the sandbox is left out. Verdicts are kept in a journal
+beside --output; the same command goes on.
 """
 
 import argparse

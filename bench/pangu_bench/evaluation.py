@@ -149,6 +149,10 @@ def evaluation_of(options: AnswerOptions) -> Evaluation:
 def warnings(answers: Sequence[GenerationRow], gold: Mapping[str, Any]) -> list[str]:
     """What makes a score doubtful, in words."""
     found = []
+    if not gold["problems"]:
+        found.append(
+            "no problem has a solution of its own: nothing shows that the tests let a right answer pass"
+        )
     if gold["failed"]:
         found.append(
             f"gold solutions pass only {gold['passed']} of {gold['problems']}: the suite or the sandbox is at "

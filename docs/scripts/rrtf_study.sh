@@ -18,12 +18,13 @@ have student-int8 || pangu-convert ctranslate2 student --no-smooth --output stud
 have teacher-int8 || pangu-convert ctranslate2 teacher --no-smooth --output teacher-int8
 
 # 2. Easy problems with tests, 120 of them held out
-have easy.jsonl || zcat "$dataset" | grep '"difficulty": "Easy"' > easy.jsonl
+have easy.jsonl || { zcat "$dataset" | grep '"difficulty": "Easy"' > easy.part && mv easy.part easy.jsonl; }
 have held-out.jsonl ||
     pangu-train problems leetcode:easy.jsonl --output problems.jsonl --held-out held-out.jsonl --held-out-count 120
-have clean.jsonl ||
-    pangu-train clean problems.jsonl --output clean.jsonl --rejected rejected.jsonl --report cleaned.md \
+have apart.jsonl || # relatives in the same dataset share short runs, HumanEval shall share none: two rules, two passes
+    pangu-train clean problems.jsonl --output apart.jsonl --rejected apart-rejected.jsonl \
         --against problems:held-out.jsonl --drop-words 30
+have clean.jsonl || pangu-train clean apart.jsonl --output clean.jsonl --rejected rejected.jsonl --report cleaned.md
 
 # 3. Answers, verdicts, pairs
 draw="--student qwen0.5=student-int8 --student-style chat --recorded --samples 1 --temperatures 0.2 0.8 --max-tokens 512"
@@ -33,7 +34,9 @@ pangu-train sample clean.jsonl --teacher qwen1.5=teacher-int8 --samples 1 --temp
     --output responses.jsonl
 have ranked.jsonl || pangu-train rank clean.jsonl responses.jsonl --output ranked.jsonl
 have held-out-ranked.jsonl || pangu-train rank held-out.jsonl held-out-responses.jsonl --output held-out-ranked.jsonl
-have train.jsonl || python "$here/short_pairs.py" student ranked.jsonl --tokens 384 --count 256 > train.jsonl
+have train.jsonl || {
+    python "$here/short_pairs.py" student ranked.jsonl --tokens 384 --count 256 > train.part && mv train.part train.jsonl
+}
 
 # 4. Three arms, and what each has become
 for arm in score-gap unweighted off; do
@@ -45,5 +48,23 @@ for arm in score-gap unweighted off; do
     have "$arm-int8" || pangu-convert ctranslate2 "$arm" --output "$arm-int8"
 done
 have base-int8 || pangu-convert ctranslate2 student --output base-int8 --name base-int8
-pangu-bench compare base-int8 off-int8 unweighted-int8 score-gap-int8 --suite problems:held-out.jsonl --style pangu \
-    --concurrency 8 --max-tokens 320 --prompt-tokens 64 --new-tokens 16 --context 512 --warmup 1 --repeats 3 --output results
+ask="--suite problems:held-out.jsonl --concurrency 8 --max-tokens 320 --output results"
+pangu-bench compare base-int8 off-int8 unweighted-int8 score-gap-int8 $ask --style pangu \
+    --prompt-tokens 64 --new-tokens 16 --context 512 --warmup 1 --repeats 3
+pangu-bench humaneval base-int8 $ask --style chat # the untrained student knows this format, and not the other
+
+# 5. Each against each
+python - <<'END'
+import json
+from itertools import combinations
+
+from pangu_bench.significance import compare, verdict
+
+with open("results/compare.json") as file:
+    rates = {one["name"]: one["pass_rates"] for one in json.load(file)["artifacts"]}
+with open("results/base-int8.problems.chat.jsonl") as file:
+    rows = [json.loads(line) for line in file]
+rates["base-int8 in chat format"] = {row["task_id"]: float(row["passed"]) for row in rows if row["kind"] == "verdict"}
+for one, other in combinations(rates, 2):
+    print(f"{other} against {one}: {verdict(compare(rates[one], rates[other]))}")
+END

@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, required=True, help="rows")
     arguments = parser.parse_args()
     tokenizer = PairTokenizer(read_checkpoint(arguments.checkpoint))
-    lines = arguments.ranked.read_text(encoding="utf-8").splitlines()
+    lines = list(filter(str.strip, arguments.ranked.read_text(encoding="utf-8").split("\n")))
     rows = read_ranked(arguments.ranked).rows
 
     def fits(row) -> bool:

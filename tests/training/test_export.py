@@ -89,6 +89,17 @@ def test_an_export_says_what_it_was_made_from(run: Path, tiny_starcoder: Path, t
     assert all(torch.equal(after[name], final[name]) for name in after)
 
 
+def test_the_card_of_an_ablation_does_not_call_it_rrtf(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    description = json.loads((run / "run.json").read_text())
+    description["options"]["rank_loss"] = "off"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(description))
+    assert pangu_train("export", tmp_path / "run", "--output", tmp_path / "tuned") == 0
+    card = (tmp_path / "tuned" / "README.md").read_text()
+    assert "trained by fine-tuning on the chosen answers" in card
+    assert "trained by RRTF" not in card
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_an_adapter_is_merged_as_peft_merges_it(tiny_qwen2: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from ranked_rows import constant_problems, write_rows
 from signalled import run_signalled
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import save_tiny
 from tokenizers import Tokenizer
 
@@ -103,6 +104,14 @@ def test_a_killed_or_stopped_run_goes_on_exactly(tmp_path: Path, tiny_starcoder:
     assert last.name == f"checkpoint-{run.metrics[-1]['step']}", "it saves where it stops"
 
     assert fit(data, tiny_starcoder, run.path, **options) == whole
+    board = EventAccumulator(str(run.path / "tensorboard")).Reload()
+    for name in ("loss", "held_out_pass_at_1"):
+        shown = [(event.step, event.value) for event in board.Scalars(name)]
+        logged = [(entry["step"], entry[name]) for entry in whole if name in entry]
+        assert [step for step, _ in shown] == [step for step, _ in logged], (
+            "what was done again is there once"
+        )
+        assert [value for _, value in shown] == pytest.approx([value for _, value in logged], rel=1e-6)
     assert [run.held_out_answers(epoch).is_file() for epoch in range(4)] == [True, True, True, False]
 
 

@@ -21,6 +21,11 @@ from pangu_training.run import Run
 if TYPE_CHECKING:
     from torch import Tensor
 
+METHODS = {
+    "score-gap": "RRTF (PanGu-Coder2, arXiv 2307.14936)",
+    "unweighted": "RRHF's unweighted ranking loss (arXiv 2304.05302) on RRTF's pairs",
+    "off": "fine-tuning on the chosen answers of RRTF's pairs, without its ranking loss",
+}
 RECORDED = ("data", "held_out", "held_out_problems", "options", "library_versions")
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -147,7 +152,7 @@ def _provenance(name: str, base: Checkpoint, trained: Run) -> dict[str, Any]:
     before = base.provenance or {}
     return {
         "source": name,
-        "method": "RRTF (arXiv 2307.14936)",
+        "method": METHODS[trained.description["options"]["rank_loss"]],
         "base": {
             "name": before.get("source") or base.path.resolve().name,
             "sha256": trained.description["checkpoint_sha256"],
@@ -191,7 +196,7 @@ def model_card(training: Mapping[str, Any]) -> str:
         )
     return f"""# {training["source"]}
 
-{training["base"]["name"]}, trained by RRTF (PanGu-Coder2, arXiv 2307.14936) with pangu-coder2.
+{training["base"]["name"]}, trained by {training["method"]} with pangu-coder2.
 
 ## Prompt
 

@@ -1,7 +1,6 @@
-"""What watches a training run: metrics as JSON lines, TensorBoard where it is installed, a bar, orderly stops."""
+"""What watches a training run: metrics as JSON lines and for TensorBoard, a bar, orderly stops."""
 
 import contextlib
-import importlib.util
 import signal
 import threading
 from collections.abc import Iterator
@@ -59,10 +58,10 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
             self._bar = tqdm(
                 total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=None
             )
-            if importlib.util.find_spec("tensorboard"):
-                from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard import SummaryWriter
 
-                self._board = SummaryWriter(str(self._run.path / "tensorboard"), purge_step=state.global_step)
+            again = state.global_step + 1 if state.global_step else 0
+            self._board = SummaryWriter(str(self._run.path / "tensorboard"), purge_step=again)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         """Write a step's or an evaluation's entry."""

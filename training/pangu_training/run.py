@@ -4,7 +4,7 @@
     metrics.jsonl    a line a step, and one an evaluation
     held-out/        epoch-N.jsonl: the answers to held-out problems after N epochs, and how they came out
     checkpoint-N/    all that resuming needs, marked when it is whole
-    tensorboard/     where TensorBoard is installed
+    tensorboard/     the same for TensorBoard
     final/           the trained weights, or the LoRA adapter: written last
 
 The same command on the same folder goes on from the last whole checkpoint; another command is refused.

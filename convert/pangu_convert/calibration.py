@@ -1,8 +1,9 @@
 """Calibration data: rows of token ids from code or text, the same ones for the same seed.
 
 Long documents are cut into pieces and every document gives one before any gives a second, so that one big
-file does not make up the sample. Where the vocabulary has FIM tokens every second row becomes a prompt for a hole:
-those three tokens are unlike all others inside the model, and what was never seen of them is quantized badly.
+file does not make up the sample. Rows then take turns in the forms in which a model is asked: a prompt for a hole where
+the vocabulary has FIM tokens, a conversation where there is a chat template, and plain text. Control tokens are unlike
+all others inside the model, and what was never seen of them is quantized badly.
 
 Loads no framework; knows nothing of the quantizers.
 """
@@ -13,12 +14,13 @@ import json
 import platform
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pangu_convert.code_text import library_file, library_files
+from pangu_convert.conversation import ChatFormat, as_chat, chat_format
 from pangu_convert.infilling import fim_tokens, with_hole
 from pangu_training.checkpoint import TOKENIZER, Checkpoint
 from pangu_training.errors import CheckpointError, PanguError
@@ -43,6 +45,7 @@ class CalibrationData:
     rows: tuple[tuple[int, ...], ...]
     documents: int  # that the rows were drawn from
     holes: int  # rows that are prompts for a hole
+    chats: int  # rows that are conversations
 
     @property
     def num_tokens(self) -> int:
@@ -65,13 +68,14 @@ class CalibrationData:
             "documents": self.documents,
             "rows": len(self.rows),
             "rows_with_hole": self.holes,
+            "rows_as_chat": self.chats,
             "sequence_length": len(self.rows[0]),
             "tokens": self.num_tokens,
             "tokens_sha256": self.tokens_sha256,
         }
 
 
-def add_calibration_arguments(parser: "argparse._ActionsContainer", *, samples: int) -> None:
+def add_calibration_arguments(parser: "argparse._ActionsContainer", *, samples: int, chat: bool) -> None:
     """Declare where the rows come from, and how many there are."""
     parser.add_argument(
         "--calibration",
@@ -94,7 +98,13 @@ def add_calibration_arguments(parser: "argparse._ActionsContainer", *, samples: 
         "--holes",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="make every second row a prompt for a hole, if the model has FIM tokens (default: %(default)s)",
+        help="make some rows prompts for a hole, if the model has FIM tokens (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--chat",
+        action=argparse.BooleanOptionalAction,
+        default=chat,
+        help="make some rows conversations, if the model has a chat template (default: %(default)s)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="chooses the calibration text (default: %(default)s)"
@@ -128,6 +138,7 @@ def calibration_data(arguments: argparse.Namespace, checkpoint: Checkpoint) -> C
         separator_id=checkpoint.end_token_ids[-1],
         seed=arguments.seed,
         holes=arguments.holes,
+        chat=chat_format(checkpoint.path) if arguments.chat else None,
     )
 
 
@@ -141,6 +152,7 @@ def read_calibration(
     separator_id: int,
     seed: int,
     holes: bool,
+    chat: ChatFormat | None = None,
 ) -> CalibrationData:
     """Draw `num_rows` rows of exactly `row_tokens` tokens; documents are parted by `separator_id`.
 
@@ -172,10 +184,17 @@ def read_calibration(
             "asked for; give more, or lower --samples or --sequence-length"
         )
     tokens = fim_tokens(tokenizer) if holes else None
+    forms: dict[str, Callable[[tuple[int, ...]], tuple[int, ...]]] = {}
     if tokens is not None:
-        rows[::2] = [with_hole(row, tokens, choice) for row in rows[::2]]
-    num_holes = len(rows[::2]) if tokens else 0
-    return CalibrationData(source=name, rows=tuple(rows), documents=len(texts), holes=num_holes)
+        forms["holes"] = lambda row: with_hole(row, tokens, choice)
+    if chat is not None:
+        forms["chats"] = lambda row: as_chat(row, tokenizer, chat, choice)
+    counts = {"holes": 0, "chats": 0}
+    turns = len(forms) + 1  # the last is plain text's
+    for turn, (form, change) in enumerate(forms.items()):
+        rows[turn::turns] = [change(row) for row in rows[turn::turns]]
+        counts[form] = len(rows[turn::turns])
+    return CalibrationData(source=name, rows=tuple(rows), documents=len(texts), **counts)
 
 
 def _texts(source: str, text_field: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Calibration rows: the same for the same seed, from every kind of source, or one clear line."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pangu_convert.calibration import CalibrationData, CalibrationError, read_calibration
 from pangu_convert.code_text import NOT_LIBRARY_CODE, library_files
+from pangu_convert.conversation import chat_format
 from pangu_convert.infilling import fim_tokens
+from pangu_training.errors import CheckpointError
 
 
 def read(source: object, tokenizer: Tokenizer, **changes: Any) -> CalibrationData:
@@ -47,6 +50,40 @@ def test_every_second_row_is_a_prompt_for_a_hole_in_its_text(starcoder: Tokenize
         before, behind = row.index(suffix), row.index(middle)
         assert row[1:before] + row[behind + 1 :] + row[before + 1 : behind] == text[:97]
         assert row[behind + 1 :], "a hole is never empty"
+
+
+def test_holes_conversations_and_plain_text_take_turns(starcoder: Tokenizer) -> None:
+    def chat(question: str, answer: str) -> str:
+        return f"<user>{question}<assistant>{answer}"
+
+    options = {"num_rows": 8, "row_tokens": 100}
+    plain = read("code", starcoder, **options)
+    both = read("code", starcoder, **options, holes=True, chat=chat)
+    assert (both.record["rows_with_hole"], both.record["rows_as_chat"]) == (3, 3)
+    assert both.rows[2::3] == plain.rows[2::3]
+    assert {row[0] for row in both.rows[::3]} == {starcoder.token_to_id("<fim_prefix>")}
+    for row, text in zip(both.rows[1::3], plain.rows[1::3], strict=True):
+        assert len(row) == 100
+        question, answer = starcoder.decode(row).split("```<assistant>```python\n")
+        code = question.removeprefix("<user>Complete this Python code:\n\n```python\n") + answer
+        assert starcoder.decode(text).startswith(code), "cut where the row ends, and nothing is lost before"
+    assert read("code", starcoder, **options, chat=chat).chats == 4
+    short = read("code", starcoder, **options, chat=lambda *_: "x")
+    assert short.rows[0][1:] == plain.rows[0][:99], "a row is full"
+
+
+def test_the_form_is_the_checkpoints_chat_template(tiny_starcoder: Path, tmp_path: Path) -> None:
+    assert chat_format(tiny_starcoder) is None
+    folder = shutil.copytree(tiny_starcoder, tmp_path / "chatty")
+    (folder / "chat_template.jinja").write_text(
+        "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}{{ eos_token }}"
+    )
+    form = chat_format(folder)
+    assert form is not None
+    assert form("q", "a") == "<user>q<assistant>a<|endoftext|>"
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('only systems may speak') }}")
+    with pytest.raises(CheckpointError, match="only systems may speak"):
+        (chat_format(folder) or (lambda *_: ""))("q", "a")
 
 
 def test_a_vocabulary_without_fim_tokens_has_no_holes() -> None:

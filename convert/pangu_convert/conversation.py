@@ -1,0 +1,59 @@
+"""A conversation in a checkpoint's own format: code begun by a user and gone on with by the assistant."""
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pangu_training.checkpoint import read_json
+from pangu_training.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+QUESTION = "Complete this Python code:\n\n```python\n{}```"
+ANSWER = "```python\n{}```"
+
+# (question, answer) -> the text of the conversation, special tokens by name
+ChatFormat = Callable[[str, str], str]
+
+
+def chat_format(folder: Path) -> ChatFormat | None:
+    """That of a checkpoint's chat template, if it has one.
+
+    Raises:
+        CheckpointError: the template is at fault, or the tokenizer's config; the format's call raises it too.
+    """
+    config = folder / "tokenizer_config.json"
+    in_config = config.is_file() and read_json(config).get("chat_template")
+    if not in_config and not (folder / "chat_template.jinja").is_file():
+        return None
+    from jinja2 import TemplateError
+    from transformers import AutoTokenizer
+
+    faults = (OSError, ValueError, TypeError, LookupError, ImportError, TemplateError)
+    help_text = f"{folder} has a chat template that cannot be used: repair it, or leave it out with --no-chat"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except faults as error:
+        raise CheckpointError(f"{help_text} ({error})") from None
+
+    def text(question: str, answer: str) -> str:
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        try:
+            return str(tokenizer.apply_chat_template(messages, tokenize=False))
+        except faults as error:
+            raise CheckpointError(f"{help_text} ({error})") from None
+
+    return text
+
+
+def as_chat(
+    row: Sequence[int], tokenizer: "Tokenizer", chat: ChatFormat, choice: random.Random
+) -> tuple[int, ...]:
+    """The code of `row`, of which a user has written the first lines; cut to the same length."""
+    lines = tokenizer.decode(list(row)).splitlines(keepends=True)
+    cut = choice.randint(1, max(1, len(lines) // 2))
+    text = chat(QUESTION.format("".join(lines[:cut])), ANSWER.format("".join(lines[cut:])))
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    return (*ids, *row)[: len(row)]

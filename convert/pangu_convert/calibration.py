@@ -2,8 +2,8 @@
 
 Long documents are cut into pieces and every document gives one before any gives a second, so that one big
 file does not make up the sample. Rows then take turns in the forms in which a model is asked: a prompt for a hole where
-the vocabulary has FIM tokens, a conversation where there is a chat template, and plain text. Control tokens are unlike
-all others inside the model, and what was never seen of them is quantized badly.
+the vocabulary has FIM tokens, on request a conversation, and plain text. Control tokens are unlike all others inside
+the model, and what quantization loses in a form hangs on which forms it has seen.
 
 Loads no framework; knows nothing of the quantizers.
 """
@@ -75,7 +75,7 @@ class CalibrationData:
         }
 
 
-def add_calibration_arguments(parser: "argparse._ActionsContainer", *, samples: int, chat: bool) -> None:
+def add_calibration_arguments(parser: "argparse._ActionsContainer", *, samples: int) -> None:
     """Declare where the rows come from, and how many there are."""
     parser.add_argument(
         "--calibration",
@@ -103,8 +103,8 @@ def add_calibration_arguments(parser: "argparse._ActionsContainer", *, samples: 
     parser.add_argument(
         "--chat",
         action=argparse.BooleanOptionalAction,
-        default=chat,
-        help="make some rows conversations, if the model has a chat template (default: %(default)s)",
+        default=False,
+        help="make some rows conversations, in the model's chat template (default: %(default)s)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="chooses the calibration text (default: %(default)s)"
@@ -138,7 +138,7 @@ def calibration_data(arguments: argparse.Namespace, checkpoint: Checkpoint) -> C
         separator_id=checkpoint.end_token_ids[-1],
         seed=arguments.seed,
         holes=arguments.holes,
-        chat=chat_format(checkpoint.path) if arguments.chat else None,
+        chat=_chat_format(checkpoint) if arguments.chat else None,
     )
 
 
@@ -195,6 +195,13 @@ def read_calibration(
         rows[turn::turns] = [change(row) for row in rows[turn::turns]]
         counts[form] = len(rows[turn::turns])
     return CalibrationData(source=name, rows=tuple(rows), documents=len(texts), **counts)
+
+
+def _chat_format(checkpoint: Checkpoint) -> ChatFormat:
+    found = chat_format(checkpoint.path)
+    if found is None:
+        raise CheckpointError(f"{checkpoint.path} has no chat template: leave --chat out")
+    return found
 
 
 def _texts(source: str, text_field: str) -> list[str]:

@@ -32,7 +32,7 @@ def chat_format(folder: Path) -> ChatFormat | None:
     from transformers import AutoTokenizer
 
     faults = (OSError, ValueError, TypeError, LookupError, ImportError, TemplateError)
-    help_text = f"{folder} has a chat template that cannot be used: repair it, or leave it out with --no-chat"
+    help_text = f"{folder} has a chat template that cannot be used: repair it, or leave --chat out"
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except faults as error:

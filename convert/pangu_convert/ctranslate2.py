@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="even out the sizes of activation channels, by calibration text (default: %(default)s)",
     )
-    add_calibration_arguments(group, samples=16, chat=False)
+    add_calibration_arguments(group, samples=16)
     parser.set_defaults(run=run)
 
 

@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.05,
         help="share of the mean diagonal added to the Hessian (default: %(default)s)",
     )
-    add_calibration_arguments(parser, samples=32, chat=True)
+    add_calibration_arguments(parser, samples=32)
     parser.set_defaults(run=run)
 
 

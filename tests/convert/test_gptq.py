@@ -95,6 +95,7 @@ def test_the_same_seed_gives_the_same_weights(bigcode: Path, tiny_bigcode: Path,
         (["--sequence-length", "0"], "--sequence-length 0 is not within"),
         (["--samples", "0"], "--samples must be at least 1"),
         (["--calibration", "nowhere.txt"], "nor a file or folder that exists"),
+        (["--chat"], "has no chat template: leave --chat out"),
         (["--damp", "2"], "gptqmodel could not quantize"),  # said by the worker
     ],
 )

@@ -54,6 +54,14 @@ class Server:
         return self.process.returncode
 
 
+def has_ended(process_id: int | str) -> bool:
+    """Whether a process, not necessarily a child, is gone or only waits to be reaped."""
+    try:
+        return not Path(f"/proc/{process_id}/cmdline").read_bytes()
+    except OSError:
+        return True
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 180
     while not condition():

@@ -114,9 +114,8 @@ class Evaluation:
         values = {task: pass_at_k(self.options.samples, solved, k) for task, solved in passed.items()}
         programs = by_program(values)
         if len(programs) == len(values) and set(values.values()) <= {0, 1}:
-            return wilson(
-                round(sum(values.values())), len(values)
-            )  # a bootstrap of equal values has no width
+            # a bootstrap of equal values has no width
+            return wilson(round(sum(values.values())), len(values))
         return bootstrap_interval(programs)
 
     def _passed(self, rows: RowFile) -> dict[str, int]:

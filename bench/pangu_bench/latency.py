@@ -46,8 +46,8 @@ class Prompts:
 
     def prompt(self, num_tokens: int) -> list[int]:
         """A prompt of `num_tokens` tokens, what the tokenizer puts before a text included."""
-        start = random.randrange(len(self._code))
-        code = itertools.cycle((*self._code[start:], *self._code[:start]))
+        start, length = random.randrange(len(self._code)), len(self._code)
+        code = (self._code[(start + offset) % length] for offset in itertools.count())
         return list(itertools.islice(itertools.chain(self._prefix, code), num_tokens))
 
 

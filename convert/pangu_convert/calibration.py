@@ -138,7 +138,7 @@ def calibration_data(arguments: argparse.Namespace, checkpoint: Checkpoint) -> C
         separator_id=checkpoint.end_token_ids[-1],
         seed=arguments.seed,
         holes=arguments.holes,
-        chat=_chat_format(checkpoint) if arguments.chat else None,
+        chat=chat_format(checkpoint.path) if arguments.chat else None,
     )
 
 
@@ -195,13 +195,6 @@ def read_calibration(
         rows[turn::turns] = [change(row) for row in rows[turn::turns]]
         counts[form] = len(rows[turn::turns])
     return CalibrationData(source=name, rows=tuple(rows), documents=len(texts), **counts)
-
-
-def _chat_format(checkpoint: Checkpoint) -> ChatFormat:
-    found = chat_format(checkpoint.path)
-    if found is None:
-        raise CheckpointError(f"{checkpoint.path} has no chat template: leave --chat out")
-    return found
 
 
 def _texts(source: str, text_field: str) -> list[str]:

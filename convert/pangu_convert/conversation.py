@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pangu_training.checkpoint import read_json
 from pangu_training.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -18,16 +17,12 @@ ANSWER = "```python\n{}```"
 ChatFormat = Callable[[str, str], str]
 
 
-def chat_format(folder: Path) -> ChatFormat | None:
-    """That of a checkpoint's chat template, if it has one.
+def chat_format(folder: Path) -> ChatFormat:
+    """That of a checkpoint's chat template.
 
     Raises:
-        CheckpointError: the template is at fault, or the tokenizer's config; the format's call raises it too.
+        CheckpointError: there is none, or it is at fault; the format's call raises it too.
     """
-    config = folder / "tokenizer_config.json"
-    in_config = config.is_file() and read_json(config).get("chat_template")
-    if not in_config and not (folder / "chat_template.jinja").is_file():
-        return None
     from jinja2 import TemplateError
     from transformers import AutoTokenizer
 
@@ -37,6 +32,8 @@ def chat_format(folder: Path) -> ChatFormat | None:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except faults as error:
         raise CheckpointError(f"{help_text} ({error})") from None
+    if not tokenizer.chat_template:
+        raise CheckpointError(f"{folder} has no chat template: leave --chat out")
 
     def text(question: str, answer: str) -> str:
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

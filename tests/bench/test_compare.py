@@ -1,6 +1,5 @@
 """Artifacts measured through the real server: a tiny model with random weights, and one that is broken."""
 
-import contextlib
 import dataclasses
 import json
 import re
@@ -16,7 +15,7 @@ import pytest
 import torch
 from answering import answering
 from conftest import Artifacts, pangu_convert
-from process import Server, wait_for
+from process import Server, has_ended, wait_for
 from safetensors.torch import load_file, save_file
 from tiny import save_tiny
 from tokenizers import Tokenizer
@@ -290,7 +289,7 @@ def test_an_interrupted_run_goes_on(
             "pangu-bench: stopped; run the same command again to go on\n",
         )
     assert len(children) == 1
-    wait_until_gone(int(children[0]))
+    wait_for(lambda: has_ended(children[0]))
 
     before = file.read_bytes()
     again = subprocess.run([*command, "--samples", "3"], capture_output=True, text=True, check=True)
@@ -385,10 +384,3 @@ def test_load_at_several_levels_and_one_more_later(
     assert [later[0], later[2]] == first, "what is there is not measured again"
     assert later[1]["concurrency"] == 2
     assert "# tiny-starcoder-float32 under load" in text
-
-
-def wait_until_gone(process_id: int) -> None:
-    """Until the process has ended; whoever inherits a dead process may leave it a zombie."""
-    stat = Path(f"/proc/{process_id}/stat")
-    with contextlib.suppress(OSError):  # it is gone
-        wait_for(lambda: ") Z" in stat.read_text(encoding="ascii"))

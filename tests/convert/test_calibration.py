@@ -73,17 +73,16 @@ def test_holes_conversations_and_plain_text_take_turns(starcoder: Tokenizer) -> 
 
 
 def test_the_form_is_the_checkpoints_chat_template(tiny_starcoder: Path, tmp_path: Path) -> None:
-    assert chat_format(tiny_starcoder) is None
+    with pytest.raises(CheckpointError, match="has no chat template"):
+        chat_format(tiny_starcoder)
     folder = shutil.copytree(tiny_starcoder, tmp_path / "chatty")
     (folder / "chat_template.jinja").write_text(
         "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}{{ eos_token }}"
     )
-    form = chat_format(folder)
-    assert form is not None
-    assert form("q", "a") == "<user>q<assistant>a<|endoftext|>"
+    assert chat_format(folder)("q", "a") == "<user>q<assistant>a<|endoftext|>"
     (folder / "chat_template.jinja").write_text("{{ raise_exception('only systems may speak') }}")
     with pytest.raises(CheckpointError, match="only systems may speak"):
-        (chat_format(folder) or (lambda *_: ""))("q", "a")
+        chat_format(folder)("q", "a")
 
 
 def test_a_vocabulary_without_fim_tokens_has_no_holes() -> None:

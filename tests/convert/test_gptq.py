@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Artifacts, pangu_convert
-from process import wait_for
+from process import has_ended, wait_for
 from safetensors.torch import load_file
 
 from pangu_convert import cli
@@ -132,13 +132,6 @@ def start(checkpoint: Path, output: Path) -> tuple[subprocess.Popen[str], int]:
     wait_for(lambda: children.read_text() != "")
     time.sleep(0.5)  # past the start of Python, into the imports
     return process, int(children.read_text())
-
-
-def has_ended(process: int) -> bool:
-    try:
-        return not Path(f"/proc/{process}/cmdline").read_bytes()  # empty for one that only waits to be reaped
-    except OSError:
-        return True
 
 
 def test_ctrl_c_ends_both_processes_with_one_line(tiny_bigcode: Path, tmp_path: Path) -> None:

@@ -129,9 +129,12 @@ def works_logprobs(client: Client) -> None:
 def works_n(client: Client) -> None:
     client.batches.clear()
     body = {"prompt": PROMPT, "n": 4, "max_tokens": 8, "temperature": 1.5}
-    choices = client.client.post("/v1/completions", json=body).json()["choices"]
-    assert len({choice["text"] for choice in choices}) > 1
-    assert max(client.batches) > 1  # the first may have begun alone
+    for _ in range(3):  # a choice may have begun before the others were there
+        choices = client.client.post("/v1/completions", json=body).json()["choices"]
+        assert len({choice["text"] for choice in choices}) > 1
+        if max(client.batches) == 4:
+            break
+    assert max(client.batches) == 4
 
 
 # Row of the table -> (check, a body whose way of drawing the row names, how each backend draws it).

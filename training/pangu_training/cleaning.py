@@ -163,7 +163,6 @@ def duplicated(rows: Sequence[ProblemRow], arguments: argparse.Namespace) -> dic
 def _benchmarks(arguments: argparse.Namespace) -> list["Benchmark"]:
     """HumanEval, unless a file of it is given, and the suites given."""
     from pangu_training.contamination import Lengths, read_benchmark
-    from pangu_training.suites import read_suite
 
     if arguments.no_decontamination:
         if arguments.against:
@@ -181,8 +180,9 @@ def _benchmarks(arguments: argparse.Namespace) -> list["Benchmark"]:
         drop_words=arguments.drop_words,
         form_tasks=arguments.form_tasks,
     )
-    given = dict.fromkeys(arguments.against)
-    of_its_form = (name for name in given if name.startswith(f"{HUMAN_EVAL}:"))
-    if HUMAN_EVAL not in given and not any(read_suite(name).name == HUMAN_EVAL for name in of_its_form):
-        given = {HUMAN_EVAL: None, **given}  # a file of its form can hold your own problems only
-    return [read_benchmark(name, lengths) for name in given]
+    given = [read_benchmark(name, lengths) for name in dict.fromkeys(arguments.against)]
+    if not any(benchmark.suite.name == HUMAN_EVAL for benchmark in given):
+        given.insert(
+            0, read_benchmark(HUMAN_EVAL, lengths)
+        )  # a file of its form can hold your own problems only
+    return given

@@ -9,7 +9,6 @@ past the hooks of FSDP and the autocast of accelerate, and takes sampling defaul
 """
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from pangu_training.checkpoint import Checkpoint
 from pangu_training.extraction import runnable
 from pangu_training.options import Options
-from pangu_training.output import write_file
+from pangu_training.output import write_json_lines
 from pangu_training.pairs import PairTokenizer
 from pangu_training.problems import read_problems
 from pangu_training.ranked import DataError, RankedFile
@@ -149,7 +148,7 @@ class HeldOutProblems:
         ]
         file = self._run.held_out_answers(epoch)
         file.parent.mkdir(exist_ok=True)
-        write_file(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        write_json_lines(file, rows)
         outcomes = Counter(result.outcome for result in results.values())
         return {
             "held_out_pass_at_1": outcomes[Outcome.PASSED] / len(rows),

@@ -68,12 +68,11 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         evaluation = any(name.startswith("held_out_") for name in logs)
         if state.is_world_process_zero and ("loss" in logs or evaluation):
             self._run.append_metrics({"step": state.global_step, **logs})
-            if self._board:
-                for name, value in logs.items():
-                    # of the outcomes each is a curve
-                    parts = value if isinstance(value, dict) else {"": value}
-                    for part, number in parts.items():
-                        self._board.add_scalar(f"{name}/{part}".rstrip("/"), number, state.global_step)
+            for name, value in logs.items():
+                # of the outcomes each is a curve
+                parts = value if isinstance(value, dict) else {"": value}
+                for part, number in parts.items():
+                    self._board.add_scalar(f"{name}/{part}".rstrip("/"), number, state.global_step)
             if self._bar is not None:
                 self._shown |= {name: f"{logs[name]:.3g}" for name in SHOWN if name in logs}
                 self._bar.set_postfix(self._shown)

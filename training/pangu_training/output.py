@@ -7,10 +7,12 @@ its writer lives; what a killed writer left is removed by the next one.
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from pangu_training.errors import OutputError
 
@@ -77,6 +79,12 @@ def write_file(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     partial.rename(path)
     _sync_entry(path.parent)
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace `path` by `rows`, a JSON object each, in one step. Half a surrogate pair is no text: it becomes "?"."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_file(path, lines.encode(errors="replace"))
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pangu_training.output import write_file
+from pangu_training.output import write_json_lines
 from pangu_training.ranked import DataError
 
 
@@ -76,8 +76,7 @@ def read_problems(path: Path) -> ProblemFile:
 
 def write_problems(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows, as JSON objects, so that the file is either absent or whole."""
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_file(path, lines.encode(errors="replace"))  # half a surrogate pair is no text: it becomes "?"
+    write_json_lines(path, rows)
 
 
 def problem_row(line: bytes, where: str) -> ProblemRow:

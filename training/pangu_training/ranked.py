@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_training.errors import PanguError
-from pangu_training.output import write_file
+from pangu_training.output import write_json_lines
 
 
 class DataError(PanguError):
@@ -82,8 +82,7 @@ def read_ranked(path: Path) -> RankedFile:
 
 def write_ranked(path: Path, rows: Iterable[RankedRow]) -> None:
     """Write `rows` so that the file is either absent or whole."""
-    lines = "".join(json.dumps(_fields(row), ensure_ascii=False) + "\n" for row in rows)
-    write_file(path, lines.encode(errors="replace"))  # half a surrogate pair is no text: it becomes "?"
+    write_json_lines(path, map(_fields, rows))
 
 
 def _fields(row: RankedRow) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def main() -> None:
         installed = run(*pip, "freeze").lower()
         for library in NOT_FOR_SERVING:
             assert f"\n{library}==" not in installed, f"the serve extra brings {library}"
-        run(bin_folder / "python", "-c", "import pangu_server.app, pangu_server.backends.ctranslate2")
+        run(bin_folder / "python", "-c", "import pangu_server.app, pangu_server.backends.ctranslate2.backend")
     print(f"{wheel.name}: builds, installs without a training stack, commands run")
 
 

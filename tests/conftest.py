@@ -5,27 +5,15 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from support.commands import Artifacts, pangu_convert
 from tokenizers import Tokenizer
 
-from pangu_convert import cli
 from pangu_convert.catalogue import STARCODER_VOCABULARY
 from pangu_convert.download import cache_folder, fetch
 from pangu_convert.tokenizer import starcoder_tokenizer
 
 settings.register_profile("any machine", deadline=None)  # no test asserts a time
 settings.load_profile("any machine")
-
-PROMPTS = (
-    "def fibonacci(n):",
-    "import os\n\nfor name in os.listdir('.'):\n    print(",
-    "# Größe in Metern, 测试 🙂\nheight = ",
-    "x",
-)
-
-
-def pangu_convert(*arguments: object) -> None:
-    """Run the command in this process; it must succeed."""
-    assert cli.main([str(argument) for argument in arguments]) == 0
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +36,7 @@ def starcoder() -> Tokenizer:
 @pytest.fixture(scope="session")
 def tiny_starcoder(tmp_path_factory: pytest.TempPathFactory, starcoder: Tokenizer) -> Path:
     """A random two-layer GPTBigCode checkpoint with the real StarCoder tokenizer."""
-    from tiny import save_tiny
+    from support.tiny import save_tiny
 
     return save_tiny(tmp_path_factory.mktemp("checkpoints") / "tiny-starcoder", starcoder, "gpt_bigcode")
 
@@ -56,7 +44,7 @@ def tiny_starcoder(tmp_path_factory: pytest.TempPathFactory, starcoder: Tokenize
 @pytest.fixture(scope="session")
 def tiny_bigcode(tmp_path_factory: pytest.TempPathFactory, starcoder: Tokenizer) -> Path:
     """Like `tiny_starcoder`, wide enough for groups of 128; its embeddings are tied."""
-    from tiny import save_tiny
+    from support.tiny import save_tiny
 
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny-bigcode"
     return save_tiny(folder, starcoder, "gpt_bigcode", n_embd=128, n_inner=512)
@@ -65,7 +53,7 @@ def tiny_bigcode(tmp_path_factory: pytest.TempPathFactory, starcoder: Tokenizer)
 @pytest.fixture(scope="session")
 def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory, starcoder: Tokenizer) -> Path:
     """A random two-layer Qwen2 checkpoint with tied embeddings and a rope_theta that is not the default."""
-    from tiny import save_tiny
+    from support.tiny import save_tiny
 
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny-qwen2"
     rope = {"rope_type": "default", "rope_theta": 1_000_000.0}
@@ -84,20 +72,6 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
-def artifacts(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> "Artifacts":
+def artifacts(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Artifacts:
     """Artifacts of the checkpoint fixtures, converted on first use."""
     return Artifacts(tmp_path_factory.mktemp("artifacts"), request)
-
-
-class Artifacts:
-    """`artifacts("smollm2", "ctranslate2", "--quantization", "int8")` -> its folder."""
-
-    def __init__(self, folder: Path, request: pytest.FixtureRequest) -> None:
-        self._folder, self._request = folder, request
-
-    def __call__(self, checkpoint: str, *arguments: str) -> Path:
-        output = self._folder / "-".join([checkpoint, *(word.strip("-") for word in arguments)])
-        if not output.exists():
-            verb, *options = arguments
-            pangu_convert(verb, self._request.getfixturevalue(checkpoint), "--output", output, *options)
-        return output

@@ -9,11 +9,11 @@ from tqdm import tqdm
 
 from pangu_bench.options import AnswerOptions
 from pangu_bench.rows import GenerationRow, RowFile
-from pangu_training import asking
-from pangu_training.asking import prompt_question
-from pangu_training.endpoint import Endpoint
-from pangu_training.styles import style_for
-from pangu_training.suites import Problem
+from pangu_training.asking import questions
+from pangu_training.asking.endpoint import Endpoint
+from pangu_training.asking.questions import prompt_question
+from pangu_training.evaluation.problem import Problem
+from pangu_training.evaluation.styles import style_for
 
 
 def missing(
@@ -62,7 +62,9 @@ async def _ask(
     if options.seed is not None:
         settings["seed"] = options.seed + sample
     prompt = style_for(problem, options.style).prompt(problem)
-    reply = await asking.answer(client, prompt_question("", prompt, settings, f"{model}, {problem.task_id}"))
+    reply = await questions.answer(
+        client, prompt_question("", prompt, settings, f"{model}, {problem.task_id}")
+    )
     return GenerationRow(
         suite=problem.suite,
         style=options.style,

@@ -7,7 +7,7 @@ from typing import Any
 
 from pangu_convert.artifact import Artifact, read_artifact, write_scores
 from pangu_convert.verification import BOUNDS, bits_of, outside
-from pangu_training.endpoint import Endpoint
+from pangu_training.asking.endpoint import Endpoint
 
 
 def subject_of(artifact: Artifact, device: str, threads: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from pangu_bench import compare, humaneval, load, overlap, shape
-from pangu_training import command
+from pangu_training.stage import command
 
 VERBS = {
     "compare": (compare, "memory, latency and score of several artifacts, and whether differences are real"),

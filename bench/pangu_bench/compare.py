@@ -22,15 +22,15 @@ from pangu_bench.options import (
     answer_options,
     running_server,
 )
-from pangu_training.command import add_server_arguments
-from pangu_training.output import write_file
+from pangu_training.stage.command import add_server_arguments
+from pangu_training.stage.output import write_file
 
 if TYPE_CHECKING:
     from pangu_bench.costs import CostOptions
     from pangu_bench.evaluation import Evaluation
     from pangu_bench.rows import RowFile
     from pangu_convert.artifact import Artifact
-    from pangu_training.endpoint import Endpoint
+    from pangu_training.asking.endpoint import Endpoint
 
 TABLE, FIGURES, PAGE = "compare.md", "compare.json", "compare.html"
 
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     from pangu_bench.report import page
     from pangu_bench.table import table
     from pangu_convert.artifact import read_artifact
-    from pangu_training.endpoint import running
+    from pangu_training.asking.endpoint import running
 
     evaluation = evaluation_of(answer_options(arguments))
     artifacts = [read_artifact(path) for path in arguments.artifacts]
@@ -115,7 +115,7 @@ def _measure(
     """The artifact's figures."""
     from pangu_bench.artifacts import description, subject_of
     from pangu_bench.costs import figures, is_complete, measured_server
-    from pangu_training.endpoint import file_stem
+    from pangu_training.asking.endpoint import file_stem
 
     folder, name, threads = arguments.output, artifact.manifest.name, arguments.threads
     subject = subject_of(artifact, arguments.device, threads)
@@ -147,7 +147,7 @@ def _measure_running(
     """The figures of a server that runs already."""
     from pangu_bench.artifacts import running_description
     from pangu_bench.costs import is_timed, measure_running, running_figures
-    from pangu_training.endpoint import ServedError, identity
+    from pangu_training.asking.endpoint import ServedError, identity
 
     not_timed = None
     with _files(folder, name, identity(endpoint), evaluation, options) as (costs, answers):
@@ -173,7 +173,7 @@ def _files(
 ) -> Iterator[tuple["RowFile", "RowFile"]]:
     """The rows of costs and of answers."""
     from pangu_bench.rows import RowFile
-    from pangu_training.endpoint import file_stem
+    from pangu_training.asking.endpoint import file_stem
 
     costs_file = folder / f"{file_stem(name)}.costs.jsonl"
     with (
@@ -200,7 +200,7 @@ def _pair(baseline: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, An
 def _loads(folder: Path, names: Sequence[str]) -> list[tuple[str, list[dict[str, Any]]]]:
     """What `pangu-bench load` has measured of these artifacts in the same folder."""
     from pangu_bench.load import measured_levels
-    from pangu_training.endpoint import file_stem
+    from pangu_training.asking.endpoint import file_stem
 
     files = [(name, folder / f"{file_stem(name)}.load.jsonl") for name in names]
     return [(name, measured_levels(file)) for name, file in files if file.is_file()]

@@ -23,8 +23,8 @@ from pangu_bench.memory import Meters, Peak
 from pangu_bench.options import UsageError
 from pangu_bench.rows import LatencyRow, MemoryRow, RowFile, RowsError, ServedRow
 from pangu_convert.artifact import Artifact
-from pangu_training.endpoint import Endpoint
-from pangu_training.served import ServerProcess
+from pangu_training.asking.endpoint import Endpoint
+from pangu_training.asking.server_process import ServerProcess
 
 SERVED = ("backend", "device", "compute_type", "kernel")  # what runs, of `/v1/models`
 CPU_METERS, GPU_METERS = ("pss",), ("nvml", "nvml_device")  # where the weights are; the first that there is

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_bench.memory import gpu_names
-from pangu_training.identity import library_versions
+from pangu_training.stage.identity import library_versions
 
 # Of the CPU's features, those that decide which kernels run.
 ISA = (

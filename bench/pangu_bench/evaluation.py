@@ -11,14 +11,15 @@ from pangu_bench.answers import answer, missing
 from pangu_bench.environment import now
 from pangu_bench.judging import gold_verdicts, judge
 from pangu_bench.options import AnswerOptions
-from pangu_bench.pass_at_k import bootstrap_interval, by_program, mean_pass_at_k, pass_at_k
 from pangu_bench.rows import GenerationRow, RowFile, VerdictRow
-from pangu_training.endpoint import Endpoint, file_stem
-from pangu_training.intervals import wilson
+from pangu_training.asking.endpoint import Endpoint, file_stem
+from pangu_training.evaluation.intervals import wilson
+from pangu_training.evaluation.judging import policy_of, sandbox_configuration
+from pangu_training.evaluation.pass_at_k import bootstrap_interval, by_program, mean_pass_at_k, pass_at_k
+from pangu_training.evaluation.problem import Problem, Suite
+from pangu_training.evaluation.styles import style_for
+from pangu_training.evaluation.suites import read_suite
 from pangu_training.sandbox.execution import Outcome, Policy
-from pangu_training.styles import style_for
-from pangu_training.suite_checks import policy_of, sandbox_configuration
-from pangu_training.suites import Problem, Suite, read_suite
 
 Answered = TypeVar("Answered", GenerationRow, VerdictRow)
 REPORTED_K = (1, 10, 100)

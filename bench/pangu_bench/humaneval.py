@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pangu_bench.options import UsageError, add_answer_arguments, answer_options, running_server
-from pangu_training.command import add_server_arguments
+from pangu_training.stage.command import add_server_arguments
 
 if TYPE_CHECKING:
     from pangu_bench.evaluation import Evaluation
@@ -63,8 +63,8 @@ def _measure(
     from pangu_bench.artifacts import record, subject_of
     from pangu_bench.rows import RowFile
     from pangu_convert.artifact import read_artifact
-    from pangu_training.endpoint import file_stem, identity, running
-    from pangu_training.served import ServerProcess
+    from pangu_training.asking.endpoint import file_stem, identity, running
+    from pangu_training.asking.server_process import ServerProcess
 
     folder: Path = arguments.output
     if arguments.base_url is not None:

@@ -8,11 +8,11 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from pangu_bench.rows import GenerationRow, RowFile, VerdictRow
-from pangu_training.extraction import runnable
+from pangu_training.evaluation.extraction import runnable
+from pangu_training.evaluation.judging import check_of, sandbox_configuration
+from pangu_training.evaluation.problem import Problem, Suite
+from pangu_training.evaluation.styles import style_for
 from pangu_training.sandbox.execution import Outcome, Policy, Result, run_as_completed
-from pangu_training.styles import style_for
-from pangu_training.suite_checks import check_of, sandbox_configuration
-from pangu_training.suites import Problem, Suite
 
 GOLD = "gold"
 

@@ -30,8 +30,8 @@ from tqdm import tqdm
 from pangu_bench.rows import LatencyRow, RowFile
 from pangu_convert.artifact import Artifact
 from pangu_convert.code_text import evaluation_windows
-from pangu_training.checkpoint import TOKENIZER
-from pangu_training.endpoint import Endpoint, ServedError
+from pangu_training.asking.endpoint import Endpoint, ServedError
+from pangu_training.stage.checkpoint import TOKENIZER
 
 PIECE_TOKENS = 128
 

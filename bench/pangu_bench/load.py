@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from pangu_bench.options import UsageError, running_server
 from pangu_bench.rows import LatencyRow, LoadRow, Row, RowFile, ServedRow, read_rows
-from pangu_training.command import add_server_arguments, whole_number
-from pangu_training.output import write_file
+from pangu_training.stage.command import add_server_arguments, whole_number
+from pangu_training.stage.output import write_file
 
 if TYPE_CHECKING:
     from pangu_bench.latency import Prompts
     from pangu_convert.artifact import Artifact
-    from pangu_training.endpoint import Endpoint
+    from pangu_training.asking.endpoint import Endpoint
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     from pangu_bench.costs import measured_server, what_runs
     from pangu_bench.latency import EndpointTokenizer, Prompts, tokenizer_of
     from pangu_convert.artifact import read_artifact
-    from pangu_training.endpoint import file_stem, identity, running
+    from pangu_training.asking.endpoint import file_stem, identity, running
 
     if (arguments.artifact is None) == (arguments.base_url is None):
         raise UsageError("give one of an artifact and --base-url")

@@ -4,10 +4,10 @@ import argparse
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pangu_training.command import number_within, whole_number
-from pangu_training.errors import PanguError
-from pangu_training.styles import STYLES
-from pangu_training.suites import READERS
+from pangu_training.evaluation.styles import STYLES
+from pangu_training.evaluation.suites import READERS
+from pangu_training.stage.command import number_within, whole_number
+from pangu_training.stage.errors import PanguError
 
 
 class UsageError(PanguError):

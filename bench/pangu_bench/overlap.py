@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pangu_bench.options import UsageError
-from pangu_training.command import whole_number
-from pangu_training.output import write_file
+from pangu_training.stage.command import whole_number
+from pangu_training.stage.output import write_file
 
 TABLE, FIGURES, PAGE = "overlap.md", "overlap.json", "overlap.html"
 FEW_MODELS = 3  # of so many each set is shown, also an empty one
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Read, intersect, report."""
     from pangu_bench.report import document, figure, html
-    from pangu_training.pictures import overlaps
+    from pangu_training.evaluation.pictures import overlaps
 
     results = [read_result(path, arguments.samples) for path in arguments.rows]
     report = overlap(results)

@@ -23,10 +23,10 @@ from pangu_convert.download import cache_folder, fetch
 from pangu_convert.gptq import BLOCKS, write_configs
 from pangu_convert.gptq_worker import Job
 from pangu_convert.tokenizer import starcoder_tokenizer
-from pangu_training.checkpoint import CONFIG, SHARD_INDEX, Checkpoint, read_json
-from pangu_training.errors import CheckpointError
-from pangu_training.identity import checkpoint_hash
-from pangu_training.output import new_directory, require_free_space, write_file
+from pangu_training.stage.checkpoint import CONFIG, SHARD_INDEX, Checkpoint, read_json
+from pangu_training.stage.errors import CheckpointError
+from pangu_training.stage.identity import checkpoint_hash
+from pangu_training.stage.output import new_directory, require_free_space, write_file
 
 SHARD_BYTES = 2_000_000_000
 STD = 0.02  # of a fresh model's matrices: activations stay finite

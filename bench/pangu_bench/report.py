@@ -6,8 +6,8 @@ from html import escape
 from typing import Any
 
 from pangu_bench.cost_tables import tpot_seconds
-from pangu_training import pictures
-from pangu_training.pictures import Point, legend, lines, ranges, scatter, solved
+from pangu_training.evaluation import pictures
+from pangu_training.evaluation.pictures import Point, legend, lines, ranges, scatter, solved
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --faint: #68727d; --line: #dfe3e8; --paper: #fff }

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
 
-from pangu_training.errors import PanguError
-from pangu_training.line_file import LineFile, whole_lines
+from pangu_training.stage.errors import PanguError
+from pangu_training.stage.line_file import LineFile, whole_lines
 
 FIRST_BYTES = b'{"kind": "configuration", '
 

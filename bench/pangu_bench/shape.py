@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from pangu_bench.options import UsageError, add_cost_arguments
 from pangu_bench.shapes import FORMATS, SHAPES, Sizes
-from pangu_training.command import add_server_arguments, whole_number
-from pangu_training.output import write_file
+from pangu_training.stage.command import add_server_arguments, whole_number
+from pangu_training.stage.output import write_file
 
 if TYPE_CHECKING:
     from pangu_bench.costs import CostOptions
-    from pangu_training.line_file import Journal
+    from pangu_training.stage.line_file import Journal
 
 CHECKPOINT = "checkpoint"
 
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{error}: pip install 'pangu-coder2[bench,convert,gptq]'") from None
     from pangu_bench.costs import CostOptions
     from pangu_bench.shape_table import table
-    from pangu_training.line_file import Journal
+    from pangu_training.stage.line_file import Journal
 
     config = dict(SHAPES[arguments.shape])
     layers_of = config["n_layer"]
@@ -138,7 +138,7 @@ class Trial:
 
     def key(self, name: str, step: str = "costs") -> str:
         """Of a finished step in the journal."""
-        from pangu_training.line_file import key_of
+        from pangu_training.stage.line_file import key_of
 
         served = (asdict(self.options), self.device, self.threads) if step == "costs" else ()
         return key_of(self.config, name, step, served)

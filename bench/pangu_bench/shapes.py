@@ -72,7 +72,7 @@ class Sizes:
     def needed_bytes(self, format: Format, device: str) -> tuple[int, str]:
         """The most memory that loading takes, roughly, and why. Seen on 2 to 8 layers of StarCoder-15B."""
         from pangu_bench.random_model import GROUP_SIZE
-        from pangu_server.backends.gptq import runs_packed
+        from pangu_server.backends.torch.gptq import runs_packed
 
         if not format.gptq_bits:
             return int(1.02 * self.weight_bytes(format.bits) + 1e9), ""

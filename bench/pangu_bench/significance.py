@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from pangu_bench.pass_at_k import bootstrap_interval, by_program
-from pangu_training.errors import PanguError
+from pangu_training.evaluation.pass_at_k import bootstrap_interval, by_program
+from pangu_training.stage.errors import PanguError
 
 ALPHA = 0.05
 # With fewer problems changed than this, all in one direction, p is above 0.05: 2 / 2**5 = 0.0625.

@@ -1,7 +1,7 @@
 """The model architectures that are converted and served, and what each must fulfil."""
 
-from pangu_training.checkpoint import Checkpoint
-from pangu_training.errors import CheckpointError
+from pangu_training.stage.checkpoint import Checkpoint
+from pangu_training.stage.errors import CheckpointError
 
 ARCHITECTURES = ("GPTBigCodeForCausalLM", "LlamaForCausalLM", "Qwen2ForCausalLM")
 GGUF_ARCHITECTURES = ("llama", "qwen2")

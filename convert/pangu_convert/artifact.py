@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pangu_training.errors import PanguError
-from pangu_training.identity import combined_hash, hash_files, library_versions
-from pangu_training.output import write_file
+from pangu_training.stage.errors import PanguError
+from pangu_training.stage.identity import combined_hash, hash_files, library_versions
+from pangu_training.stage.output import write_file
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from pangu_convert.code_text import library_file, library_files
 from pangu_convert.conversation import ChatFormat, as_chat, chat_format
 from pangu_convert.infilling import fim_tokens, with_hole
-from pangu_training.checkpoint import TOKENIZER, Checkpoint
-from pangu_training.errors import CheckpointError, PanguError
+from pangu_training.stage.checkpoint import TOKENIZER, Checkpoint
+from pangu_training.stage.errors import CheckpointError, PanguError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

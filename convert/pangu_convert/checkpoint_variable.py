@@ -13,8 +13,8 @@ import torch
 from ctranslate2.specs.model_spec import Variable
 
 from pangu_convert.weights import open_weights
-from pangu_training.checkpoint import Checkpoint
-from pangu_training.errors import CheckpointError
+from pangu_training.stage.checkpoint import Checkpoint
+from pangu_training.stage.errors import CheckpointError
 
 FLOATING = ("BF16", "F16", "F32", "F64")  # as safetensors spells them
 BLOCK_BYTES = 4 << 20  # small enough for the processor's cache

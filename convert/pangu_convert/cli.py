@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from pangu_convert import ctranslate2, gptq, importer, inspection, transformers, verification
-from pangu_training import command
+from pangu_training.stage import command
 
 VERBS = {
     "import": (importer, "make a checkpoint folder from a catalogue name, GGUF file, folder or hub id"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pangu_training.errors import PanguError
+from pangu_training.stage.errors import PanguError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pangu_training.errors import CheckpointError
+from pangu_training.stage.errors import CheckpointError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

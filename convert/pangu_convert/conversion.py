@@ -11,9 +11,9 @@ from pangu_convert.architectures import require_supported
 from pangu_convert.artifact import Artifact, Format, Source, read_artifact, seal
 from pangu_convert.inspection import summary
 from pangu_convert.weights import check_weights
-from pangu_training.checkpoint import Checkpoint, read_checkpoint
-from pangu_training.identity import checkpoint_hash
-from pangu_training.output import new_directory
+from pangu_training.stage.checkpoint import Checkpoint, read_checkpoint
+from pangu_training.stage.identity import checkpoint_hash
+from pangu_training.stage.output import new_directory
 
 BYTES_PER_PARAMETER = {"float32": 4, "float16": 2, "bfloat16": 2}
 

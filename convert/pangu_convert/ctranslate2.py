@@ -4,7 +4,7 @@ int8 is symmetric, one scale an output row; activations are quantized at run tim
 less, int8 models are smoothed first, on calibration text; see `smoothing`.
 
 Without smoothing the files are those of the library's own converter, byte for byte but for what it gets wrong; see
-`streaming`, also for how a model that does not fit into memory comes through.
+`ctranslate2_files`, also for how a model that does not fit into memory comes through.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pangu_convert.calibration import add_calibration_arguments, calibration_data
 from pangu_convert.conversion import Written, add_conversion_arguments, convert
-from pangu_training.checkpoint import Checkpoint
+from pangu_training.stage.checkpoint import Checkpoint
 
 QUANTIZATIONS = {  # name -> bytes a weight, roughly
     "int8": 1.1,
@@ -24,18 +24,6 @@ QUANTIZATIONS = {  # name -> bytes a weight, roughly
     "float16": 2.0,
     "bfloat16": 2.0,
     "float32": 4.0,
-}
-
-# Quantization -> the type of matrices, and of everything else (None: the checkpoint's).
-STORED_TYPES = {
-    "int8": ("int8", None),
-    "int8_float32": ("int8", "float32"),
-    "int8_float16": ("int8", "float16"),
-    "int8_bfloat16": ("int8", "bfloat16"),
-    "int16": ("int16", "float32"),
-    "float16": ("float16", "float16"),
-    "bfloat16": ("bfloat16", "bfloat16"),
-    "float32": ("float32", "float32"),
 }
 
 
@@ -61,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Convert `arguments.checkpoint` into `arguments.output`."""
+    from pangu_convert.ctranslate2_files import STORED_TYPES
+
     quantization = str(arguments.quantization)
 
     def write(checkpoint: Checkpoint, folder: Path) -> Written:
@@ -86,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
 def write_ctranslate2(
     checkpoint: Checkpoint, folder: Path, quantization: str, rows: Sequence[Sequence[int]] = ()
 ) -> None:
-    """Write `model.bin`, `config.json` and `vocabulary.json` into `folder`; see `streaming.stream`."""
-    from pangu_convert.streaming import stream
+    """Write `model.bin`, `config.json` and `vocabulary.json` into `folder`; see `ctranslate2_files.stream`."""
+    from pangu_convert.ctranslate2_files import stream
 
     stream(checkpoint, folder, quantization, rows)

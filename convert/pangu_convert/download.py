@@ -17,9 +17,9 @@ from typing import Any
 from tqdm import tqdm
 
 from pangu_convert.catalogue import CatalogueFile, HubFile, WheelParts
-from pangu_training.errors import PanguError
-from pangu_training.identity import sha256_of
-from pangu_training.output import is_disk_full, locked, require_free_space
+from pangu_training.stage.errors import PanguError
+from pangu_training.stage.identity import sha256_of
+from pangu_training.stage.output import is_disk_full, locked, require_free_space
 
 HUB_PROBE_SECONDS = 5.0
 COPY_CHUNK_BYTES = 8 << 20

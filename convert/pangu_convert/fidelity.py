@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pangu_training.errors import PanguError
+from pangu_training.stage.errors import PanguError
 
 if TYPE_CHECKING:
     import torch

@@ -24,9 +24,9 @@ from pangu_convert.calibration import add_calibration_arguments, calibration_dat
 from pangu_convert.conversion import Written, add_conversion_arguments, convert
 from pangu_convert.gptq_worker import Job
 from pangu_convert.weights import open_weights
-from pangu_training.checkpoint import CONFIG, SHARD_INDEX, Checkpoint
-from pangu_training.errors import CheckpointError, PanguError
-from pangu_training.output import write_file
+from pangu_training.stage.checkpoint import CONFIG, SHARD_INDEX, Checkpoint
+from pangu_training.stage.errors import CheckpointError, PanguError
+from pangu_training.stage.output import write_file
 
 BITS = (4, 8)
 GROUP_SIZES = (32, 64, 128, 256, -1)  # -1: one group an input row

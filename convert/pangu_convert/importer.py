@@ -17,10 +17,10 @@ from pangu_convert.catalogue import DEFAULT_MODEL, MODELS
 from pangu_convert.download import DownloadError, cache_folder, fetch
 from pangu_convert.tokenizer import field, gguf_tokenizer
 from pangu_convert.weights import DTYPES, check_weights, write_model
-from pangu_training.checkpoint import CONFIG, TEXT_FILES, read_checkpoint, read_json
-from pangu_training.errors import CheckpointError
-from pangu_training.identity import library_versions, sha256_of
-from pangu_training.output import new_directory, require_free_space, write_file
+from pangu_training.stage.checkpoint import CONFIG, TEXT_FILES, read_checkpoint, read_json
+from pangu_training.stage.errors import CheckpointError
+from pangu_training.stage.identity import library_versions, sha256_of
+from pangu_training.stage.output import new_directory, require_free_space, write_file
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Besides the end-of-turn token, which GGUF names, these end a plain completion.

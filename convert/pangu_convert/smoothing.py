@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pangu_convert.checkpoint_variable import Factors, StoredTensor
-from pangu_training.errors import CheckpointError
+from pangu_training.stage.errors import CheckpointError
 
 EXPONENTS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 TRIED_TOKENS, TRIED_OUTPUTS = 512, 1024  # of a matrix, to choose an exponent: the error is a mean over both

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pangu_training.errors import CheckpointError
+from pangu_training.stage.errors import CheckpointError
 
 if TYPE_CHECKING:
     from gguf import GGUFReader

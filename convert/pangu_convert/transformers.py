@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pangu_convert.conversion import Written, add_conversion_arguments, convert
 from pangu_convert.weights import DTYPES, write_model
-from pangu_training.checkpoint import Checkpoint
+from pangu_training.stage.checkpoint import Checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -25,9 +25,9 @@ from pangu_convert.artifact import (
 from pangu_convert.code_text import EvaluationText, evaluation_windows
 from pangu_convert.fidelity import Fidelity, FidelityMeter, first_difference
 from pangu_convert.scoring import Scorer, load_scorer, load_source
-from pangu_training.checkpoint import TOKENIZER, Checkpoint, read_checkpoint
-from pangu_training.errors import CheckpointError
-from pangu_training.identity import checkpoint_hash, library_versions
+from pangu_training.stage.checkpoint import TOKENIZER, Checkpoint, read_checkpoint
+from pangu_training.stage.errors import CheckpointError
+from pangu_training.stage.identity import checkpoint_hash, library_versions
 
 GREEDY_PROMPTS, GREEDY_PROMPT_TOKENS, GREEDY_TOKENS = 4, 64, 32
 

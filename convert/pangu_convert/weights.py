@@ -9,9 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pangu_training.checkpoint import CONFIG, SHARD_INDEX, Checkpoint
-from pangu_training.errors import CheckpointError
-from pangu_training.output import link_or_copy, write_file
+from pangu_training.stage.checkpoint import CONFIG, SHARD_INDEX, Checkpoint
+from pangu_training.stage.errors import CheckpointError
+from pangu_training.stage.output import link_or_copy, write_file
 
 DTYPES = ("bfloat16", "float16", "float32")
 

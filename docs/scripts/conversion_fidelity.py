@@ -127,7 +127,7 @@ def random_text(checkpoint: Path, work: Path) -> Path:
 def num_parameters(checkpoint: Path) -> int:
     """Weights in the checkpoint's files; a tied one counts once."""
     from pangu_convert.checkpoint_variable import stored_tensors
-    from pangu_training.checkpoint import read_checkpoint
+    from pangu_training.stage.checkpoint import read_checkpoint
 
     return sum(math.prod(tensor.shape) for tensor in stored_tensors(read_checkpoint(checkpoint)).values())
 

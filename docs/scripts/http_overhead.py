@@ -20,7 +20,8 @@ from load import ServerProcess, Stream, code_prompts, provenance, stream_complet
 from tokenizers import Tokenizer
 
 from pangu_convert.artifact import read_artifact
-from pangu_server.backends import LoadOptions, SamplingOptions, load_backend
+from pangu_server.backends import load_backend
+from pangu_server.backends.seam import LoadOptions, SamplingOptions
 from pangu_server.engine import Engine, GenerationOptions, Prompt
 from pangu_server.metrics import Metrics
 

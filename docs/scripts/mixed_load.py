@@ -22,7 +22,8 @@ from tokenizers import Tokenizer
 
 from pangu_convert.artifact import read_artifact
 from pangu_convert.code_text import library_file, library_files
-from pangu_server.backends import Backend, LoadOptions, SamplingOptions, TokenLogprobs, load_backend
+from pangu_server.backends import load_backend
+from pangu_server.backends.seam import Backend, LoadOptions, SamplingOptions, TokenLogprobs
 
 Request = tuple[list[int], SamplingOptions]
 

@@ -7,9 +7,9 @@ import argparse
 from itertools import islice
 from pathlib import Path
 
-from pangu_training.checkpoint import read_checkpoint
-from pangu_training.pairs import PairTokenizer
-from pangu_training.ranked import read_ranked
+from pangu_training.data.ranked import read_ranked
+from pangu_training.rrtf.pairs import PairTokenizer
+from pangu_training.stage.checkpoint import read_checkpoint
 
 
 def main() -> None:

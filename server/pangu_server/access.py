@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pangu_server.errors import InvalidApiKey
 from pangu_server.responses import error_response
-from pangu_training.errors import PanguError
+from pangu_training.stage.errors import PanguError
 
 KEYS_VARIABLE = "PANGU_API_KEYS"
 OPEN_PATHS = frozenset({"/", "/health", "/ready", "/metrics", "/version"})

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pangu_convert.artifact import read_artifact
 from pangu_server.listening import listen
 from pangu_server.options import options_of, parser
-from pangu_training import command
+from pangu_training.stage import command
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -3,19 +3,17 @@
 Listener methods run on the backend's thread. Nothing here cancels: that is the `Generation`'s.
 """
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from pangu_server.backends import SamplingOptions, TokenLogprobs
+from pangu_server.backends.seam import SamplingOptions, TokenLogprobs
 from pangu_server.encoding import Encoder
 from pangu_server.errors import DeadlineExceeded, GenerationFailed
 from pangu_server.metrics import Metrics
 from pangu_server.text import Detokenizer, StopStrings
-
-if TYPE_CHECKING:
-    from pangu_server.engine import Load
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -42,6 +40,20 @@ class Delta:
 Publish = Callable[[Delta | Exception], None]
 
 
+class Load:
+    """How many completions wait and run."""
+
+    def __init__(self) -> None:
+        self.waiting = self.running = 0
+        self._lock = threading.Lock()
+
+    def add(self, *, waiting: int, running: int) -> None:
+        """Adjust both; from any thread."""
+        with self._lock:
+            self.waiting += waiting
+            self.running += running
+
+
 class Completion:
     """The `Listener` of one sequence. Publishes its text piece by piece, or as one piece at the end."""
 
@@ -57,7 +69,7 @@ class Completion:
         stream: bool,
         encoder: Encoder,
         metrics: Metrics,
-        load: "Load",
+        load: Load,
         publish: Publish,
     ) -> None:
         self.index, self.prompt_ids, self.sampling = index, prompt_ids, sampling

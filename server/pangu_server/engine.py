@@ -5,15 +5,14 @@ Knows no HTTP. `Engine.submit` gives a `Generation`; the web layer iterates over
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pangu_convert.artifact import Artifact
-from pangu_server.backends import Backend, SamplingOptions
+from pangu_server.backends.seam import Backend, SamplingOptions
 from pangu_server.chat import ChatTemplate
-from pangu_server.completion import Completion, Delta
+from pangu_server.completion import Completion, Delta, Load
 from pangu_server.encoding import Encoder
 from pangu_server.errors import ContextLengthExceeded, NotReady, Overloaded, RequestError
 from pangu_server.fim import FillInMiddle
@@ -43,20 +42,6 @@ class Prompt:
 
     ids: Sequence[int]
     echo: str | None = None
-
-
-class Load:
-    """How many completions wait and run."""
-
-    def __init__(self) -> None:
-        self.waiting = self.running = 0
-        self._lock = threading.Lock()
-
-    def add(self, *, waiting: int, running: int) -> None:
-        """Adjust both; from any thread."""
-        with self._lock:
-            self.waiting += waiting
-            self.running += running
 
 
 class Engine:

@@ -16,7 +16,7 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from pangu_training.errors import PanguError
+from pangu_training.stage.errors import PanguError
 
 
 class ServerError(PanguError):

@@ -3,7 +3,7 @@
 import ipaddress
 import socket
 
-from pangu_training.errors import PanguError
+from pangu_training.stage.errors import PanguError
 
 STALLED_MILLISECONDS = 60_000
 

@@ -18,7 +18,7 @@ from prometheus_client import (
 )
 
 from pangu_convert.artifact import Manifest
-from pangu_server.backends import Backend
+from pangu_server.backends.seam import Backend
 from pangu_server.gpu import GpuMemory
 
 if TYPE_CHECKING:

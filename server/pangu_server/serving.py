@@ -18,7 +18,8 @@ from tokenizers import Tokenizer
 from pangu_convert.artifact import Artifact, ArtifactError, verify
 from pangu_server.access import KEYS_VARIABLE, read_access
 from pangu_server.app import create_app
-from pangu_server.backends import LoadOptions, load_backend
+from pangu_server.backends import load_backend
+from pangu_server.backends.seam import LoadOptions
 from pangu_server.engine import Engine
 from pangu_server.listening import is_loopback, url
 from pangu_server.logs import configure

@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from answering import answering
-from conftest import Artifacts, pangu_convert
-from process import Server, has_ended, wait_for
 from safetensors.torch import load_file, save_file
-from tiny import save_tiny
+from support.answering import answering
+from support.commands import Artifacts, pangu_convert
+from support.process import Server, has_ended, wait_for
+from support.tiny import save_tiny
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 

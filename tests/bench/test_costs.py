@@ -12,14 +12,14 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from scripted import scripted_artifact
+from support.scripted import scripted_artifact
 
 from pangu_bench import memory
 from pangu_bench.costs import CostOptions, measure_running, running_figures, spread
 from pangu_bench.latency import EndpointTokenizer, Prompts, gaps, timed_request, tokenizer_of
 from pangu_bench.memory import Meters, Peak
 from pangu_bench.rows import RowFile
-from pangu_training.endpoint import Endpoint, ServedError
+from pangu_training.asking.endpoint import Endpoint, ServedError
 
 MEGABYTE = 1 << 20
 GROW = "input(); x = b'x' * (64 << 20); print(flush=True); input()"

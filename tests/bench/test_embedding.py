@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from conftest import pangu_convert
-from tiny import save_tiny
+from support.commands import pangu_convert
+from support.tiny import save_tiny
 from tokenizers import Tokenizer
 
 from pangu_bench.embedding import lookup_bytes

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from answering import answering
+from support.answering import answering
 
 from pangu_bench import cli
 from pangu_bench.rows import GenerationRow, VerdictRow, read_rows

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from problems import HOLE, METHOD, PROBLEM
+from support.problems import HOLE, METHOD, PROBLEM
 
 from pangu_bench.judging import gold_verdicts
 from pangu_bench.rows import VerdictRow
+from pangu_training.evaluation.judging import check_of, policy_of
+from pangu_training.evaluation.problem import InputTests, Problem, Suite
 from pangu_training.sandbox.execution import Outcome, run
-from pangu_training.suite_checks import check_of, policy_of
-from pangu_training.suites import InputTests, Problem, Suite
 
 INPUTS = Problem(
     suite="humaneval+",

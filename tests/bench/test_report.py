@@ -6,7 +6,7 @@ import pytest
 
 from pangu_bench.cost_tables import rows
 from pangu_bench.report import html
-from pangu_training.pictures import Point, lines, overlaps, ranges, scatter, solved, standalone
+from pangu_training.evaluation.pictures import Point, lines, overlaps, ranges, scatter, solved, standalone
 
 POINT = Point(series=0, label="<b>&", x=2.0, y=0.5, low=0.25, high=1.0)
 

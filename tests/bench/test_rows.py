@@ -19,7 +19,7 @@ from pangu_bench.rows import (
     configuration_hash,
     read_rows,
 )
-from pangu_training.line_file import LineFileError
+from pangu_training.stage.line_file import LineFileError
 
 CONFIGURATION = {"artifact": "abc", "temperature": 0.0, "suites": ["humaneval"]}
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Artifacts
 from safetensors import safe_open
 from safetensors.torch import load_file
+from support.commands import Artifacts
 
 from pangu_bench import cli, memory, random_model
 from pangu_bench.random_model import parameter_shapes, write_checkpoint, write_gptq
@@ -17,7 +17,7 @@ from pangu_bench.shape_table import table
 from pangu_bench.shapes import SHAPES, Sizes
 from pangu_convert.artifact import read_artifact, verify
 from pangu_convert.gptq_weights import PACKED_TENSORS, dequantize
-from pangu_training.checkpoint import read_checkpoint
+from pangu_training.stage.checkpoint import read_checkpoint
 
 STARCODER = SHAPES["starcoder-15b"]
 TINY = {**STARCODER, "n_embd": 128, "n_inner": 512, "n_layer": 2, "n_head": 4, "n_positions": 256}

@@ -17,7 +17,7 @@ from pangu_bench.significance import (
     verdict,
     verdict_without_flips,
 )
-from pangu_training.intervals import wilson
+from pangu_training.evaluation.intervals import wilson
 
 FP16, CT2_INT8, GPTQ_INT8, GPTQ_INT4 = 102, 106, 84, 85  # of 164
 

@@ -11,12 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from conftest import Artifacts
-from process import Server
+from support import ROOT
+from support.commands import Artifacts
+from support.process import Server
 
 from pangu_convert.download import cache_folder
 
-CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
+CONSTRAINTS = ROOT / "constraints.txt"
 MODEL = "gpt-3.5-turbo-instruct"  # the name in their tests
 # Input for a mock server, which is refused with a 400: stream_options without a stream.
 REFUSED = "test_method_create_with_all_params_overload_1"

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Artifacts
-from process import Server
+from support.commands import Artifacts
+from support.process import Server
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 FORMATS = {

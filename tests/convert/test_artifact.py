@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import scripted_artifact
+from support.scripted import scripted_artifact
 
 from pangu_convert import cli
 from pangu_convert.artifact import ArtifactError, Manifest, read_artifact, verify
-from pangu_training.identity import combined_hash
+from pangu_training.stage.identity import combined_hash
 
 
 @pytest.fixture

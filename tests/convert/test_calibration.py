@@ -12,7 +12,7 @@ from pangu_convert.calibration import CalibrationData, CalibrationError, read_ca
 from pangu_convert.code_text import NOT_LIBRARY_CODE, library_files
 from pangu_convert.conversation import chat_format
 from pangu_convert.infilling import fim_tokens
-from pangu_training.errors import CheckpointError
+from pangu_training.stage.errors import CheckpointError
 
 
 def read(source: object, tokenizer: Tokenizer, **changes: Any) -> CalibrationData:

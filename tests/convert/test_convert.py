@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Artifacts
-from signalled import run_signalled
+from support.commands import Artifacts
+from support.signalled import run_signalled
 
 from pangu_convert import cli
 from pangu_convert.artifact import read_artifact, verify

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub import serve_hub
+from support.hub import serve_hub
 
 from pangu_convert.catalogue import CatalogueFile, HubFile, WheelParts
 from pangu_convert.download import DownloadError, fetch

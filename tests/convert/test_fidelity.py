@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Artifacts, pangu_convert
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import save_tiny
+from support.commands import Artifacts, pangu_convert
+from support.tiny import save_tiny
 from tokenizers import Tokenizer
 
 from pangu_convert import cli

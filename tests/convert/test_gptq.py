@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Artifacts, pangu_convert
-from process import has_ended, wait_for
 from safetensors.torch import load_file
+from support.commands import Artifacts, pangu_convert
+from support.process import has_ended, wait_for
 
 from pangu_convert import cli
 from pangu_convert.artifact import read_artifact, verify

@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, quants
-from hub import serve_hub
 from safetensors.torch import load_file
-from tiny import save_tiny
+from support.hub import serve_hub
+from support.tiny import save_tiny
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from pangu_convert import cli
-from pangu_training.checkpoint import read_checkpoint
+from pangu_training.stage.checkpoint import read_checkpoint
 
 TOKENS_IN_FILE = 300  # more rows than tokens, as Qwen has
 
 
 @pytest.fixture(scope="module")
 def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from scripted import byte_tokenizer
+    from support.scripted import byte_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny") / "tiny-qwen2"
     return save_tiny(folder, byte_tokenizer(), "qwen2", vocab_size=TOKENS_IN_FILE, eos_token_id=256)

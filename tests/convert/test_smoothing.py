@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import save_tiny
+from support.tiny import save_tiny
 from tokenizers import Tokenizer
 
 from pangu_convert import cli
@@ -15,8 +15,8 @@ from pangu_convert.ctranslate2 import write_ctranslate2
 from pangu_convert.fidelity import FidelityMeter
 from pangu_convert.scoring import CTranslate2Scorer
 from pangu_convert.smoothing import int8_rounded, smoothing_factors
-from pangu_training.checkpoint import read_checkpoint
-from pangu_training.errors import CheckpointError
+from pangu_training.stage.checkpoint import read_checkpoint
+from pangu_training.stage.errors import CheckpointError
 
 ARCHITECTURES = ("gpt_bigcode", "llama", "qwen2")
 NORMS = ("ln_1.weight", "ln_2.weight", "layernorm.weight")

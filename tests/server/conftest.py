@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from browser import Scripted, Tab, serving
+from support.browser import Scripted, Tab, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import CONTEXT_LENGTH, END
-from served import Server, wait_for
+from support.scripted import CONTEXT_LENGTH, END
+from support.served import Server, wait_for
 
 from pangu_convert.artifact import read_artifact, write_scores
 from pangu_server.backends.schedule import Ticket

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Artifacts
 from starlette.testclient import TestClient
+from support import ROOT
+from support.commands import Artifacts
 from tokenizers import Tokenizer
 
 from pangu_convert.artifact import read_artifact
 from pangu_server.app import create_app
-from pangu_server.backends import LoadOptions, load_backend
+from pangu_server.backends import load_backend
+from pangu_server.backends.seam import LoadOptions
 from pangu_server.engine import Engine
 from pangu_server.metrics import Metrics
 
@@ -160,7 +162,7 @@ def test_a_value_does_what_the_table_says(client: Client, row: str) -> None:
 
 def documented() -> dict[str, list[str]]:
     """The rows of the table in docs/api.md."""
-    text = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     table = text.split("<!-- capabilities -->")[1].split("\n\n")[0].strip().splitlines()
     rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
     assert rows[0] == ["value", *FORMATS]

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import END
-from served import Server
+from support.scripted import END
+from support.served import Server
 
 TEMPLATE = """{%- for message in messages %}
 {%- if message.role not in ("user", "system", "assistant") %}{{ raise_exception("no such role") }}{% endif %}

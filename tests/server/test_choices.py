@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scripted import END, logits
-from served import Server, wait_for
+from support.scripted import END, logits
+from support.served import Server, wait_for
 
 
 @pytest.fixture

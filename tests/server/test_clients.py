@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import FILENAME, MIDDLE, PREFIX, SUFFIX
-from served import Server
+from support.scripted import FILENAME, MIDDLE, PREFIX, SUFFIX
+from support.served import Server
 
 BEFORE, AFTER, HOLE = "def f(n):\n    return ", "\n\nf(1)\n", "n + 1"
 TEMPLATED = f"<fim_prefix>{BEFORE}<fim_suffix>{AFTER}<fim_middle>"

@@ -3,16 +3,16 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
-from scripted import END
-from served import Server
+from support import ROOT
+from support.scripted import END
+from support.served import Server
 
-DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana" / "pangu-coder2.json"
+DASHBOARD = ROOT / "docs" / "grafana" / "pangu-coder2.json"
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
 OF_THE_SCRAPE = {"job", "instance"}  # labels that Prometheus adds
 

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from conftest import Artifacts
-from process import COMMAND, Server, wait_for
+from support.commands import Artifacts
+from support.process import COMMAND, Server, wait_for
 
 pytestmark = pytest.mark.real_model
 PROMPT = "def fibonacci(n):"

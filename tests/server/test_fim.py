@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import CONTEXT_LENGTH, END, FILENAME, MIDDLE, PREFIX, SUFFIX, byte_tokenizer
-from served import Server
+from support.scripted import CONTEXT_LENGTH, END, FILENAME, MIDDLE, PREFIX, SUFFIX, byte_tokenizer
+from support.served import Server
 from tokenizers import Tokenizer
 
 from pangu_convert.infilling import FAMILIES

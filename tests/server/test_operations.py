@@ -19,8 +19,9 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
-from scripted import scripted_artifact
 from starlette.testclient import TestClient
+from support import TESTS
+from support.scripted import scripted_artifact
 
 from pangu_server.access import Access, AccessError, read_access
 from pangu_server.bodies import BodyLimit
@@ -31,7 +32,6 @@ from pangu_server.options import ServeOptions, options_of, parser
 from pangu_server.protection import protect
 from pangu_server.serving import REPEAT_SECONDS, Server
 
-TESTS = Path(__file__).parent.parent
 KEY = "sk-horse-battery"
 ORIGIN = "https://editor.example"
 
@@ -407,12 +407,13 @@ class Process:
         **environment: str,
     ) -> None:
         artifact = scripted_artifact(folder).path
-        script = [sys.executable, TESTS / "serve_scripted.py", str(load_seconds), str(token_seconds)]
+        script = [sys.executable, "-m", "support.serve_scripted", str(load_seconds), str(token_seconds)]
         self.process = subprocess.Popen(
             [*script, artifact, "--port", "0", *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            cwd=TESTS,
             env={**os.environ, **environment},
         )
         assert self.process.stdout is not None

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from browser import CODE, Scripted, Tab
 from playwright.sync_api import expect
-from scripted import CONTEXT_LENGTH, MIDDLE, PREFIX, SUFFIX
-from served import wait_for
-from standin import StandIn
+from support.browser import CODE, Scripted, Tab
+from support.scripted import CONTEXT_LENGTH, MIDDLE, PREFIX, SUFFIX
+from support.served import wait_for
+from support.standin import StandIn
 
 # The name of what has the focus; nothing for the page itself.
 FOCUSED = """() => {

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from browser import CODE, Scripted, Tab, serving
 from playwright.sync_api import expect
-from served import wait_for
-from standin import StandIn
 from starlette.testclient import TestClient
+from support.browser import CODE, Scripted, Tab, serving
+from support.served import wait_for
+from support.standin import StandIn
 
 # The contrast of each text with the ground behind it (WCAG 2.2, 1.4.3), where it is below 4.5.
 LOW_CONTRAST = """() => {

@@ -5,16 +5,17 @@ from pathlib import Path
 import ctranslate2
 import pytest
 import torch
-from collector import Collector, greedy
-from conftest import PROMPTS, Artifacts
 from starlette.testclient import TestClient
+from support.collector import Collector, greedy
+from support.commands import PROMPTS, Artifacts
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from pangu_convert.artifact import read_artifact
 from pangu_convert.ctranslate2 import QUANTIZATIONS
 from pangu_server.app import create_app
-from pangu_server.backends import LoadOptions, SamplingOptions, load_backend
+from pangu_server.backends import load_backend
+from pangu_server.backends.seam import LoadOptions, SamplingOptions
 from pangu_server.engine import Engine
 from pangu_server.metrics import Metrics
 

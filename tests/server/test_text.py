@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted import byte_tokenizer
+from support.scripted import byte_tokenizer
 from tokenizers import Tokenizer, decoders, models
 
 from pangu_server.text import Detokenizer, StopStrings

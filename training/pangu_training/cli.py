@@ -4,12 +4,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pangu_training import cleaning, collection, command, curve, evolve, export, fit, rank, sample, tests
+from pangu_training.data import clean, evolve, problems, rank, sample, tests
+from pangu_training.rrtf import curve, export, fit
+from pangu_training.stage import command
 
 VERBS = {
-    "problems": (collection, "turn a benchmark's problems that have tests into problems in words"),
+    "problems": (problems, "turn a benchmark's problems that have tests into problems in words"),
     "evolve": (evolve, "make problems harder, by a model behind an OpenAI-style server"),
-    "clean": (cleaning, "filter problems, remove near duplicates and what benchmarks have"),
+    "clean": (clean, "filter problems, remove near duplicates and what benchmarks have"),
     "tests": (tests, "write tests for problems that have none, by a model's agreement with itself"),
     "sample": (sample, "responses to problems from the student and from its teachers"),
     "rank": (rank, "run responses against their problems' tests, and make ranked pairs of them"),

@@ -1,111 +1,9 @@
-"""The seam between the engine and a model: token ids in, token ids out.
+"""Chooses a backend by the artifact's format, and imports it only then."""
 
-A backend owns its scheduling and runs on threads of its own. No HTTP, no text and no tensors cross here.
-Its implementation is chosen by the artifact's format and imported only then.
-"""
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from collections.abc import Callable
 
 from pangu_convert.artifact import Artifact, ArtifactError
-
-Device = Literal["auto", "cpu", "cuda"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingOptions:
-    """How one completion is drawn. The defaults change nothing."""
-
-    max_tokens: int  # 0: only the prompt is looked at
-    min_tokens: int = 0  # no end token before these
-    temperature: float = 1.0  # 0: greedy
-    top_p: float = 1.0  # in (0, 1]
-    top_k: int = 0  # 0: all tokens
-    min_p: float = 0.0  # of the best token's probability
-    seed: int | None = None  # the same seed draws the same tokens
-    presence_penalty: float = 0.0  # both on generated tokens, as OpenAI defines them
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0  # on prompt and generated tokens (CTRL, section 4.1)
-    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, added to its logit)
-    end_token_ids: tuple[int, ...] = ()  # generation stops after any of these
-    logprobs: int | None = None  # report each new token's log-probability, and of this many best ones
-    prompt_logprobs: int | None = None  # the same for the prompt's tokens, before the first new one
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """Log-probabilities at one position, by the model alone: before temperature, penalties and bias."""
-
-    logprob: float  # of the token that is there
-    top: tuple[tuple[int, float], ...] = ()  # (token id, log-probability) of the best ones, best first
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadOptions:
-    """How an artifact is loaded."""
-
-    device: Device = "auto"
-    threads: int = 1  # compute threads on a CPU
-    max_batch: int = 16  # completions that are generated together at most
-    on_batch: Callable[[int], None] = lambda rows: None  # told the rows of each batch or step that runs
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackendInfo:
-    """What runs after loading, which can differ from what the artifact asks for."""
-
-    name: str
-    device: str
-    compute_type: str
-    weight_bytes: int  # of the weights in memory where the library tells, else of the files
-    threads: int
-    max_batch: int = 1
-    kernel: str | None = None  # what multiplies quantized matrices, where there is a choice
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheUse:
-    """The attention keys and values that a backend holds now."""
-
-    held_bytes: int  # computed from shapes where the library does not tell
-    used_fraction: float  # of what `max_batch` completions of full context would hold
-
-
-class Listener(Protocol):
-    """Told what becomes of one submitted prompt, on the backend's thread. `on_end` comes last, once."""
-
-    def on_start(self) -> None:
-        """It has left the queue. Once, even when it is interrupted for others later."""
-
-    def on_prompt(self, logprobs: Sequence[TokenLogprobs | None]) -> None:
-        """One entry per prompt token, if they were asked for. Nothing precedes the first: it has none."""
-
-    def on_token(self, token_id: int, logprobs: TokenLogprobs | None) -> bool:
-        """One more token, an end token included. True stops this generation here."""
-
-    def on_end(self, error: Exception | None) -> None:
-        """No more tokens: finished, stopped, cancelled, or failed with `error`."""
-
-
-class Backend(Protocol):
-    """A loaded model."""
-
-    @property
-    def info(self) -> BackendInfo:
-        """What runs."""
-
-    def submit(self, prompt_ids: Sequence[int], options: SamplingOptions, listener: Listener) -> Any:
-        """Queue a prompt; returns the ticket that `cancel` takes. Never blocks."""
-
-    def cancel(self, ticket: Any) -> None:
-        """Drop a queued prompt, or stop a running one after its current step. No-op once it has ended."""
-
-    def cache_use(self) -> CacheUse:
-        """What the attention cache holds. Cheap: read at each scrape."""
-
-    def close(self) -> None:
-        """Cancel everything and release the model."""
+from pangu_server.backends.seam import Backend, LoadOptions
 
 
 def load_backend(artifact: Artifact, options: LoadOptions) -> Backend:
@@ -127,20 +25,20 @@ def load_backend(artifact: Artifact, options: LoadOptions) -> Backend:
 
 
 def _load_ctranslate2(artifact: Artifact, options: LoadOptions) -> Backend:
-    from pangu_server.backends.ctranslate2 import CTranslate2Backend
+    from pangu_server.backends.ctranslate2.backend import CTranslate2Backend
 
     return CTranslate2Backend(artifact, options)
 
 
 def _load_transformers(artifact: Artifact, options: LoadOptions) -> Backend:
-    from pangu_server.backends.transformers import TransformersBackend
+    from pangu_server.backends.torch.backend import TransformersBackend
 
     return TransformersBackend(artifact, options)
 
 
 def _load_gptq(artifact: Artifact, options: LoadOptions) -> Backend:
-    from pangu_server.backends.gptq import load_gptq
-    from pangu_server.backends.transformers import TransformersBackend
+    from pangu_server.backends.torch.backend import TransformersBackend
+    from pangu_server.backends.torch.gptq import load_gptq
 
     return TransformersBackend(artifact, options, name="gptqmodel", load=load_gptq)
 

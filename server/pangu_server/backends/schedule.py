@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 
-from pangu_server.backends import Listener, SamplingOptions, TokenLogprobs
-from pangu_server.sampling import Logits, Sampler, token_logprobs
+from pangu_server.backends.sampling import Logits, Sampler, token_logprobs
+from pangu_server.backends.seam import Listener, SamplingOptions, TokenLogprobs
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from pangu_server.backends import SamplingOptions
+from pangu_server.backends.seam import SamplingOptions
 from pangu_server.engine import Engine, Generation, GenerationOptions
 from pangu_server.errors import ModelNotFound, RequestError, ServerError
 from pangu_server.fim import SourceFile

@@ -10,9 +10,9 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from pangu_training.errors import PanguError
 from pangu_training.sandbox import syscalls
 from pangu_training.sandbox.confinement import UNPRIVILEGED_ID, landlock_abi
+from pangu_training.stage.errors import PanguError
 
 # What every process of the sandbox reads before it confines itself: the folder that holds `pangu_training`.
 SOURCES = Path(__file__).parents[2]

@@ -1,0 +1,1 @@
+"""CTranslate2's library as a backend."""

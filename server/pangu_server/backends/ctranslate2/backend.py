@@ -1,0 +1,122 @@
+"""The CTranslate2 backend: batches of near-equal prompts, drawn by the library where it can, else by `Sampler`.
+
+What the library cannot draw (a request's seed, penalties, bias, min_p) is drafted greedily and verified: while
+`Sampler` chooses the same token as the library the batch goes on, and at another one the row is prefilled again.
+"""
+
+import contextlib
+import json
+import logging
+import re
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import ctranslate2
+import numpy as np
+
+from pangu_convert.artifact import Artifact, ArtifactError
+from pangu_server.backends.ctranslate2.batches import Batch, BatchSchedule, Interrupted, native_sampling
+from pangu_server.backends.sampling import Logits
+from pangu_server.backends.seam import BackendInfo, CacheUse, LoadOptions
+
+
+class CTranslate2Backend(BatchSchedule):
+    """A `ctranslate2.Generator` behind the `Backend` seam."""
+
+    def __init__(self, artifact: Artifact, options: LoadOptions) -> None:
+        super().__init__(options.max_batch)
+        # It warns of every compute type it replaces; we report the effective one instead.
+        ctranslate2.set_log_level(logging.ERROR)
+        try:
+            self._generator = ctranslate2.Generator(
+                str(artifact.path), device=options.device, intra_threads=options.threads, inter_threads=1
+            )
+        except (RuntimeError, ValueError) as error:
+            raise ArtifactError(f"CTranslate2 cannot load {artifact.path}: {error}") from error
+        # Prompts go in as token strings, by the artifact's own vocabulary: its ids are the model's rows.
+        vocabulary = (artifact.path / "vocabulary.json").read_text(encoding="utf-8")
+        self._vocabulary: list[str] = json.loads(vocabulary)
+        self.info = BackendInfo(
+            name="ctranslate2",
+            device=self._generator.device,
+            compute_type=self._generator.compute_type,
+            weight_bytes=artifact.manifest.weight_bytes,
+            threads=options.threads,
+            max_batch=options.max_batch,
+        )
+        self._on_batch = options.on_batch
+        value_bytes = 2 if self.info.compute_type.endswith("float16") else 4  # bfloat16 too
+        self._token_bytes = cached_values(artifact.path / "model.bin") * value_bytes
+        self._most_tokens = options.max_batch * artifact.manifest.context_length
+        self.start()
+
+    def close(self) -> None:
+        """See `Backend`."""
+        super().close()
+        del self._generator  # joins its threads: else the process aborts at its end, unloaded or not
+
+    def cache_use(self) -> CacheUse:
+        """See `Backend`."""
+        tokens = sum(len(ticket.tokens) for ticket in list(self.running))
+        return CacheUse(held_bytes=tokens * self._token_bytes, used_fraction=tokens / self._most_tokens)
+
+    def run(self, batch: Batch) -> None:
+        """See `BatchSchedule`."""
+        self._on_batch(len(batch.tickets))
+        # Top-k 0 is "all tokens"; the library's default 1 would make the temperature a no-op.
+        temperature, top_p, top_k = native_sampling(batch.tickets[0]) or (1, 1, 1)
+
+        def on_token(result: ctranslate2.GenerationStepResult) -> bool:
+            return batch.take(result.batch_id, result.step, result.token_id, lambda: to_numpy(result.logits))
+
+        with contextlib.suppress(Interrupted):
+            self._generator.generate_batch(
+                [[self._vocabulary[token_id] for token_id in ticket.tokens] for ticket in batch.tickets],
+                max_length=batch.max_tokens,
+                # The prompt is prefilled at once only when it is left out of the result.
+                include_prompt_in_result=False,
+                end_token=[],  # each row ends by its own options, in `take`
+                sampling_temperature=temperature,
+                sampling_topp=top_p,
+                sampling_topk=min(top_k, len(self._vocabulary)),
+                return_logits_vocab=batch.needs_logits,
+                callback=on_token,
+            )
+
+    def forward(self, token_ids: Sequence[int]) -> Logits:
+        """See `BatchSchedule`."""
+        logits: Logits = to_numpy(self._generator.forward_batch([list(token_ids)]))[0]
+        return logits
+
+
+def to_numpy(view: ctranslate2.StorageView) -> Logits:
+    """A copy in float32. In a step's callbacks only the first result has logits: those of all rows."""
+    on_cpu = view.to_device(ctranslate2.Device.cpu).to(ctranslate2.DataType.float32)
+    return np.array(on_cpu)
+
+
+def cached_values(model: Path) -> int:
+    """Numbers that the attention cache holds a token, from the shapes in `model.bin`.
+
+    A layer's first projection gives queries, keys and values; its second takes as many as there are queries.
+    """
+    values = 0
+    with model.open("rb") as file:
+
+        def number(type: str) -> int:
+            [value] = struct.unpack(f"<{type}", file.read(struct.calcsize(type)))
+            return int(value)
+
+        def text() -> str:
+            return file.read(number("H"))[:-1].decode()
+
+        number("I"), text(), number("I")  # versions and name of the format
+        for _ in range(number("I")):
+            name = text()
+            shape = [number("I") for _ in range(number("B"))]
+            number("B")
+            file.seek(number("I"), 1)
+            if match := re.search(r"/self_attention/linear_([01])/weight$", name):
+                values += shape[0] if match[1] == "0" else -shape[1]
+    return values

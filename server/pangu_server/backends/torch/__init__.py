@@ -1,0 +1,1 @@
+"""Models in torch as a backend: transformers' own, and GPTQ ones."""

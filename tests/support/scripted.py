@@ -1,0 +1,123 @@
+"""A backend whose tokens are written down beforehand, and an artifact to go with it: no model, no framework."""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from pangu_convert.artifact import Artifact, Source, read_artifact, seal
+from pangu_server.backends.sampling import Logits
+from pangu_server.backends.schedule import Schedule, Ticket
+from pangu_server.backends.seam import BackendInfo, CacheUse, Listener, SamplingOptions, TokenLogprobs
+
+SPECIAL = ["<|endoftext|>", "<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<filename>"]
+END, PREFIX, SUFFIX, MIDDLE, FILENAME = range(256, 261)
+VOCABULARY_SIZE = 261
+CONTEXT_LENGTH = 128
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Token id = byte, then the end-of-text token: characters of several bytes span several tokens."""
+    vocabulary = {_character(byte): byte for byte in range(256)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(SPECIAL)
+    return tokenizer
+
+
+def scripted_artifact(folder: Path) -> Artifact:
+    """An artifact with a tokenizer and nothing to run."""
+    byte_tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "model.bin").write_bytes(b"no weights")
+    seal(
+        folder,
+        name="scripted",
+        format="ctranslate2",
+        architecture="GPTBigCodeForCausalLM",
+        quantization="int8",
+        dtype="float32",
+        weight_files=["model.bin"],
+        context_length=CONTEXT_LENGTH,
+        end_token_ids=[END],
+        source=Source(name="scripted", sha256="0" * 64),
+    )
+    return read_artifact(folder)
+
+
+# Generates for one ticket by calling `take` for each token, until it returns True.
+Generate = Callable[[Ticket], None]
+
+
+class SerialSchedule(Schedule):
+    """Runs `generate` for one ticket after the other."""
+
+    def __init__(self, generate: Generate) -> None:
+        super().__init__()
+        self._generate = generate
+        self.start()
+
+    def turn(self) -> None:
+        """See `Schedule`."""
+        with self.changed:
+            head = list(self.waiting)[:1]
+        for ticket in self.admit(head):
+            self._generate(ticket)
+            self.finish(ticket)
+
+
+class ScriptedBackend:
+    """Answers each prompt with the tokens of `script(prompt_ids)`; waits for `gate` before each token."""
+
+    info = BackendInfo(name="scripted", device="cpu", compute_type="none", weight_bytes=10, threads=1)
+
+    def __init__(self, script: Callable[[Sequence[int]], Iterable[int]]) -> None:
+        self.script = script
+        self.gate = threading.Event()
+        self.gate.set()
+        self.emitted: list[int] = []
+        self.prompts: list[Sequence[int]] = []
+        self.logits = logits
+        self.options: SamplingOptions | None = None
+        self.scheduler = SerialSchedule(self._generate)
+        self.close = self.scheduler.close
+        self.cancel = self.scheduler.cancel
+
+    def submit(self, prompt_ids: Sequence[int], options: SamplingOptions, listener: Listener) -> Ticket:
+        self.options = options
+        self.prompts.append(prompt_ids)
+        return self.scheduler.submit(prompt_ids, options, listener)
+
+    def cache_use(self) -> CacheUse:
+        return CacheUse(held_bytes=0, used_fraction=0.0)
+
+    def _generate(self, ticket: Ticket) -> None:
+        if ticket.prompt_due:
+            ticket.listener.on_prompt([None, *[TokenLogprobs(-1.0)] * (ticket.prompt_tokens - 1)])
+        if not ticket.options.max_tokens:
+            return
+        for token_id in self.script(ticket.tokens[: ticket.prompt_tokens]):
+            self.gate.wait(timeout=30)
+            self.emitted.append(token_id)
+            if ticket.take(token_id, self.logits(token_id)):
+                return
+
+
+def logits(token_id: int) -> Logits:
+    """Half for this token, a quarter for the next id, an eighth for the one after it, and so on."""
+    distance = (np.arange(VOCABULARY_SIZE) - token_id) % VOCABULARY_SIZE
+    return (-np.log(2) * (distance + 1)).astype(np.float32)
+
+
+def _character(byte: int) -> str:
+    [(text, _)] = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str("é")
+    assert text == "Ã©"  # GPT-2's alphabet: printable Latin-1 stands for itself, the rest from U+0100 on
+    printable = {
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    }
+    others = [other for other in range(256) if other not in printable]
+    return chr(byte) if byte in printable else chr(256 + others.index(byte))

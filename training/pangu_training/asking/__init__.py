@@ -1,0 +1,1 @@
+"""Asking servers: which ones there are, and many questions to them at a time."""

@@ -1,0 +1,276 @@
+"""Asks a server many questions, several at a time; each answer is in a journal as soon as it is there.
+
+A question's key is the hash of all that shapes its answer, so a command that is run again asks only what is missing.
+"""
+
+import argparse
+import asyncio
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from pangu_training.asking.endpoint import Endpoint, RefusedError, ServedError, identity, post
+from pangu_training.evaluation.styles import Prompt
+from pangu_training.stage.command import number_within, whole_number
+from pangu_training.stage.errors import OutputError
+from pangu_training.stage.line_file import Journal, key_of
+
+if TYPE_CHECKING:
+    import httpx
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+PRICED_TOKENS = 1e6  # a price is for so many
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A request: the endpoint's path and the body. `what` names it in an error, `key` in a journal."""
+
+    key: str
+    path: str
+    body: Mapping[str, Any]
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One of a reply's texts, and why it ended: `stop`, or `length` when it was cut off."""
+
+    text: str
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What came back: the choices and what they cost, or the words in which the server refused the request."""
+
+    choices: tuple[Choice, ...] = ()
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    asked_at: float = 0.0  # seconds since 1970
+    seconds: float = 0.0
+    refused: str = ""
+
+
+def question(
+    endpoint: Endpoint, path: str, body: Mapping[str, Any], what: str, *made_from: object
+) -> Question:
+    """A question to `endpoint`. `made_from` tells apart what has the same body: the number of a sample, of a try."""
+    body = {"model": endpoint.model, **body}
+    return Question(key=key_of(identity(endpoint), path, body, made_from), path=path, body=body, what=what)
+
+
+def prompt_question(key: str, prompt: Prompt, settings: Mapping[str, Any], what: str) -> Question:
+    """A question that shows `prompt`; `settings` are the body's other fields."""
+    body = dict(settings)
+    if prompt.stop:
+        body["stop"] = prompt.stop
+    if prompt.suffix is not None:
+        body["suffix"] = prompt.suffix
+    if prompt.messages:
+        path, body["messages"] = CHAT, prompt.messages
+    else:
+        path, body["prompt"] = COMPLETIONS, prompt.text
+    return Question(key=key, path=path, body=body, what=what)
+
+
+def ask(
+    endpoint: Endpoint, questions: Sequence[Question], journal: Journal, *, concurrency: int, progress: str
+) -> list[Reply]:
+    """The replies in the questions' order, those of the journal without asking; `progress` names the bar.
+
+    A refusal is not kept in the journal: another server, or the same with another limit, may answer.
+
+    Raises:
+        ServedError: the server is gone, stays busy or fails; or it refuses all, and never answered before.
+    """
+    missing = {question.key: question for question in questions if question.key not in journal.rows}
+    refused: dict[str, Reply] = {}
+    if missing:
+        asyncio.run(_ask(endpoint, missing.values(), journal, refused, concurrency, progress))
+    if refused and not journal.rows:
+        raise ServedError(f"{endpoint.model} refuses every request: {next(iter(refused.values())).refused}")
+    return [refused.get(question.key) or _reply(journal.rows[question.key]) for question in questions]
+
+
+async def _ask(
+    endpoint: Endpoint,
+    questions: Iterable[Question],
+    journal: Journal,
+    refused: dict[str, Reply],
+    concurrency: int,
+    progress: str,
+) -> None:
+    import httpx
+
+    waiting = list(questions)
+    remaining, limits = iter(waiting), httpx.Limits(max_connections=None)
+    with tqdm(total=len(waiting), desc=progress, unit="answer", disable=None) as bar:
+        async with httpx.AsyncClient(**endpoint.client_options(), limits=limits) as client:
+
+            async def work() -> None:
+                for question in remaining:
+                    try:
+                        journal.append(question.key, asdict(await answer(client, question)))
+                    except RefusedError as error:
+                        refused[question.key] = Reply(refused=str(error))
+                    bar.update()
+
+            await asyncio.gather(*(work() for _ in range(min(concurrency, len(waiting)))))
+
+
+async def answer(client: "httpx.AsyncClient", question: Question) -> Reply:
+    """The reply to one question; raises as `post` does."""
+    asked_at, started = time.time(), time.perf_counter()
+    came = await post(client, question.path, dict(question.body), question.what)
+    seconds = time.perf_counter() - started
+    try:
+        if not came["choices"]:
+            raise LookupError("choices")
+        return Reply(
+            choices=tuple(
+                Choice(
+                    text=(choice["message"]["content"] if question.path == CHAT else choice["text"]) or "",
+                    finish_reason=choice["finish_reason"],
+                )
+                for choice in came["choices"]
+            ),
+            prompt_tokens=came["usage"]["prompt_tokens"],
+            completion_tokens=came["usage"]["completion_tokens"],
+            asked_at=round(asked_at, 3),
+            seconds=round(seconds, 3),
+        )
+    except (LookupError, TypeError) as error:
+        raise ServedError(f"{client.base_url} does not answer in OpenAI's form: {error!r} missing") from None
+
+
+def _reply(row: Mapping[str, Any]) -> Reply:
+    fields = {name: row[name] for name in ("prompt_tokens", "completion_tokens", "asked_at", "seconds")}
+    return Reply(choices=tuple(Choice(**choice) for choice in row["choices"]), **fields)
+
+
+def costs(replies: Sequence[Reply], arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the replies cost, earlier runs' included: tokens, money where prices are given, seconds.
+
+    Seconds are those on the clock in which some request was under way.
+    """
+    answered = [reply for reply in replies if not reply.refused]
+    prompt = sum(reply.prompt_tokens for reply in answered)
+    completion = sum(reply.completion_tokens for reply in answered)
+    seconds = until = 0.0
+    for reply in sorted(answered, key=lambda reply: reply.asked_at):
+        end = reply.asked_at + reply.seconds
+        seconds += max(0.0, end - max(until, reply.asked_at))
+        until = max(until, end)
+    spent: dict[str, Any] = {
+        "requests": len(answered),
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "seconds": round(seconds, 1),
+    }
+    if arguments.price_prompt is not None or arguments.price_completion is not None:
+        price = prompt * (arguments.price_prompt or 0) + completion * (arguments.price_completion or 0)
+        spent["price"] = price / PRICED_TOKENS
+    return spent
+
+
+def cost_words(spent: Mapping[str, Any]) -> str:
+    """`costs` in a summary's line."""
+    price = f", price {spent['price']:.4f}" if "price" in spent else ""
+    return (
+        f"{spent['requests']} requests, {spent['prompt_tokens']:,} + {spent['completion_tokens']:,} tokens, "
+        f"{spent['seconds']:,.1f} s{price}"
+    )
+
+
+def beside(output: Path, name: str) -> Path:
+    """`output`'s sibling: `evolved.jsonl` -> `evolved.NAME.jsonl`."""
+    return output.with_name(f"{output.stem}.{name}{output.suffix}")
+
+
+def journal_for(verb: str, output: Path, *others: Path) -> Journal:
+    """The journal of a verb that writes `output`, and `others`: `.OUTPUT.VERB.journal`, hidden, in the same folder.
+
+    It stays when the command is done: with more rounds or samples only those are asked.
+
+    Raises:
+        OutputError: a file is there already, and no journal says that it is this verb's.
+        LineFileError: another process has the journal, or it is damaged.
+    """
+    path = output.with_name(f".{output.name}.{verb}.journal")
+    for file in (output, *others):
+        if file.exists() and not path.exists():
+            raise OutputError(f"{file} exists already and has other work: choose another --output")
+    return Journal(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """Messages to a server's model, as the arguments of `add_asking_arguments` and `add_generation_arguments` say."""
+
+    endpoint: Endpoint
+    journal: Journal
+    arguments: argparse.Namespace
+
+    def ask(self, messages: Iterable[tuple[str, tuple[str, ...]]], progress: str) -> list[Reply]:
+        """The replies to messages, each with words that tell it apart: the problem, which sample or try."""
+        questions = [
+            question(
+                self.endpoint,
+                CHAT,
+                {"messages": [{"role": "user", "content": message}], **self._settings(words)},
+                ", ".join(words),
+                *words,
+            )
+            for message, words in messages
+        ]
+        concurrency = self.arguments.concurrency
+        return ask(self.endpoint, questions, self.journal, concurrency=concurrency, progress=progress)
+
+    def _settings(self, words: tuple[str, ...]) -> dict[str, Any]:
+        """How an answer is drawn; with --seed, the same for the same words."""
+        body = {name: getattr(self.arguments, name) for name in ("temperature", "top_p", "max_tokens")}
+        if self.arguments.seed is not None:
+            body["seed"] = int(key_of(self.arguments.seed, words)[:7], 16)
+        return body
+
+
+def add_generation_arguments(parser: argparse.ArgumentParser, *, temperature: float, max_tokens: int) -> None:
+    """Declare how answers are drawn."""
+    group = parser.add_argument_group("answers")
+    group.add_argument(
+        "--temperature", type=number_within(0, 2), default=temperature, help="(default: %(default)s)"
+    )
+    group.add_argument("--top-p", type=number_within(0, 1), default=0.95, help="(default: %(default)s)")
+    group.add_argument(
+        "--max-tokens", type=whole_number(1), default=max_tokens, help="an answer (default: %(default)s)"
+    )
+    group.add_argument(
+        "--seed", type=int, help="repeatable answers; slower with CTranslate2 (default: draw anew)"
+    )
+
+
+def add_asking_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare which server is asked, how many questions at a time, and what a token costs there."""
+    group = parser.add_argument_group("server")
+    group.add_argument(
+        "--base-url",
+        metavar="URL",
+        required=True,
+        help="an OpenAI-style server; its key is in $OPENAI_API_KEY",
+    )
+    group.add_argument("--model", default="", help="one of the server's models (default: its first)")
+    group.add_argument(
+        "--concurrency", type=whole_number(1), default=8, help="requests at a time (default: %(default)s)"
+    )
+    for kind in ("prompt", "completion"):
+        group.add_argument(
+            f"--price-{kind}",
+            type=number_within(0),
+            metavar="PRICE",
+            help=f"of a million {kind} tokens, in any currency, for the summary",
+        )

@@ -1,0 +1,79 @@
+"""An artifact behind the real server, in a fresh process."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pangu_training.asking.endpoint import Endpoint, ServedError, running
+
+# The server stops in order when we are gone, even if we were killed (PR_SET_PDEATHSIG, SIGTERM).
+LAUNCH = (
+    "import ctypes, sys; ctypes.CDLL(None).prctl(1, 15); from pangu_server.cli import main; sys.exit(main())"
+)
+STOP_SECONDS = 60
+REQUEST_SECONDS = 24 * 3600  # nobody waits at a screen: an answer that ends early is a wrong one
+
+
+class ServerProcess:
+    """`pangu-serve ARTIFACT` on a free port, for as long as the context lasts; its log goes to `log`."""
+
+    def __init__(self, artifact: Path, *, device: str, threads: int, log: Path) -> None:
+        self._artifact, self._log = artifact, log
+        self._options = (
+            *("--host", "127.0.0.1", "--port", "0", "--device", device, "--threads", str(threads)),
+            *("--max-request-seconds", str(REQUEST_SECONDS)),
+        )
+
+    def __enter__(self) -> Self:
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("PANGU_SERVE_") and name != "PANGU_API_KEYS"
+        }
+        self._started_seconds = time.perf_counter()
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", LAUNCH, self._artifact, *self._options],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment,
+                text=True,
+                start_new_session=True,  # Ctrl-C is ours: we stop it
+            )
+        return self
+
+    @property
+    def process_id(self) -> int:
+        """Of the server."""
+        return self._process.pid
+
+    def ready(self) -> tuple[Endpoint, float]:
+        """The endpoint once it answers, and the seconds that took from the start.
+
+        Raises:
+            ServedError: it ended instead; the message has its last word.
+        """
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if found := re.search(r" ready on (http://\S+): ", line):
+                return running(found[1]), time.perf_counter() - self._started_seconds
+        words = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no word"]
+        raise ServedError(f"{self._artifact} cannot be served: {words[-1]} (whole log: {self._log})")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._process, contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()

@@ -1,0 +1,1 @@
+"""From problems in words to ranked pairs: the data's verbs and the files between them."""

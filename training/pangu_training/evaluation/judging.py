@@ -1,0 +1,78 @@
+"""The judge: programs for a suite's problems, run by the sandbox against the problems' tests."""
+
+import contextlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pangu_training.evaluation.extraction import runnable
+from pangu_training.evaluation.problem import InputTests, Problem, Suite
+from pangu_training.sandbox import checks
+from pangu_training.sandbox.checks import Check
+from pangu_training.sandbox.execution import Outcome, Policy, Result, run_as_completed
+from pangu_training.sandbox.tiers import tier
+from pangu_training.stage.line_file import Journal, key_of
+
+LEETCODE_PACKAGES = (
+    "numpy",
+    "sortedcontainers",
+)  # what LeetCode's own machines have; some solutions import them
+
+
+def check_of(problem: Problem) -> Check:
+    """What the sandbox needs to judge programs for `problem`, which can be judged."""
+    tests = problem.tests
+    assert tests is not None
+    if isinstance(tests, InputTests):
+        row = {"prompt": problem.canonical_program, "canonical_solution": "", "atol": tests.atol}
+        inputs = {"base_input": tests.base_inputs, "plus_input": tests.plus_inputs}
+        return checks.human_eval_plus({**row, **inputs, "entry_point": problem.entry_point})
+    if problem.suite in ("leetcode", "problems"):
+        return Check(entry_point=problem.entry_point, test=tests.source, definitions=problem.setup)
+    # The tests use the prompt's helpers; around a hole the prompt alone is no program.
+    row = {"prompt": problem.canonical_program, "test": tests.source, "entry_point": problem.entry_point}
+    return checks.human_eval(row)
+
+
+def policy_of(suite: Suite, *, unsafe: bool) -> Policy:
+    """What answers to `suite` may use."""
+    packages = LEETCODE_PACKAGES if suite.name.startswith(("leetcode", "problems")) else ()
+    return Policy(packages=tuple(name for name in packages if importlib.util.find_spec(name)), unsafe=unsafe)
+
+
+def sandbox_configuration(policy: Policy) -> dict[str, object]:
+    """What shapes a verdict besides the program.
+
+    Raises:
+        SandboxError: programs cannot be confined here.
+    """
+    return {"tier": tier(unsafe=policy.unsafe).name, **asdict(policy)}
+
+
+def verdicts(journal: Path, programs: Sequence[tuple[Problem, str]], policy: Policy) -> list[Result]:
+    """How each of `programs` came out, in order; only what `journal` lacks is run.
+
+    Raises:
+        SandboxError: programs cannot be confined here.
+        LineFileError: another process has the journal, or it is damaged.
+    """
+    sandbox = sandbox_configuration(policy)
+    checks = {problem.task_id: check_of(problem) for problem, _ in programs}
+    jobs = [(runnable(problem, program), checks[problem.task_id]) for problem, program in programs]
+    keys = [key_of("verdict", program, asdict(check), sandbox) for program, check in jobs]
+    with Journal(journal) as done:
+        missing = {key: job for key, job in zip(keys, jobs, strict=True) if key not in done.rows}
+        new = list(missing)
+        with contextlib.closing(run_as_completed(list(missing.values()), policy)) as results:
+            for at, result in tqdm(results, total=len(new), desc="judging", unit="program", disable=None):
+                done.append(new[at], asdict(result))
+        return [_result(done.rows[key]) for key in keys]
+
+
+def _result(row: Mapping[str, Any]) -> Result:
+    fields = {name: row[name] for name in Result.__dataclass_fields__}
+    return Result(**fields | {"outcome": Outcome(row["outcome"])})

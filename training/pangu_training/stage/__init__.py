@@ -1,0 +1,1 @@
+"""What every stage stands on: how commands end, how folders and lines are written, checkpoints, hashes, errors."""

@@ -1,0 +1,41 @@
+"""The errors a user can cause, each mapped once: to an exit code here, to an HTTP status in the server.
+
+* PanguError              exit code 2
+  + CheckpointError       a folder that is not a checkpoint we can use
+  + OutputError           an output folder that exists, is being written, or does not fit
+  + DataError             a data file that is not what it should be
+  + FitError              pangu_training.rrtf.fit
+  + CurveError            pangu_training.rrtf.curve
+  + SampleError           pangu_training.data.sample
+  + RankError             pangu_training.data.ranking
+  + SourceError           pangu_training.asking.sources
+  + ServedError           pangu_training.asking.endpoint; RefusedError below it
+  + SuiteError            pangu_training.evaluation.problem
+  + TooFewSamples         pangu_training.evaluation.pass_at_k
+  + SandboxError          pangu_training.sandbox.tiers
+  + LineFileError         pangu_training.stage.line_file
+  + ArtifactError         pangu_convert.artifact
+  + DownloadError         pangu_convert.download
+  + CalibrationError      pangu_convert.calibration
+  + QuantizationError     pangu_convert.gptq
+  + UnpairedError         pangu_bench.significance
+  + RowsError             pangu_bench.rows
+  + UsageError            pangu_bench.options
+  + RequestError          pangu_server.errors, HTTP 400; Overloaded 429 and NotReady 503 beside it
+"""
+
+
+class PanguError(Exception):
+    """Base of them all. The message is one line and says what to do next."""
+
+
+class CheckpointError(PanguError):
+    """The folder is not a checkpoint, or not one of a supported kind."""
+
+
+class OutputError(PanguError):
+    """The output folder cannot be written as asked."""
+
+
+class DataError(PanguError):
+    """A data file is not what it should be."""

@@ -1,0 +1,73 @@
+"""What files are, and what made them: hashes of files and checkpoints, versions of libraries."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pangu_training.stage.checkpoint import CONFIG, Checkpoint
+
+LIBRARIES = (
+    "pangu-coder2",
+    "accelerate",
+    "ctranslate2",
+    "gptqmodel",
+    "peft",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "gguf",
+)
+HASH_CHUNK_BYTES = 8 << 20
+
+
+def hash_files(folder: Path, names: Iterable[str], description: str) -> dict[str, str]:
+    """The sha256 of each of `names` in `folder`, with a progress bar in bytes."""
+    names = list(names)
+    total_bytes = sum((folder / name).stat().st_size for name in names)
+    with (
+        tqdm(
+            total=total_bytes, desc=description, unit="B", unit_scale=True, leave=False, delay=1, disable=None
+        ) as bar,
+        ThreadPoolExecutor(max_workers=2) as pool,
+    ):
+        return dict(zip(names, pool.map(lambda name: sha256_of(folder / name, bar), names), strict=True))
+
+
+def sha256_of(file: Path, bar: "tqdm[Any] | None" = None) -> str:
+    """The sha256 of one file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
+            if bar is not None:
+                bar.update(len(chunk))
+    return digest.hexdigest()
+
+
+def checkpoint_hash(checkpoint: Checkpoint) -> str:
+    """The identity of a checkpoint: its config, weights, tokenizer and generation files."""
+    names = [file.name for file in (*checkpoint.weight_files, *checkpoint.text_files)]
+    return combined_hash(hash_files(checkpoint.path, [*names, CONFIG], "hashing the checkpoint"))
+
+
+def combined_hash(hashes: Mapping[str, str]) -> str:
+    """One sha256 over file names and their hashes: the identity of a checkpoint."""
+    lines = "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that have a hand in an artifact, those that are installed."""
+    versions = {}
+    for library in LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -27,11 +27,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `pangu-bench`."""
-    try:
-        return command.run(parser(), argv)
-    except ModuleNotFoundError as error:
-        print(f"pangu-bench: error: {error}: pip install 'pangu-coder2[bench]'", file=sys.stderr)
-        return 2
+    return command.run(parser(), argv, extra="bench")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pangu_bench.options import UsageError, add_cost_arguments
 from pangu_bench.shapes import FORMATS, SHAPES, Sizes
 from pangu_training.stage.command import add_server_arguments, whole_number
+from pangu_training.stage.errors import MissingExtra
 from pangu_training.stage.output import write_file
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         from pangu_bench.random_model import parameter_shapes
     except ModuleNotFoundError as error:
-        raise UsageError(f"{error}: pip install 'pangu-coder2[bench,convert,gptq]'") from None
+        raise MissingExtra(error, "bench,convert,gptq") from None
     from pangu_bench.costs import CostOptions
     from pangu_bench.shape_table import table
     from pangu_training.stage.line_file import Journal

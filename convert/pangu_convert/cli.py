@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `pangu-convert`."""
-    return command.run(parser(), argv)
+    return command.run(parser(), argv, extra="convert")
 
 
 if __name__ == "__main__":

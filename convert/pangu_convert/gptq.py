@@ -25,7 +25,7 @@ from pangu_convert.conversion import Written, add_conversion_arguments, convert
 from pangu_convert.gptq_worker import Job
 from pangu_convert.weights import open_weights
 from pangu_training.stage.checkpoint import CONFIG, SHARD_INDEX, Checkpoint
-from pangu_training.stage.errors import CheckpointError, PanguError
+from pangu_training.stage.errors import CheckpointError, MissingExtra, PanguError
 from pangu_training.stage.output import write_file
 
 BITS = (4, 8)
@@ -231,7 +231,7 @@ def run_worker(job: Job, work: Path, num_layers: int) -> Mapping[str, Any]:
         noise.seek(0)
         last_line = next((line.strip() for line in reversed(noise.readlines()) if line.strip()), "no output")
     if "No module named 'gptqmodel" in error:
-        raise QuantizationError("gptqmodel is not installed: pip install 'pangu-coder2[gptq]'")
+        raise MissingExtra("gptqmodel is not installed", "gptq")
     if code == -signal.SIGKILL:
         error = "its process was killed; when memory ran out, use a larger machine or a smaller model"
     raise QuantizationError(

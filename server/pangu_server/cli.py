@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `pangu-serve`."""
-    return command.run(parser(run), argv)
+    return command.run(parser(run), argv, extra="serve")
 
 
 if __name__ == "__main__":

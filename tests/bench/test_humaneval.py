@@ -217,4 +217,4 @@ def test_help_loads_no_library_and_a_missing_one_is_named() -> None:
     missing = subprocess.run(command, capture_output=True, text=True)
     assert missing.returncode == 2
     assert missing.stderr.count("\n") == 1
-    assert "pip install 'pangu-coder2[bench]'" in missing.stderr
+    assert "--editable '.[bench]'" in missing.stderr

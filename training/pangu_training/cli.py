@@ -32,11 +32,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `pangu-train`."""
-    try:
-        return command.run(parser(), argv)
-    except ModuleNotFoundError as error:
-        print(f"pangu-train: error: {error}: pip install 'pangu-coder2[train]'", file=sys.stderr)
-        return 2
+    return command.run(parser(), argv, extra="train")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,15 @@ from collections.abc import Callable
 
 from pangu_convert.artifact import Artifact, ArtifactError
 from pangu_server.backends.seam import Backend, LoadOptions
+from pangu_training.stage.errors import MissingExtra
 
 
 def load_backend(artifact: Artifact, options: LoadOptions) -> Backend:
     """Load `artifact`; takes seconds to minutes.
 
     Raises:
-        ArtifactError: no backend for the format, its libraries are missing, or the weights do not load.
+        ArtifactError: no backend for the format, or the weights do not load.
+        MissingExtra: its libraries are not installed.
     """
     format = artifact.manifest.format
     if format not in BACKENDS:
@@ -21,7 +23,7 @@ def load_backend(artifact: Artifact, options: LoadOptions) -> Backend:
         return BACKENDS[format](artifact, options)
     except ImportError as error:
         extra = {"ctranslate2": "serve", "gptq": "serve,gptq"}.get(format, "serve-torch")
-        raise ArtifactError(f"{error}: pip install 'pangu-coder2[{extra}]'") from error
+        raise MissingExtra(error, extra) from error
 
 
 def _load_ctranslate2(artifact: Artifact, options: LoadOptions) -> Backend:

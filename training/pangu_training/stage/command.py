@@ -1,8 +1,8 @@
 """How every `pangu-*` command is put together, starts and ends: exit 0, or one line on stderr and exit 2 (130 for
 Ctrl-C).
 
-Verbs set `run` as a parser default; frameworks load inside it, after the arguments are parsed, so that
-`--help` stays fast.
+A verb is a function of one options object, which makes its own flags (`options.py`). Frameworks load inside it, after
+the arguments are parsed, so that `--help` stays fast.
 """
 
 import argparse
@@ -11,24 +11,41 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import ModuleType
+from typing import Any, Literal, get_type_hints
 
-from pangu_training.stage.errors import PanguError
+from pangu_training.stage.errors import MissingExtra, PanguError
+from pangu_training.stage.options import add_options, option, options_of
 
 # transformers imports torchao where it is installed, and that logs its GPU files' absence, and more;
 # accelerate takes a model with tied weights that is still empty for one whose weights are not tied
 NOISY_LOGGERS = ("torchao", "torch.utils._pytree", "accelerate.utils.modeling")
 
 
-def parser_of(
-    prog: str, description: str, verbs: Mapping[str, tuple[ModuleType, str]]
-) -> argparse.ArgumentParser:
-    """The parser of a command whose verbs are modules, each with `add_arguments`: name -> (module, help)."""
+Verb = Callable[[Any], int | None]  # takes its options, a dataclass of `stage.options`; returns the exit code
+
+
+def parser_of(prog: str, description: str, verbs: Mapping[str, tuple[Any, str]]) -> argparse.ArgumentParser:
+    """The parser of a command with `verbs`: name -> (function, help). A verb's module says what it does."""
     parser = argparse.ArgumentParser(prog=prog, description=description)
     subparsers = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for name, (module, help_text) in verbs.items():
-        module.add_arguments(subparsers.add_parser(name, help=help_text, description=module.__doc__))
+    for name, (verb, help_text) in verbs.items():
+        if isinstance(verb, ModuleType):  # TRANSITION: goes when every verb is a function
+            verb.add_arguments(subparsers.add_parser(name, help=help_text, description=verb.__doc__))
+            continue
+        words = sys.modules[verb.__module__].__doc__
+        add_verb(subparsers.add_parser(name, help=help_text, description=words), verb)
     return parser
+
+
+def add_verb(parser: argparse.ArgumentParser, verb: Verb) -> None:
+    """Declare the options that `verb` takes, and that it is what to run."""
+    hints = get_type_hints(verb)
+    hints.pop("return", None)
+    [options] = hints.values()
+    add_options(parser, options)
+    parser.set_defaults(run=lambda arguments: verb(options_of(options, arguments)))
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -59,22 +76,26 @@ def number_within(least: float, most: float = math.inf) -> Callable[[str], float
     return number
 
 
-def add_server_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare how an artifact is served."""
-    group = parser.add_argument_group("server")
-    group.add_argument(
-        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="(default: %(default)s)"
-    )
-    group.add_argument(
-        "--threads",
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """How an artifact is served."""
+
+    device: Literal["auto", "cpu", "cuda"] = option("", "auto", group="server")
+    threads: int = option(
+        "compute threads (default: the CPUs we may use)",
+        len(os.sched_getaffinity(0)),
+        group="server",
         type=whole_number(1),
-        default=len(os.sched_getaffinity(0)),
-        help="compute threads (default: the CPUs we may use)",
     )
 
 
-def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
-    """Parse `argv`, call the verb's `run(arguments)`, return the exit code.
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """TRANSITION: goes when every verb takes `ServerOptions`."""
+    add_options(parser, ServerOptions)
+
+
+def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None, *, extra: str) -> int:
+    """Parse `argv`, call the verb, return the exit code. `extra` is what a command whose library is missing needs.
 
     `PANGU_DEBUG=1` in the environment lets the traceback of an error through.
     """
@@ -87,10 +108,14 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> i
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped; run the same command again to go on", file=sys.stderr)
         return 130
-    except (PanguError, OSError) as error:
+    except (PanguError, OSError, ModuleNotFoundError) as error:
         # OSError is the machine's word, not a fault of ours: no space, no permission, no such file.
-        if os.environ.get("PANGU_DEBUG"):
+        # A module of ours that is missing is a fault of ours.
+        ours = isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("pangu_")
+        if os.environ.get("PANGU_DEBUG") or ours:
             raise
+        if isinstance(error, ModuleNotFoundError):
+            error = MissingExtra(error, extra)
         print(f"{parser.prog}: error: {describe(error)}", file=sys.stderr)
         return 2
 

@@ -3,6 +3,7 @@
 * PanguError              exit code 2
   + CheckpointError       a folder that is not a checkpoint we can use
   + OutputError           an output folder that exists, is being written, or does not fit
+  + MissingExtra          a library that is not installed
   + DataError             a data file that is not what it should be
   + FitError              pangu_training.rrtf.fit
   + CurveError            pangu_training.rrtf.curve
@@ -39,3 +40,13 @@ class OutputError(PanguError):
 
 class DataError(PanguError):
     """A data file is not what it should be."""
+
+
+class MissingExtra(PanguError):
+    """A library is not installed, which comes with one of the package's extras."""
+
+    def __init__(self, what: object, extra: str) -> None:
+        super().__init__(
+            f"{what}: install the extra {extra}, in a checkout with "
+            f"pip install --constraint constraints.txt --editable '.[{extra}]'"
+        )

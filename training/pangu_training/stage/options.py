@@ -1,0 +1,147 @@
+"""Options as frozen dataclasses that make their own flags: one place for a default, its flag and its words.
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class RankOptions:
+        problems: Path = argument("problems with tests, JSONL")
+        output: Path = option("the ranked pairs", metavar="FILE")             # no default: required
+        partial: Literal["flat", "ratio"] = option("ratio: …", "flat")         # choices
+        scores: tuple[float, ...] = option("of a program …", (-1, 1), nargs=2)
+        force: bool = option("replace the output file", False)                # --force
+        server: ServerOptions = nested(ServerOptions)                         # its fields are flags too
+
+A field's annotation decides how its text is read: `int`, `float`, `str`, `Path`, `Literal`, `bool`, a `tuple` of one of
+these, each also `| None`. `type=` reads it otherwise. Whoever calls the verb from Python makes the dataclass.
+"""
+
+import argparse
+import dataclasses
+import types
+from collections.abc import Callable
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Options = TypeVar("Options")
+Container = argparse.ArgumentParser | argparse._ArgumentGroup
+
+
+def option(
+    help: str,
+    default: Any = MISSING,
+    *,
+    flag: str | None = None,
+    group: str | None = None,
+    exclusive: str | None = None,
+    **settings: Any,
+) -> Any:
+    """A field that is a flag, by default `--its-name`; without a default it is required.
+
+    `help` gets the default behind it, unless it says one itself. Fields of one `group` are listed together; of one
+    `exclusive` only one may be given. `settings` go to `add_argument`.
+    """
+    settings |= {"flag": flag, "group": group, "exclusive": exclusive, "help": help}
+    return dataclasses.field(default=default, metadata=settings)
+
+
+def argument(help: str, default: Any = MISSING, **settings: Any) -> Any:
+    """A field that is a positional argument; with a default it may be left out."""
+    return dataclasses.field(default=default, metadata={**settings, "help": help, "positional": True})
+
+
+def nested(cls: type[Any], **defaults: Any) -> Any:
+    """A field that is a dataclass of options itself; `defaults` replace some of its own."""
+    return dataclasses.field(
+        default_factory=lambda: cls(**defaults), metadata={"nested": cls, "defaults": defaults}
+    )
+
+
+def add_options(parser: argparse.ArgumentParser, cls: type[Any], **defaults: Any) -> None:
+    """Declare what `cls` has; `defaults` replace some of its own."""
+    _Flags(parser).add(cls, defaults)
+
+
+def options_of(cls: type[Options], arguments: argparse.Namespace) -> Options:
+    """The options that were parsed. Whatever `cls` refuses in `__post_init__` it raises here."""
+    values = {}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if "nested" in field.metadata:
+            values[field.name] = options_of(field.metadata["nested"], arguments)
+        elif field.metadata and field.init:
+            value = getattr(arguments, field.name)
+            values[field.name] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)
+
+
+class _Flags:
+    """A parser that is filled from dataclasses."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self._parser = parser
+        self._groups: dict[str, Container] = {}
+        self._exclusive: dict[str, Container] = {}
+
+    def add(self, cls: type[Any], defaults: dict[str, Any]) -> None:
+        """Declare the fields of `cls`, in order."""
+        hints = get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            settings = dict(field.metadata)
+            if "nested" in settings:
+                self.add(settings["nested"], settings["defaults"])
+            elif settings:
+                self._add(field.name, hints[field.name], defaults.get(field.name, field.default), settings)
+
+    def _add(self, name: str, hint: Any, default: Any, settings: dict[str, Any]) -> None:
+        flag, positional = settings.pop("flag", None), settings.pop("positional", False)
+        place = self._place(settings.pop("group", None), settings.pop("exclusive", None))
+        settings = {**_reading(hint, default, settings), **settings}
+        if default is not MISSING:
+            settings["default"] = list(default) if isinstance(default, tuple) and default else default
+            shown = default not in (None, False, ()) and "(default: " not in settings["help"]
+            if shown:
+                settings["help"] = f"{settings['help']} (default: %(default)s)".lstrip()
+        if not positional:
+            if default is MISSING:
+                settings["required"] = True
+            place.add_argument(flag or f"--{name.replace('_', '-')}", dest=name, **settings)
+        else:
+            if default is not MISSING:
+                settings.setdefault("nargs", "?")
+            place.add_argument(name, **settings)
+
+    def _place(self, group: str | None, exclusive: str | None) -> Container:
+        place: Container = self._parser
+        if group is not None:
+            # "title: description"
+            title, _, description = group.partition(": ")
+            if group not in self._groups:
+                self._groups[group] = self._parser.add_argument_group(title, description or None)
+            place = self._groups[group]
+        if exclusive is not None:
+            if exclusive not in self._exclusive:
+                self._exclusive[exclusive] = place.add_mutually_exclusive_group()
+            place = self._exclusive[exclusive]
+        return place
+
+
+def _reading(hint: Any, default: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """What `add_argument` needs to read a field of this annotation."""
+    if get_origin(hint) in (Union, types.UnionType):
+        [hint] = [kind for kind in get_args(hint) if kind is not types.NoneType]
+    reading: dict[str, Any] = {}
+    if get_origin(hint) is tuple:
+        if "nargs" not in settings and settings.get("action") != "append":
+            reading["nargs"] = "+"
+        hint = get_args(hint)[0]
+    if "action" in settings and settings["action"] != "append":
+        return reading
+    if hint is bool:
+        reading["action"] = argparse.BooleanOptionalAction if default is True else "store_true"
+    elif get_origin(hint) is Literal:
+        if "choices" not in settings:
+            reading["choices"] = get_args(hint)
+        kinds: set[Callable[[str], Any]] = {type(choice) for choice in get_args(hint)}
+        if kinds != {str}:
+            [reading["type"]] = kinds
+    elif hint in (int, float, Path) and "type" not in settings:
+        reading["type"] = hint
+    return reading

@@ -14,6 +14,7 @@ from pangu_server.encoding import Encoder
 from pangu_server.errors import DeadlineExceeded, GenerationFailed
 from pangu_server.metrics import Metrics
 from pangu_server.text import Detokenizer, StopStrings
+from pangu_server.timings import Timings
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -77,9 +78,10 @@ class Completion:
         self.completion_tokens = 0
         self.logprob_sum = 0.0
         self.expired = self.ended = False
-        self.arrived_seconds = self.last_token_seconds = time.perf_counter()
-        self.started_seconds: float | None = None
-        self.first_token_seconds: float | None = None
+        self._arrived = time.perf_counter()
+        self._started: float | None = None
+        self._first_token: float | None = None
+        self._last_token: float | None = None
         self._encoder, self._metrics, self._load, self._publish = encoder, metrics, load, publish
         self._stream, self._decode_seconds = stream, decode_seconds
         self._detokenizer = Detokenizer(encoder.tokenizer, prompt_ids)
@@ -92,11 +94,23 @@ class Completion:
         self._tokens: list[Token] = []  # those that belong to `_text`
         self._held: list[Token] = []  # those whose text may yet turn out to be a stop string
 
+    @property
+    def timings(self) -> Timings:
+        """What has happened up to now."""
+        return Timings(
+            arrived=self._arrived,
+            prompt_tokens=len(self.prompt_ids),
+            started=self._started,
+            first_token=self._first_token,
+            last_token=self._last_token,
+            completion_tokens=self.completion_tokens,
+        )
+
     def on_start(self) -> None:
         """See `Listener`."""
-        self.started_seconds = time.perf_counter()
+        self._started = time.perf_counter()
         self._load.add(waiting=-1, running=+1)
-        self._metrics.started(self)
+        self._metrics.started(self.timings)
         if self._stream and self._echo and self.sampling.prompt_logprobs is None:
             self._flush()
 
@@ -112,9 +126,12 @@ class Completion:
     def on_token(self, token_id: int, logprobs: TokenLogprobs | None) -> bool:
         """See `Listener`."""
         now = time.perf_counter()
-        self._metrics.token(self, now)
-        self.last_token_seconds = now
-        self.first_token_seconds = self.first_token_seconds or now
+        if self._first_token is None:
+            self._first_token = now
+            self._metrics.first_token(now - self._arrived)
+        elif self._last_token is not None:
+            self._metrics.next_token(now - self._last_token)
+        self._last_token = now
         self.completion_tokens += 1
         if logprobs is not None:
             self.logprob_sum += logprobs.logprob
@@ -130,13 +147,13 @@ class Completion:
         elif self._stream and self._text:
             self._flush()
         # llama.cpp's `t_max_predict_ms`: whole lines only.
-        self._late = now - self.first_token_seconds > self._decode_seconds and "\n" in text
+        self._late = now - self._first_token > self._decode_seconds and "\n" in text
         return self._stops.found or self._late
 
     def on_end(self, error: Exception | None) -> None:
         """See `Listener`."""
         self.ended = True
-        started = self.started_seconds is not None
+        started = self._started is not None
         self._load.add(waiting=0 if started else -1, running=-1 if started else 0)
         self._add(self._stops.push(self._detokenizer.flush()) + self._stops.flush())
         if self._stops.found:
@@ -149,7 +166,7 @@ class Completion:
             self._finish_reason = "length" if complete or self.expired else "abort"
             if not complete and error is None:
                 stage = "deadline" if self.expired else "running" if started else "queued"
-        self._metrics.ended(self, "error" if error else self._finish_reason, cancelled=stage)
+        self._metrics.ended(self.timings, "error" if error else self._finish_reason, cancelled=stage)
         if error is not None:
             self._publish(
                 GenerationFailed("the model failed on this request; the server's log has the cause")

@@ -5,7 +5,7 @@ Knows no HTTP. `Engine.submit` gives a `Generation`; the web layer iterates over
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -186,14 +186,12 @@ class Generation:
     @property
     def ttft_seconds(self) -> float | None:
         """Arrival to the first token of any choice."""
-        times = [c.first_token_seconds - c.arrived_seconds for c in self.completions if c.first_token_seconds]
-        return min(times, default=None)
+        return _least(completion.timings.ttft_seconds for completion in self.completions)
 
     @property
     def queue_seconds(self) -> float | None:
         """Arrival to the start of the first choice."""
-        times = [c.started_seconds - c.arrived_seconds for c in self.completions if c.started_seconds]
-        return min(times, default=None)
+        return _least(completion.timings.queue_seconds for completion in self.completions)
 
     async def __aiter__(self) -> AsyncIterator[list[Delta]]:
         """Pieces of the choices, all that have come since the last ones, until each choice has ended.
@@ -245,3 +243,7 @@ class Generation:
     def _publish(self, event: Delta | Exception) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the reader
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+
+def _least(seconds: Iterable[float | None]) -> float | None:
+    return min((one for one in seconds if one is not None), default=None)

@@ -5,7 +5,6 @@ Owns its registry, so that two servers can live in one process.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CollectorRegistry,
@@ -20,9 +19,7 @@ from prometheus_client import (
 from pangu_convert.artifact import Manifest
 from pangu_server.backends.seam import Backend
 from pangu_server.gpu import GpuMemory
-
-if TYPE_CHECKING:
-    from pangu_server.completion import Completion
+from pangu_server.timings import Timings
 
 FINE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75)
 COARSE_SECONDS = (1, 1.5, 2.5, 5, 7.5, 10, 15, 20, 30, 60, 120, 300)
@@ -127,41 +124,35 @@ class Metrics:
         self._n.observe(n)
         self._max_tokens.observe(max_tokens)
 
-    def started(self, completion: "Completion") -> None:
+    def started(self, timings: Timings) -> None:
         """Count a completion that left the queue."""
-        assert completion.started_seconds is not None
-        self._queue_time.observe(completion.started_seconds - completion.arrived_seconds)
-        self.prompt_tokens.inc(len(completion.prompt_ids))
+        _observe(self._queue_time, timings.queue_seconds)
+        self.prompt_tokens.inc(timings.prompt_tokens)
 
-    def token(self, completion: "Completion", now_seconds: float) -> None:
-        """Count a token that came now."""
-        first = completion.first_token_seconds is None
-        latency = self.time_to_first_token if first else self.inter_token_latency
-        latency.observe(now_seconds - completion.last_token_seconds)
+    def first_token(self, seconds: float) -> None:
+        """Count a completion's first token, `seconds` after its arrival."""
+        self.time_to_first_token.observe(seconds)
         self.generation_tokens.inc()
 
-    def ended(self, completion: "Completion", reason: str, *, cancelled: str | None) -> None:
+    def next_token(self, seconds: float) -> None:
+        """Count a later token, `seconds` after the one before."""
+        self.inter_token_latency.observe(seconds)
+        self.generation_tokens.inc()
+
+    def ended(self, timings: Timings, reason: str, *, cancelled: str | None) -> None:
         """Count a completion that was admitted; `cancelled` names the stage at which it was."""
         self._success.labels(self._model_name, reason).inc()
         if cancelled is not None:
             self._cancelled.labels(self._model_name, cancelled).inc()
         if reason not in ("stop", "length"):
             return  # half a completion would spoil the distributions
-        start, first, last = (
-            completion.started_seconds,
-            completion.first_token_seconds,
-            completion.last_token_seconds,
-        )
-        self._end_to_end.observe(last - completion.arrived_seconds)
-        self._request_prompt.observe(len(completion.prompt_ids))
-        self._request_generation.observe(completion.completion_tokens)
-        if start is None or first is None:
-            return
-        self._inference_time.observe(last - start)
-        self._prefill_time.observe(first - start)
-        self._decode_time.observe(last - first)
-        if completion.completion_tokens > 1:
-            self._time_per_token.observe((last - first) / (completion.completion_tokens - 1))
+        self._end_to_end.observe(timings.end_to_end_seconds)
+        self._request_prompt.observe(timings.prompt_tokens)
+        self._request_generation.observe(timings.completion_tokens)
+        _observe(self._inference_time, timings.inference_seconds)
+        _observe(self._prefill_time, timings.prefill_seconds)
+        _observe(self._decode_time, timings.decode_seconds)
+        _observe(self._time_per_token, timings.time_per_token_seconds)
 
     def rejected(self, reason: str) -> None:
         """Count a request that was not admitted."""
@@ -186,3 +177,9 @@ class Metrics:
     def _counts(self, name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
         histogram = Histogram(name, help_text, ["model_name"], buckets=buckets, registry=self.registry)
         return histogram.labels(self._model_name)
+
+
+def _observe(histogram: Histogram, seconds: float | None) -> None:
+    """Count a duration that has come to its end."""
+    if seconds is not None:
+        histogram.observe(seconds)

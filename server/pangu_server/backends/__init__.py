@@ -33,16 +33,16 @@ def _load_ctranslate2(artifact: Artifact, options: LoadOptions) -> Backend:
 
 
 def _load_transformers(artifact: Artifact, options: LoadOptions) -> Backend:
-    from pangu_server.backends.torch.backend import TransformersBackend
+    from pangu_server.backends.torch.backend import TorchBackend
 
-    return TransformersBackend(artifact, options)
+    return TorchBackend(artifact, options)
 
 
 def _load_gptq(artifact: Artifact, options: LoadOptions) -> Backend:
-    from pangu_server.backends.torch.backend import TransformersBackend
+    from pangu_server.backends.torch.backend import TorchBackend
     from pangu_server.backends.torch.gptq import load_gptq
 
-    return TransformersBackend(artifact, options, name="gptqmodel", load=load_gptq)
+    return TorchBackend(artifact, options, name="gptqmodel", load=load_gptq)
 
 
 BACKENDS: dict[str, Callable[[Artifact, LoadOptions], Backend]] = {

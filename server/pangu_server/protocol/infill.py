@@ -100,9 +100,9 @@ class InfillForm:
 def _timings(generation: Generation) -> dict[str, Any]:
     """llama.cpp's names. The prompt's time goes from leaving the queue to the first token."""
     [completion] = generation.completions
-    start, first = completion.started_seconds, completion.first_token_seconds
-    prompt_ms = 1000 * (first - start) if first and start else 0.0
-    predicted_ms = 1000 * (completion.last_token_seconds - first) if first else 0.0
+    timings = completion.timings
+    prompt_ms = 1000 * (timings.prefill_seconds or 0.0)
+    predicted_ms = 1000 * (timings.decode_seconds or 0.0)
     prompt, predicted = generation.prompt_tokens, generation.completion_tokens
     return {
         "prompt_n": prompt,

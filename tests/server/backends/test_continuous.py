@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from pangu_server.backends.schedule import Ticket
 from pangu_server.backends.seam import SamplingOptions
-from pangu_server.backends.torch import continuous
+from pangu_server.backends.torch import rows
 from pangu_server.backends.torch.continuous import ContinuousSchedule
 
 CONTEXT_TOKENS = 512  # of the tiny models here; more than two chunks
@@ -49,6 +49,7 @@ class Rig:
         self.schedule = ContinuousSchedule(
             self.model, max_batch=max_batch, context_length=CONTEXT_TOKENS, on_batch=self.batches.append
         )
+        self.schedule.start()
 
     def submit(self, prompt: list[int], listener: Collector | None = None, **options: Any) -> Collector:
         listener = listener or Collector()
@@ -330,7 +331,7 @@ def test_the_cache_is_counted_kept_and_released(rig: Rig, monkeypatch: pytest.Mo
         finished(listener)
     full = rig.schedule.cache_use().held_bytes
     assert full == small.held_bytes * MAX_BATCH * CONTEXT_TOKENS // 128, "all rows, twice doubled"
-    monkeypatch.setattr(continuous, "KEPT_BYTES", 0)
+    monkeypatch.setattr(rows, "KEPT_BYTES", 0)
     rig.run(prompt_of(100), max_tokens=1)
     deadline = time.monotonic() + 60
     while rig.schedule.cache_use().held_bytes and time.monotonic() < deadline:

@@ -34,7 +34,7 @@ def load_unquantized(artifact: Artifact, device: str) -> Loaded:
     return Loaded(model=model.to(device).eval(), compute_type=str(model.dtype).removeprefix("torch."))
 
 
-class TransformersBackend:
+class TorchBackend(ContinuousSchedule):
     """A causal language model in torch behind the `Backend` seam."""
 
     def __init__(
@@ -55,6 +55,12 @@ class TransformersBackend:
             loaded = load(artifact, device)
         except (SafetensorError, RuntimeError, ValueError, KeyError, OSError) as error:
             raise ArtifactError(f"{name} cannot load {artifact.path}: {error}") from error
+        super().__init__(
+            loaded.model,
+            max_batch=options.max_batch,
+            context_length=artifact.manifest.context_length,
+            on_batch=options.on_batch,
+        )
         self.info = BackendInfo(
             name=name,
             device=device,
@@ -64,14 +70,7 @@ class TransformersBackend:
             threads=options.threads,
             max_batch=options.max_batch,
         )
-        schedule = ContinuousSchedule(
-            loaded.model,
-            max_batch=options.max_batch,
-            context_length=artifact.manifest.context_length,
-            on_batch=options.on_batch,
-        )
-        self.submit, self.cancel = schedule.submit, schedule.cancel
-        self.cache_use, self.close = schedule.cache_use, schedule.close
+        self.start()
 
 
 def memory_bytes(model: Any) -> int:

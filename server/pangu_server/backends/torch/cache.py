@@ -1,5 +1,7 @@
-"""The torch backend's key/value cache: rows that come and go, each with a length of its own."""
+"""Keys and values of the rows, each row with a length of its own."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -39,20 +41,16 @@ class Slots(Cache):  # type: ignore[misc]
                 self._tensors[index] = _grown(tensor, rows, length)
             self.rows, self._length = rows, length
 
-    def select(self, first_row: int, positions: torch.Tensor, length: int) -> torch.Tensor:
+    def select(self, slots: Sequence[int], positions: torch.Tensor, length: int) -> torch.Tensor:
         """Say which rows and positions the next forward computes, within what is reserved.
 
-        `positions` (rows, tokens) are those of consecutive rows from `first_row` on, all below `length`.
+        `positions` (rows, tokens) are those of the rows in `slots`, which rise, all below `length`.
         Returns the attention mask (rows, 1, tokens, length): each token sees its own row up to itself.
         """
-        rows, device = positions.shape[0], positions.device
-        self._read = (slice(first_row, first_row + rows), slice(None), slice(length))
+        device = positions.device
+        self._read = (_places(slots, device), slice(None), slice(length))
         # `scatter_` would be as short, but in bfloat16 on a CPU it copies the whole tensor.
-        self._written = (
-            torch.arange(first_row, first_row + rows, device=device)[:, None],
-            slice(None),
-            positions,
-        )
+        self._written = (torch.tensor(slots, device=device)[:, None], slice(None), positions)
         return torch.arange(length, device=device) <= positions[:, None, :, None]
 
     def update(
@@ -80,10 +78,13 @@ class Slots(Cache):  # type: ignore[misc]
         for tensor in self._tensors:
             tensor[row, :, start:] = 0
 
-    def swap(self, first: int, second: int, length: int) -> None:
-        """Exchange the first `length` positions of two rows."""
-        for tensor in self._tensors:
-            tensor[[first, second], :, :length] = tensor[[second, first], :, :length]
+
+def _places(slots: Sequence[int], device: torch.device) -> slice | torch.Tensor:
+    """An index of rows: without a copy where they are evenly spaced, as one or two always are."""
+    steps = {second - first for first, second in pairwise(slots)} or {1}
+    if len(steps) == 1:
+        return slice(slots[0], slots[-1] + 1, steps.pop())
+    return torch.tensor(slots, device=device)
 
 
 def _grown(tensor: torch.Tensor, rows: int, length: int) -> torch.Tensor:

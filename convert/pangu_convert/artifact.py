@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pangu_training.stage.errors import PanguError
-from pangu_training.stage.identity import combined_hash, hash_files, library_versions
+from pangu_training.stage.identity import MANIFEST, artifact_hash, hash_files, library_versions
 from pangu_training.stage.output import write_file
 
-MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 Format = Literal["transformers", "ctranslate2", "gptq"]
 
@@ -69,8 +68,8 @@ class Manifest:
 
     @property
     def sha256(self) -> str:
-        """The artifact's identity: one hash over its files' names and hashes. Scores are no part of it."""
-        return combined_hash({name: record.sha256 for name, record in self.files.items()})
+        """The artifact's identity: one hash over its files' names and hashes. Scores are not part of it."""
+        return artifact_hash({name: dataclasses.asdict(record) for name, record in self.files.items()})
 
     def to_json(self) -> str:
         """The manifest as it stands in `manifest.json`."""

@@ -1,9 +1,12 @@
-"""An artifact behind the real server, in a fresh process."""
+"""An artifact behind the real server, in a fresh process.
+
+The one place where an earlier stage uses a later one: by its command, over HTTP, without an import.
+"""
 
 import contextlib
 import os
-import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +21,7 @@ LAUNCH = (
     "import ctypes, sys; ctypes.CDLL(None).prctl(1, 15); from pangu_server.cli import main; sys.exit(main())"
 )
 STOP_SECONDS = 60
+POLL_SECONDS = 0.1  # more often would take from the loading that is measured
 REQUEST_SECONDS = 24 * 3600  # nobody waits at a screen: an answer that ends early is a wrong one
 
 
@@ -26,8 +30,10 @@ class ServerProcess:
 
     def __init__(self, artifact: Path, *, device: str, threads: int, log: Path) -> None:
         self._artifact, self._log = artifact, log
+        port = _free_port()
+        self._address = f"http://127.0.0.1:{port}"
         self._options = (
-            *("--host", "127.0.0.1", "--port", "0", "--device", device, "--threads", str(threads)),
+            *("--host", "127.0.0.1", "--port", str(port), "--device", device, "--threads", str(threads)),
             *("--max-request-seconds", str(REQUEST_SECONDS)),
         )
 
@@ -42,10 +48,9 @@ class ServerProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", LAUNCH, self._artifact, *self._options],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
                 stderr=log,
                 env=environment,
-                text=True,
                 start_new_session=True,  # Ctrl-C is ours: we stop it
             )
         return self
@@ -61,10 +66,10 @@ class ServerProcess:
         Raises:
             ServedError: it ended instead; the message has its last word.
         """
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if found := re.search(r" ready on (http://\S+): ", line):
-                return running(found[1]), time.perf_counter() - self._started_seconds
+        while self._process.poll() is None:
+            if _is_ready(self._address):
+                return running(self._address), time.perf_counter() - self._started_seconds
+            time.sleep(POLL_SECONDS)
         words = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no word"]
         raise ServedError(f"{self._artifact} cannot be served: {words[-1]} (whole log: {self._log})")
 
@@ -77,3 +82,18 @@ class ServerProcess:
                 self._process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 self._process.kill()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def _is_ready(address: str) -> bool:
+    """Whether `/ready` answers with 200: until then nobody listens, or the model loads (503)."""
+    import httpx
+
+    try:
+        return httpx.get(f"{address}/ready", trust_env=False, timeout=REQUEST_SECONDS).is_success
+    except httpx.HTTPError:
+        return False

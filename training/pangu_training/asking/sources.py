@@ -16,10 +16,9 @@ from typing import Any
 from pangu_training.asking.endpoint import Endpoint, ServedError, identity, running
 from pangu_training.asking.server_process import ServerProcess
 from pangu_training.stage.errors import PanguError
-from pangu_training.stage.identity import combined_hash
+from pangu_training.stage.identity import MANIFEST, artifact_hash
 
 SCHEMES = ("http://", "https://")
-MANIFEST = "manifest.json"  # what pangu-convert writes last into an artifact
 
 
 class SourceError(PanguError):
@@ -92,8 +91,7 @@ def _artifact_identity(folder: Path) -> dict[str, Any]:
     """An artifact's model name and the hash of its files, from its manifest."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-        hashes = {name: record["sha256"] for name, record in manifest["files"].items()}
-        return {"model": manifest["name"], "sha256": combined_hash(hashes)}
+        return {"model": manifest["name"], "sha256": artifact_hash(manifest["files"])}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise SourceError(
             f"{folder} is no artifact: give a folder that pangu-convert wrote, or the URLs of servers"

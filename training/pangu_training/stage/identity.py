@@ -24,6 +24,7 @@ LIBRARIES = (
     "gguf",
 )
 HASH_CHUNK_BYTES = 8 << 20
+MANIFEST = "manifest.json"  # what pangu-convert writes last into an artifact
 
 
 def hash_files(folder: Path, names: Iterable[str], description: str) -> dict[str, str]:
@@ -60,6 +61,11 @@ def combined_hash(hashes: Mapping[str, str]) -> str:
     """One sha256 over file names and their hashes: the identity of a checkpoint."""
     lines = "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes))
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def artifact_hash(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """An artifact's identity, from the files of its manifest. Scores are not part of it."""
+    return combined_hash({name: record["sha256"] for name, record in files.items()})
 
 
 def library_versions() -> dict[str, str]:

@@ -31,7 +31,7 @@ class Connection:
 
 @contextlib.asynccontextmanager
 async def connect(*endpoints: Endpoint) -> AsyncIterator[list[Connection]]:
-    """A connection to each of `endpoints`, for as many requests at a time as are asked."""
+    """A connection to each of `endpoints`; a client sets no limit of its own to the requests at a time."""
     import httpx
 
     limits = httpx.Limits(max_connections=None)
@@ -62,7 +62,8 @@ async def share(
 
     `ask` keeps what comes. A refusal belongs to its task: it goes to `on_refusal`, and without one it ends the whole. A
     server that is gone, stays busy or fails is left out, with a warning about `name`, while another lives, and its
-    tasks are asked there. `bar` moves a step when a task is answered or refused.
+    tasks are asked there. `bar` moves a step when a task is answered or refused: an `ask` that counts the parts of a
+    task moves a bar of its own.
 
     Raises:
         ServedError: no server is left; what is under way then is dropped, and what was kept stays.

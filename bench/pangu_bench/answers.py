@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import httpx
-from tqdm import tqdm
 
 from pangu_bench.options import AnswerOptions
 from pangu_bench.rows import GenerationRow, RowFile
 from pangu_training.asking import questions
+from pangu_training.asking.asker import Connection, connect, progress_bar, share
 from pangu_training.asking.endpoint import Endpoint
 from pangu_training.asking.questions import prompt_question
 from pangu_training.evaluation.problem import Problem
@@ -38,16 +38,12 @@ def answer(rows: RowFile, problems: Iterable[Problem], options: AnswerOptions, e
 async def _answer(
     rows: RowFile, jobs: list[tuple[Problem, int]], options: AnswerOptions, endpoint: Endpoint
 ) -> None:
-    waiting = iter(jobs)
-    with tqdm(total=len(jobs), desc=f"asking {endpoint.model}", unit="answer", disable=None) as bar:
-        async with httpx.AsyncClient(**endpoint.client_options()) as client:
+    async def keep(connection: Connection, job: tuple[Problem, int]) -> None:
+        rows.append(await _ask(connection.client, endpoint.model, *job, options))
 
-            async def work() -> None:
-                for problem, sample in waiting:
-                    rows.append(await _ask(client, endpoint.model, problem, sample, options))
-                    bar.update()
-
-            await asyncio.gather(*(work() for _ in range(options.concurrency)))
+    with progress_bar(len(jobs), f"asking {endpoint.model}") as bar:
+        async with connect(endpoint) as connections:
+            await share(connections, jobs, keep, concurrency=options.concurrency, bar=bar)
 
 
 async def _ask(

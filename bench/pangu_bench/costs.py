@@ -23,6 +23,7 @@ from pangu_bench.memory import Meters, Peak
 from pangu_bench.options import UsageError
 from pangu_bench.rows import LatencyRow, MemoryRow, RowFile, RowsError, ServedRow
 from pangu_convert.artifact import Artifact
+from pangu_training.asking.asker import connect
 from pangu_training.asking.endpoint import Endpoint
 from pangu_training.asking.server_process import ServerProcess
 
@@ -140,11 +141,11 @@ async def _measure_requests(
 ) -> None:
     """Append the latency of requests alone, then the peak of memory in one that fills the context."""
     prompts = Prompts(tokenizer_of(artifact))
-    async with httpx.AsyncClient(**endpoint.client_options()) as client:
-        await _time(rows, client, endpoint, prompts, options)
+    async with connect(endpoint) as [connection]:
+        await _time(rows, connection.client, endpoint, prompts, options)
         prompt = prompts.prompt(options.context - options.new_tokens)
         with Peak(meters, process_id) as generating:
-            await timed_request(client, endpoint.model, prompt, options.new_tokens)
+            await timed_request(connection.client, endpoint.model, prompt, options.new_tokens)
     _append(rows, "generating", generating.sizes, context_tokens=options.context)
 
 
@@ -155,8 +156,8 @@ async def measure_running(rows: RowFile, endpoint: Endpoint, options: CostOption
         ServedError: it has no /tokenize, or does not answer as timing needs it.
     """
     prompts = Prompts(EndpointTokenizer(endpoint))
-    async with httpx.AsyncClient(**endpoint.client_options()) as client:
-        await _time(rows, client, endpoint, prompts, options)
+    async with connect(endpoint) as [connection]:
+        await _time(rows, connection.client, endpoint, prompts, options)
 
 
 async def _time(

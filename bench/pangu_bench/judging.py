@@ -1,24 +1,22 @@
 """Verdicts on answers, made by the sandbox; each is a row as soon as it is there. The gold solutions' too."""
 
-import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from pangu_bench.rows import GenerationRow, RowFile, VerdictRow
+from pangu_training.evaluation import judging
 from pangu_training.evaluation.extraction import runnable
-from pangu_training.evaluation.judging import check_of, sandbox_configuration
+from pangu_training.evaluation.judging import sandbox_configuration
 from pangu_training.evaluation.problem import Problem, Suite
 from pangu_training.evaluation.styles import style_for
-from pangu_training.sandbox.execution import Outcome, Policy, Result, run_as_completed
+from pangu_training.sandbox.execution import Outcome, Policy, Result
 
 GOLD = "gold"
 
 
 class Job(NamedTuple):
-    """A program that is to be judged."""
+    """A program that is to be judged, without its problem's setup."""
 
     problem: Problem
     style: str
@@ -33,7 +31,7 @@ def judge(rows: RowFile, problems: Iterable[Problem], policy: Policy) -> None:
     for row in rows.of(GenerationRow):
         if problem := by_task.get(row.task_id):
             program = style_for(problem, row.style).program(problem, row.answer)
-            jobs.append(Job(problem, row.style, row.sample, runnable(problem, program)))
+            jobs.append(Job(problem, row.style, row.sample, program))
     _judge(rows, jobs, policy, "judging")
 
 
@@ -46,7 +44,9 @@ def gold_verdicts(
         solved = [
             problem for problem in problems if problem.canonical_program
         ]  # own problems may come without
-        jobs = [Job(problem, GOLD, 0, problem.canonical_program) for problem in solved]
+        jobs = [
+            Job(problem, GOLD, 0, problem.canonical_program.removeprefix(problem.setup)) for problem in solved
+        ]
         _judge(rows, jobs, policy, "judging gold")
         verdicts = {row.task_id: row for row in rows.of(VerdictRow)}
     return {problem.task_id: verdicts[problem.task_id] for problem in solved}
@@ -58,12 +58,9 @@ def _judge(rows: RowFile, jobs: Iterable[Job], policy: Policy, description: str)
         for job in jobs
         if not rows.has(VerdictRow, job.problem.suite, job.style, job.problem.task_id, job.sample)
     ]
-    checks_by_task = {job.problem.task_id: check_of(job.problem) for job in jobs}
-    with contextlib.closing(
-        run_as_completed([(job.program, checks_by_task[job.problem.task_id]) for job in jobs], policy)
-    ) as done:
-        for at, result in tqdm(done, total=len(jobs), desc=description, unit="program", disable=None):
-            rows.append(_verdict(jobs[at], result))
+    programs = [(job.problem, job.program) for job in jobs]
+    for at, result in judging.judge(programs, policy, description=description):
+        rows.append(_verdict(jobs[at], result))
 
 
 def _verdict(job: Job, result: Result) -> VerdictRow:
@@ -75,6 +72,6 @@ def _verdict(job: Job, result: Result) -> VerdictRow:
         passed=result.outcome is Outcome.PASSED,
         outcome=result.outcome,
         detail=result.reason,
-        program=job.program,
+        program=runnable(job.problem, job.program),
         cpu_seconds=result.cpu_seconds,
     )

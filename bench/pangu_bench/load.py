@@ -23,6 +23,7 @@ from pangu_training.stage.output import write_file
 if TYPE_CHECKING:
     from pangu_bench.latency import Prompts
     from pangu_convert.artifact import Artifact
+    from pangu_training.asking.asker import Connection
     from pangu_training.asking.endpoint import Endpoint
 
 
@@ -133,30 +134,26 @@ def run(arguments: argparse.Namespace) -> int:
 async def _measure(
     rows: RowFile, endpoint: "Endpoint", prompts: "Prompts", levels: Sequence[int], options: LoadOptions
 ) -> None:
-    import httpx
-
     from pangu_bench.latency import timed_request
+    from pangu_training.asking.asker import connect
 
     lengths, news = options.prompt_tokens, options.new_tokens
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(**endpoint.client_options(), limits=limits) as client:
 
-        async def ask(request: int, concurrency: int) -> LatencyRow:
-            return await timed_request(
-                client,
-                endpoint.model,
-                prompts.prompt(lengths[request % len(lengths)]),
-                news[request % len(news)],
-                request=request,
-                concurrency=concurrency,
-            )
+    async def ask(connection: "Connection", request: int, concurrency: int) -> LatencyRow:
+        return await timed_request(
+            connection.client,
+            endpoint.model,
+            prompts.prompt(lengths[request % len(lengths)]),
+            news[request % len(news)],
+            request=request,
+            concurrency=concurrency,
+        )
 
+    async with connect(endpoint) as [connection]:
         for request in range(options.warmup):
-            await ask(request, 1)
+            await ask(connection, request, 1)
         for level in levels:
-            started = time.perf_counter()
-            done = await _level(ask, level, options.requests)
-            seconds = time.perf_counter() - started
+            done, seconds = await _level(connection, ask, level, options.requests)
             for row in done:
                 if not rows.has(LatencyRow, level, row.prompt_tokens, row.request):
                     rows.append(row)
@@ -172,20 +169,23 @@ async def _measure(
 
 
 async def _level(
-    ask: Callable[[int, int], Awaitable[LatencyRow]], level: int, requests: int
-) -> list[LatencyRow]:
-    from tqdm import tqdm
+    connection: "Connection",
+    ask: Callable[["Connection", int, int], Awaitable[LatencyRow]],
+    level: int,
+    requests: int,
+) -> tuple[list[LatencyRow], float]:
+    """The requests of a level in the order of their ends, and the seconds from the first's start to the last's end."""
+    from pangu_training.asking.asker import progress_bar, share
 
-    waiting, done = iter(range(requests)), []
-    with tqdm(total=requests, desc=f"{level} at a time", unit="request", disable=None) as bar:
+    done: list[LatencyRow] = []
 
-        async def client() -> None:
-            for request in waiting:
-                done.append(await ask(request, level))
-                bar.update()
+    async def keep(connection: "Connection", request: int) -> None:
+        done.append(await ask(connection, request, level))
 
-        await asyncio.gather(*(client() for _ in range(level)))
-    return done
+    with progress_bar(requests, f"{level} at a time", "request") as bar:
+        started = time.perf_counter()
+        await share([connection], range(requests), keep, concurrency=level, bar=bar)
+        return done, time.perf_counter() - started
 
 
 def measured_levels(file: Path) -> list[dict[str, Any]]:

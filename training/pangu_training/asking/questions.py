@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
+from pangu_training.asking.asker import Connection, connect, progress_bar, share
 from pangu_training.asking.endpoint import Endpoint, RefusedError, ServedError, identity, post
 from pangu_training.evaluation.styles import Prompt
 from pangu_training.stage.command import number_within, whole_number
@@ -91,7 +90,7 @@ def ask(
     missing = {question.key: question for question in questions if question.key not in journal.rows}
     refused: dict[str, Reply] = {}
     if missing:
-        asyncio.run(_ask(endpoint, missing.values(), journal, refused, concurrency, progress))
+        asyncio.run(_ask(endpoint, list(missing.values()), journal, refused, concurrency, progress))
     if refused and not journal.rows:
         raise ServedError(f"{endpoint.model} refuses every request: {next(iter(refused.values())).refused}")
     return [refused.get(question.key) or _reply(journal.rows[question.key]) for question in questions]
@@ -99,28 +98,23 @@ def ask(
 
 async def _ask(
     endpoint: Endpoint,
-    questions: Iterable[Question],
+    questions: Sequence[Question],
     journal: Journal,
     refused: dict[str, Reply],
     concurrency: int,
     progress: str,
 ) -> None:
-    import httpx
+    async def keep(connection: Connection, question: Question) -> None:
+        journal.append(question.key, asdict(await answer(connection.client, question)))
 
-    waiting = list(questions)
-    remaining, limits = iter(waiting), httpx.Limits(max_connections=None)
-    with tqdm(total=len(waiting), desc=progress, unit="answer", disable=None) as bar:
-        async with httpx.AsyncClient(**endpoint.client_options(), limits=limits) as client:
+    def keep_refusal(question: Question, error: RefusedError) -> None:
+        refused[question.key] = Reply(refused=str(error))
 
-            async def work() -> None:
-                for question in remaining:
-                    try:
-                        journal.append(question.key, asdict(await answer(client, question)))
-                    except RefusedError as error:
-                        refused[question.key] = Reply(refused=str(error))
-                    bar.update()
-
-            await asyncio.gather(*(work() for _ in range(min(concurrency, len(waiting)))))
+    with progress_bar(len(questions), progress) as bar:
+        async with connect(endpoint) as connections:
+            await share(
+                connections, questions, keep, concurrency=concurrency, on_refusal=keep_refusal, bar=bar
+            )
 
 
 async def answer(client: "httpx.AsyncClient", question: Question) -> Reply:

@@ -1,10 +1,7 @@
 """Drafts of tests: a model's asserts for a problem, its programs, and what the sandbox says of one by the other."""
 
-import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-
-from tqdm import tqdm
 
 from pangu_training.asking.questions import Chat, Reply
 from pangu_training.data.agreement import (
@@ -18,13 +15,11 @@ from pangu_training.data.agreement import (
     of_candidate,
 )
 from pangu_training.data.instructions import named, tests
-from pangu_training.evaluation.extraction import runnable
-from pangu_training.evaluation.judging import check_of, sandbox_configuration
+from pangu_training.evaluation.judging import judge, sandbox_configuration
 from pangu_training.evaluation.problem import CheckTests, Problem
 from pangu_training.evaluation.styles import STYLES
 from pangu_training.evaluation.words import ProblemRow
-from pangu_training.sandbox.checks import Check
-from pangu_training.sandbox.execution import Outcome, Policy, run_as_completed
+from pangu_training.sandbox.execution import Outcome, Policy
 from pangu_training.stage.line_file import Journal, key_of
 
 CHAT_STYLE = STYLES["chat"]
@@ -113,19 +108,17 @@ def judged(drafts: Sequence[Draft], journal: Journal, policy: Policy) -> list[Dr
         if not unfinished:
             break
         at = list(unfinished)
-        jobs = [
-            (runnable(draft.problem, program), _check(draft, len(marks[name])))
-            for name, (draft, program) in unfinished.items()
+        programs = [
+            (_with_tests(draft, len(marks[name])), program) for name, (draft, program) in unfinished.items()
         ]
-        with contextlib.closing(run_as_completed(jobs, policy)) as done:
-            for place, result in tqdm(done, total=len(jobs), desc="running", unit="program", disable=None):
-                name, (draft, _) = at[place], unfinished[at[place]]
-                marks[name] += result.marks
-                ended_early = len(marks[name]) < len(draft.asserts)
-                marks[name] += "-" * ended_early
-                if last or not ended_early or result.outcome is Outcome.SYNTAX:
-                    journal.append(name, {"marks": marks[name]})
-                    del unfinished[name]
+        for place, result in judge(programs, policy, description="running"):
+            name, (draft, _) = at[place], unfinished[at[place]]
+            marks[name] += result.marks
+            ended_early = len(marks[name]) < len(draft.asserts)
+            marks[name] += "-" * ended_early
+            if last or not ended_early or result.outcome is Outcome.SYNTAX:
+                journal.append(name, {"marks": marks[name]})
+                del unfinished[name]
     return [
         replace(
             draft, consensus=consensus([_held(journal, key(draft, program)) for program in draft.programs])
@@ -138,10 +131,9 @@ def _held(journal: Journal, key: str) -> frozenset[int]:
     return frozenset(at for at, mark in enumerate(journal.rows[key]["marks"]) if mark == "+")
 
 
-def _check(draft: Draft, first: int) -> Check:
-    """The draft's asserts from the place `first` on."""
-    tests = CheckTests(source=check_source(draft.asserts[first:]))
-    return check_of(replace(draft.problem, tests=tests))
+def _with_tests(draft: Draft, first: int) -> Problem:
+    """The problem with the draft's asserts from the place `first` on."""
+    return replace(draft.problem, tests=CheckTests(source=check_source(draft.asserts[first:])))
 
 
 def _draft(row: ProblemRow, replies: Iterable[Reply], count: int) -> Draft:

@@ -1,17 +1,13 @@
 """Draws responses from one source: its servers share the requests, and each response is in a journal at once."""
 
 import asyncio
-import contextlib
-import sys
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tqdm import tqdm
-
+from pangu_training.asking.asker import Connection, connect, progress_bar, share
 from pangu_training.asking.endpoint import Endpoint, RefusedError, ServedError
 from pangu_training.asking.questions import Question, Reply, answer, prompt_question
 from pangu_training.asking.sources import Source
@@ -20,9 +16,6 @@ from pangu_training.evaluation.styles import Prompt, style_for
 from pangu_training.evaluation.suites import problem_of
 from pangu_training.evaluation.words import ProblemRow
 from pangu_training.stage.line_file import Journal, key_of
-
-if TYPE_CHECKING:
-    import httpx
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,59 +99,38 @@ class Drawing:
             ServedError: no server is left, or all that is asked is refused. A server that is gone, stays busy or fails
                 is left out, with a warning, while another lives.
         """
-        waiting = deque(draw for draw in self._draws if self._missing(draw))
+        waiting = [draw for draw in self._draws if self._missing(draw)]
         total = sum(len(self._missing(draw)) for draw in waiting)
-        name = f"{self.source.role} {self.source.name}"
         started = time.perf_counter()
-        with tqdm(total=total, desc=name, unit="response", disable=None) as self._bar:
+        with progress_bar(total, f"{self.source.role} {self.source.name}", "response") as self._bar:
             asyncio.run(self._share(endpoints, waiting))
         self.seconds = time.perf_counter() - started
         if self.refusals and not self.responses:
             raise ServedError(f"{self.source.name} refuses every problem: {self.refusals[0]}")
 
-    async def _share(self, endpoints: Sequence[Endpoint], waiting: deque[Draw]) -> None:
-        import httpx
+    async def _share(self, endpoints: Sequence[Endpoint], waiting: Sequence[Draw]) -> None:
+        async with connect(*endpoints) as connections:
+            await share(
+                connections,
+                waiting,
+                self._ask,
+                concurrency=self._options.concurrency,
+                on_refusal=self._refused,
+                name=self.source.name,
+            )
 
-        living = list(endpoints)
+    def _refused(self, draw: Draw, error: RefusedError) -> None:
+        self.refusals.append(str(error))
+        self._bar.update(len(self._missing(draw)))
 
-        async def work(endpoint: Endpoint, client: httpx.AsyncClient) -> None:
-            while waiting and endpoint in living:
-                draw = waiting.popleft()
-                try:
-                    await self._ask(endpoint, client, draw)
-                except RefusedError as error:
-                    self.refusals.append(str(error))
-                    self._bar.update(len(self._missing(draw)))
-                except ServedError as error:
-                    waiting.appendleft(draw)
-                    if living == [endpoint]:
-                        raise
-                    if endpoint in living:
-                        living.remove(endpoint)
-                        tqdm.write(f"warning: {self.source.name}: left out: {error}", file=sys.stderr)
-
-        async with contextlib.AsyncExitStack() as stack:
-            limits = httpx.Limits(max_connections=None)
-            clients = [
-                await stack.enter_async_context(httpx.AsyncClient(**endpoint.client_options(), limits=limits))
-                for endpoint in endpoints
-            ]
-            while waiting:  # again when a server gave draws back after the others had ended
-                # Whoever is free takes the next draw, and in the beginning all servers alike.
-                workers = [
-                    work(endpoint, client)
-                    for _ in range(self._options.concurrency)
-                    for endpoint, client in zip(endpoints, clients, strict=True)
-                ]
-                await asyncio.gather(*workers)
-
-    async def _ask(self, endpoint: Endpoint, client: "httpx.AsyncClient", draw: Draw) -> None:
+    async def _ask(self, connection: Connection, draw: Draw) -> None:
         """Draw what is missing of `draw`, in one request where the server takes `n`."""
         takes_n = self._takes_n
         while missing := self._missing(draw):
             samples = missing if takes_n else missing[:1]
             try:
-                reply = await answer(client, self._question(endpoint.model, draw, samples))
+                question = self._question(connection.endpoint.model, draw, samples)
+                reply = await answer(connection.client, question)
             except RefusedError:
                 if len(samples) == 1:
                     raise

@@ -2,7 +2,7 @@
 
 import contextlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,26 @@ def sandbox_configuration(policy: Policy) -> dict[str, object]:
     return {"tier": tier(unsafe=policy.unsafe).name, **asdict(policy)}
 
 
+def judge(
+    programs: Sequence[tuple[Problem, str]],
+    policy: Policy,
+    *,
+    description: str = "judging",
+    leave: bool = True,
+) -> Iterator[tuple[int, Result]]:
+    """Run each program, which comes without its problem's setup: its place in `programs` and its result, as they come.
+
+    Iterate over it directly: then a loop that is left early, by Ctrl-C too, leaves no process behind. `description`
+    names the bar, which stays on the screen if `leave`.
+
+    Raises:
+        SandboxError: programs cannot be confined here.
+    """
+    jobs = _jobs(programs)
+    with contextlib.closing(run_as_completed(jobs, policy)) as results:
+        yield from tqdm(results, desc=description, total=len(jobs), leave=leave, unit="program", disable=None)
+
+
 def verdicts(journal: Path, programs: Sequence[tuple[Problem, str]], policy: Policy) -> list[Result]:
     """How each of `programs` came out, in order; only what `journal` lacks is run.
 
@@ -61,16 +81,24 @@ def verdicts(journal: Path, programs: Sequence[tuple[Problem, str]], policy: Pol
         LineFileError: another process has the journal, or it is damaged.
     """
     sandbox = sandbox_configuration(policy)
-    checks = {problem.task_id: check_of(problem) for problem, _ in programs}
-    jobs = [(runnable(problem, program), checks[problem.task_id]) for problem, program in programs]
-    keys = [key_of("verdict", program, asdict(check), sandbox) for program, check in jobs]
+    keys = [key_of("verdict", program, asdict(check), sandbox) for program, check in _jobs(programs)]
     with Journal(journal) as done:
-        missing = {key: job for key, job in zip(keys, jobs, strict=True) if key not in done.rows}
+        missing = {key: job for key, job in zip(keys, programs, strict=True) if key not in done.rows}
         new = list(missing)
-        with contextlib.closing(run_as_completed(list(missing.values()), policy)) as results:
-            for at, result in tqdm(results, total=len(new), desc="judging", unit="program", disable=None):
-                done.append(new[at], asdict(result))
+        for at, result in judge(list(missing.values()), policy):
+            done.append(new[at], asdict(result))
         return [_result(done.rows[key]) for key in keys]
+
+
+def _jobs(programs: Iterable[tuple[Problem, str]]) -> list[tuple[str, Check]]:
+    """What the sandbox runs. A check is made once for each problem, the object: two with one id may differ in tests."""
+    checks: dict[int, Check] = {}
+    jobs = []
+    for problem, program in programs:
+        if id(problem) not in checks:
+            checks[id(problem)] = check_of(problem)
+        jobs.append((runnable(problem, program), checks[id(problem)]))
+    return jobs
 
 
 def _result(row: Mapping[str, Any]) -> Result:

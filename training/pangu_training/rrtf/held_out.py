@@ -8,7 +8,6 @@ Tokens come from a loop of our own over the whole wrapped model: transformers' `
 past the hooks of FSDP and the autocast of accelerate, and takes sampling defaults from the checkpoint.
 """
 
-import contextlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -20,15 +19,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pangu_training.data.ranked import RankedFile
-from pangu_training.evaluation.extraction import runnable
-from pangu_training.evaluation.judging import check_of, policy_of, sandbox_configuration
+from pangu_training.evaluation.judging import judge, policy_of, sandbox_configuration
 from pangu_training.evaluation.styles import STYLES
 from pangu_training.evaluation.suites import own_problems
 from pangu_training.evaluation.words import read_problems
 from pangu_training.rrtf.options import Options
 from pangu_training.rrtf.pairs import PairTokenizer
 from pangu_training.rrtf.run import Run
-from pangu_training.sandbox.execution import Outcome, run_as_completed
+from pangu_training.sandbox.execution import Outcome
 from pangu_training.stage.checkpoint import Checkpoint
 from pangu_training.stage.errors import DataError
 from pangu_training.stage.output import write_json_lines
@@ -131,12 +129,10 @@ class HeldOutProblems:
             task_id: self._tokenizer.text(tokens[:-1] if ended[task_id] else tokens)
             for task_id, tokens in answers.items()
         }
-        jobs = [
-            (runnable(problem, STYLES["pangu"].program(problem, texts[problem.task_id])), check_of(problem))
-            for problem in self._problems
+        programs = [
+            (problem, STYLES["pangu"].program(problem, texts[problem.task_id])) for problem in self._problems
         ]
-        with contextlib.closing(run_as_completed(jobs, self._policy)) as done:
-            results = dict(tqdm(done, "judging", len(jobs), leave=False, unit="program", disable=None))
+        results = dict(judge(programs, self._policy, leave=False))
         rows = [
             {
                 "id": problem.task_id,

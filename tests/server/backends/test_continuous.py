@@ -3,19 +3,23 @@
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.collector import Collector
+from support.served import wait_for
 from transformers import AutoModelForCausalLM
 
 from pangu_server.backends.schedule import Ticket
 from pangu_server.backends.seam import SamplingOptions
 from pangu_server.backends.torch import rows
 from pangu_server.backends.torch.continuous import ContinuousSchedule
+from pangu_server.backends.torch.rows import Row
 
 CONTEXT_TOKENS = 512  # of the tiny models here; more than two chunks
 VOCABULARY = 300  # of the ids that prompts are made of
@@ -137,6 +141,37 @@ def test_in_company_the_tokens_are_those_of_generate(rig: Rig, seed: int) -> Non
     for (prompt, count), listener in zip(prompts, listeners, strict=True):
         assert finished(listener).tokens == rig.expected(prompt, count)
     assert 1 < max(rig.batches) <= MAX_BATCH
+
+
+def test_a_row_keeps_its_slot_for_life(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody moves when one in the middle ends, whose place the next prompt takes."""
+    slots: dict[Ticket, set[int]] = defaultdict(set)
+    gaps: set[tuple[int, ...]] = set()
+    forward = rig.schedule._runner.forward
+
+    def watched(rows: Sequence[Row], count: int, *, keep: int) -> torch.Tensor:
+        for row in rows:
+            assert row.ticket
+            slots[row.ticket].add(row.slot)
+        gaps.add(tuple(second.slot - first.slot for first, second in pairwise(rows)))
+        return forward(rows, count, keep=keep)
+
+    monkeypatch.setattr(rig.schedule._runner, "forward", watched)
+    hold = threading.Event()
+    prompts = [(prompt_of(20, seed=seed), 4 if seed == 1 else 40) for seed in range(MAX_BATCH)]
+    listeners = [
+        rig.submit(prompt, Watched(hold if seed == 0 else None), max_tokens=count)
+        for seed, (prompt, count) in enumerate(prompts)
+    ]
+    hold.set()
+    # A turn computes all four prompts, so by then the others have gone on without the second one.
+    wait_for(lambda: len(listeners[0].tokens) >= 10)
+    prompts.append((prompt_of(30, seed=9), 8))
+    listeners.append(rig.submit(prompts[-1][0], max_tokens=8))
+    for (prompt, count), listener in zip(prompts, listeners, strict=True):
+        assert finished(listener).tokens == rig.expected(prompt, count)
+    assert all(len(places) == 1 for places in slots.values())
+    assert {(1, 1, 1), (2, 1)} <= gaps, "all in a row, and without the second one"
 
 
 @pytest.mark.real_model

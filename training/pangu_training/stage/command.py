@@ -45,7 +45,12 @@ def add_verb(parser: argparse.ArgumentParser, verb: Verb) -> None:
     hints.pop("return", None)
     [options] = hints.values()
     add_options(parser, options)
-    parser.set_defaults(run=lambda arguments: verb(options_of(options, arguments)))
+
+    def run(arguments: argparse.Namespace) -> int | None:
+        values = {name: value for name, value in vars(arguments).items() if name != "run"}
+        return verb(options_of(options, **values))
+
+    parser.set_defaults(run=run)
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:

@@ -48,28 +48,43 @@ def argument(help: str, default: Any = MISSING, **settings: Any) -> Any:
     return dataclasses.field(default=default, metadata={**settings, "help": help, "positional": True})
 
 
-def nested(cls: type[Any], **defaults: Any) -> Any:
-    """A field that is a dataclass of options itself; `defaults` replace some of its own."""
+def nested(cls: type[Any], *, group: str | None = None, **defaults: Any) -> Any:
+    """A field that is a dataclass of options itself; `defaults` replace some of its own, `group` its fields' group."""
     return dataclasses.field(
-        default_factory=lambda: cls(**defaults), metadata={"nested": cls, "defaults": defaults}
+        default_factory=lambda: options_of(cls, **defaults),
+        metadata={"nested": cls, "defaults": defaults, "group": group},
     )
 
 
-def add_options(parser: argparse.ArgumentParser, cls: type[Any], **defaults: Any) -> None:
-    """Declare what `cls` has; `defaults` replace some of its own."""
-    _Flags(parser).add(cls, defaults)
+def add_options(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
+    """Declare the flags of `cls`."""
+    _Flags(parser).add(cls, {}, None)
 
 
-def options_of(cls: type[Options], arguments: argparse.Namespace) -> Options:
-    """The options that were parsed. Whatever `cls` refuses in `__post_init__` it raises here."""
-    values = {}
+def options_of(cls: type[Options], **values: Any) -> Options:
+    """`cls` with these values of its fields and of the fields nested in it; the others keep their defaults.
+
+    Raises:
+        TypeError: there is no such option, or one without a default is missing. And what `cls` itself refuses.
+    """
+    options = _filled(cls, values)
+    if values:
+        raise TypeError(f"{cls.__name__} has no option {', '.join(values)}")
+    return options
+
+
+def _filled(cls: type[Options], values: dict[str, Any]) -> Options:
+    """Takes what it uses out of `values`."""
+    fields = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         if "nested" in field.metadata:
-            values[field.name] = options_of(field.metadata["nested"], arguments)
-        elif field.metadata and field.init:
-            value = getattr(arguments, field.name)
-            values[field.name] = tuple(value) if isinstance(value, list) else value
-    return cls(**values)
+            for name, default in field.metadata["defaults"].items():
+                values.setdefault(name, default)
+            fields[field.name] = _filled(field.metadata["nested"], values)
+        elif field.name in values:
+            value = values.pop(field.name)
+            fields[field.name] = tuple(value) if isinstance(value, list) else value
+    return cls(**fields)
 
 
 class _Flags:
@@ -80,14 +95,14 @@ class _Flags:
         self._groups: dict[str, Container] = {}
         self._exclusive: dict[str, Container] = {}
 
-    def add(self, cls: type[Any], defaults: dict[str, Any]) -> None:
+    def add(self, cls: type[Any], defaults: dict[str, Any], group: str | None) -> None:
         """Declare the fields of `cls`, in order."""
         hints = get_type_hints(cls)
         for field in dataclasses.fields(cls):
-            settings = dict(field.metadata)
+            settings = {**field.metadata, **({"group": group} if group else {})}
             if "nested" in settings:
-                self.add(settings["nested"], settings["defaults"])
-            elif settings:
+                self.add(settings["nested"], settings["defaults"], settings["group"])
+            else:
                 self._add(field.name, hints[field.name], defaults.get(field.name, field.default), settings)
 
     def _add(self, name: str, hint: Any, default: Any, settings: dict[str, Any]) -> None:
@@ -96,7 +111,11 @@ class _Flags:
         settings = {**_reading(hint, default, settings), **settings}
         if default is not MISSING:
             settings["default"] = list(default) if isinstance(default, tuple) and default else default
-            shown = default not in (None, False, ()) and "(default: " not in settings["help"]
+            shown = (
+                default not in (None, "", ())
+                and default is not False
+                and "(default: " not in settings["help"]
+            )
             if shown:
                 settings["help"] = f"{settings['help']} (default: %(default)s)".lstrip()
         if not positional:

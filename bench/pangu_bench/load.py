@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from pangu_bench.options import UsageError, running_server
 from pangu_bench.rows import LatencyRow, LoadRow, Row, RowFile, ServedRow, read_rows
-from pangu_training.stage.command import add_server_arguments, whole_number
+from pangu_training.stage.command import add_server_arguments
+from pangu_training.stage.options import whole_number
 from pangu_training.stage.output import write_file
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from pangu_training.evaluation.styles import STYLES
 from pangu_training.evaluation.suites import READERS
-from pangu_training.stage.command import number_within, whole_number
 from pangu_training.stage.errors import PanguError
+from pangu_training.stage.options import number_within, whole_number
 
 
 class UsageError(PanguError):

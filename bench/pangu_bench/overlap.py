@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_bench.options import UsageError
-from pangu_training.stage.command import whole_number
+from pangu_training.stage.options import whole_number
 from pangu_training.stage.output import write_file
 
 TABLE, FIGURES, PAGE = "overlap.md", "overlap.json", "overlap.html"

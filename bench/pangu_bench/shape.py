@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from pangu_bench.options import UsageError, add_cost_arguments
 from pangu_bench.shapes import FORMATS, SHAPES, Sizes
-from pangu_training.stage.command import add_server_arguments, whole_number
+from pangu_training.stage.command import add_server_arguments
 from pangu_training.stage.errors import MissingExtra
+from pangu_training.stage.options import whole_number
 from pangu_training.stage.output import write_file
 
 if TYPE_CHECKING:

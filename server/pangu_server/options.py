@@ -12,7 +12,7 @@ from pangu_server.backends.seam import Device
 from pangu_server.environment import EnvironmentParser
 from pangu_server.limits import Limits
 from pangu_server.logs import LogFormat
-from pangu_training.stage.command import whole_number
+from pangu_training.stage.options import whole_number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

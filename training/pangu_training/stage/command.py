@@ -7,7 +7,6 @@ the arguments are parsed, so that `--help` stays fast.
 
 import argparse
 import logging
-import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from types import ModuleType
 from typing import Any, Literal, get_type_hints
 
 from pangu_training.stage.errors import MissingExtra, PanguError
-from pangu_training.stage.options import add_options, option, options_of
+from pangu_training.stage.options import add_options, option, options_of, whole_number
 
 # transformers imports torchao where it is installed, and that logs its GPU files' absence, and more;
 # accelerate takes a model with tied weights that is still empty for one whose weights are not tied
@@ -51,34 +50,6 @@ def add_verb(parser: argparse.ArgumentParser, verb: Verb) -> None:
         return verb(options_of(options, **values))
 
     parser.set_defaults(run=run)
-
-
-def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
-    """An argument's type: an integer within bounds."""
-
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least or (most is not None and value > most):
-            wanted = f"at least {least}" if most is None else f"{least} to {most}"
-            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
-        return value
-
-    number.__name__ = "int"  # argparse: "invalid int value"
-    return number
-
-
-def number_within(least: float, most: float = math.inf) -> Callable[[str], float]:
-    """An argument's type: a finite number within bounds."""
-
-    def number(text: str) -> float:
-        value = float(text)
-        if not math.isfinite(value) or not least <= value <= most:
-            wanted = f"a number of {least:g} or more" if math.isinf(most) else f"{least:g} to {most:g}"
-            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
-        return value
-
-    number.__name__ = "float"
-    return number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

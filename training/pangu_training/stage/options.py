@@ -15,6 +15,7 @@ these, each also `| None`. `type=` reads it otherwise. Whoever calls the verb fr
 
 import argparse
 import dataclasses
+import math
 import types
 from collections.abc import Callable
 from dataclasses import MISSING
@@ -48,12 +49,47 @@ def argument(help: str, default: Any = MISSING, **settings: Any) -> Any:
     return dataclasses.field(default=default, metadata={**settings, "help": help, "positional": True})
 
 
+def counted(
+    help: str, default: Any = MISSING, *, least: int = 1, metavar: str | None = "N", **settings: Any
+) -> Any:
+    """A field that is a whole number of at least `least`."""
+    return option(help, default, type=whole_number(least), metavar=metavar, **settings)
+
+
 def nested(cls: type[Any], *, group: str | None = None, **defaults: Any) -> Any:
     """A field that is a dataclass of options itself; `defaults` replace some of its own, `group` its fields' group."""
     return dataclasses.field(
         default_factory=lambda: options_of(cls, **defaults),
         metadata={"nested": cls, "defaults": defaults, "group": group},
     )
+
+
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """An argument's type: an integer within bounds."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least or (most is not None and value > most):
+            wanted = f"at least {least}" if most is None else f"{least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
+        return value
+
+    number.__name__ = "int"  # argparse: "invalid int value"
+    return number
+
+
+def number_within(least: float, most: float = math.inf) -> Callable[[str], float]:
+    """An argument's type: a finite number within bounds."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value) or not least <= value <= most:
+            wanted = f"a number of {least:g} or more" if math.isinf(most) else f"{least:g} to {most:g}"
+            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
+        return value
+
+    number.__name__ = "float"
+    return number
 
 
 def add_options(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
@@ -110,7 +146,7 @@ class _Flags:
         place = self._place(settings.pop("group", None), settings.pop("exclusive", None))
         settings = {**_reading(hint, default, settings), **settings}
         if default is not MISSING:
-            settings["default"] = list(default) if isinstance(default, tuple) and default else default
+            settings["default"] = list(default) if isinstance(default, tuple) else default
             shown = (
                 default not in (None, "", ())
                 and default is not False
@@ -148,7 +184,7 @@ def _reading(hint: Any, default: Any, settings: dict[str, Any]) -> dict[str, Any
         [hint] = [kind for kind in get_args(hint) if kind is not types.NoneType]
     reading: dict[str, Any] = {}
     if get_origin(hint) is tuple:
-        if "nargs" not in settings and settings.get("action") != "append":
+        if Ellipsis in get_args(hint) and settings.get("action") != "append":
             reading["nargs"] = "+"
         hint = get_args(hint)[0]
     if "action" in settings and settings["action"] != "append":

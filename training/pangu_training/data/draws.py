@@ -36,7 +36,7 @@ class DrawOptions:
         "of each source to each problem at each temperature", 1, metavar="K", group=RESPONSES
     )
     temperatures: tuple[float, ...] = option(
-        "0 is greedy (default: 0.2 0.8)", (0.2, 0.8), type=number_within(0, 2), metavar="T", group=RESPONSES
+        "0 is greedy", (0.2, 0.8), type=number_within(0, 2), metavar="T", group=RESPONSES
     )
     top_p: float = option("", 0.95, type=number_within(0, 1), group=RESPONSES)
     max_tokens: int = counted("a response", 1024, metavar=None, group=RESPONSES)

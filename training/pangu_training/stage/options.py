@@ -153,7 +153,8 @@ class _Flags:
                 and "(default: " not in settings["help"]
             )
             if shown:
-                settings["help"] = f"{settings['help']} (default: %(default)s)".lstrip()
+                text = " ".join(map(str, default)) if isinstance(default, tuple) else "%(default)s"
+                settings["help"] = f"{settings['help']} (default: {text})".lstrip()
         if not positional:
             if default is MISSING:
                 settings["required"] = True

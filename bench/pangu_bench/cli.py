@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pangu_bench import compare, humaneval, load, overlap, shape
 from pangu_training.stage import command
 
-VERBS = {
+VERBS: command.Verbs = {
     "compare": (
         compare.compare,
         "memory, latency and score of several artifacts, and whether differences are real",

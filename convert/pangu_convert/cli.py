@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pangu_convert import ctranslate2, gptq, importer, inspection, transformers, verification
 from pangu_training.stage import command
 
-VERBS = {
+VERBS: command.Verbs = {
     "import": (
         importer.import_checkpoint,
         "make a checkpoint folder from a catalogue name, GGUF file, folder or hub id",

@@ -8,7 +8,7 @@ from pangu_training.data import clean, evolve, problems, rank, sample, tests
 from pangu_training.rrtf import curve, export, fit
 from pangu_training.stage import command
 
-VERBS = {
+VERBS: command.Verbs = {
     "problems": (
         problems.collect_problems,
         "turn a benchmark's problems that have tests into problems in words",

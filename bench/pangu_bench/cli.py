@@ -4,12 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pangu_bench import compare, humaneval, load, overlap, shape
+from pangu_bench import comparison, humaneval, load, overlap, shape
 from pangu_training.stage import command
 
 VERBS: command.Verbs = {
     "compare": (
-        compare.compare,
+        comparison.compare,
         "memory, latency and score of several artifacts, and whether differences are real",
     ),
     "load": (

@@ -52,13 +52,13 @@ def compare(options: CompareOptions) -> int:
     """Measure all, compare, report; 1 when a gold solution fails, since then no score can be trusted."""
     from pangu_bench.table import table
 
-    report = comparison(options)
+    report = compared(options)
     print(table(report))
     print(json.dumps(report))
     return 1 if any(one["score"].get("gold", {}).get("failed") for one in report["artifacts"]) else 0
 
 
-def comparison(options: CompareOptions) -> dict[str, Any]:
+def compared(options: CompareOptions) -> dict[str, Any]:
     """Measure and compare all; the report, as it stands in `compare.json`.
 
     Raises:

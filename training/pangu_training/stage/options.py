@@ -17,10 +17,12 @@ import argparse
 import dataclasses
 import math
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pangu_training.stage.errors import OptionError
 
 Options = TypeVar("Options")
 Container = argparse.ArgumentParser | argparse._ArgumentGroup
@@ -101,7 +103,8 @@ def options_of(cls: type[Options], **values: Any) -> Options:
     """`cls` with these values of its fields and of the fields nested in it; the others keep their defaults.
 
     Raises:
-        TypeError: there is no such option, or one without a default is missing. And what `cls` itself refuses.
+        TypeError: there is no such option, or one without a default is missing.
+        OptionError: a value is not one of its choices. And what `cls` itself refuses.
     """
     options = _filled(cls, values)
     if values:
@@ -111,7 +114,7 @@ def options_of(cls: type[Options], **values: Any) -> Options:
 
 def _filled(cls: type[Options], values: dict[str, Any]) -> Options:
     """Takes what it uses out of `values`."""
-    fields = {}
+    fields, hints = {}, get_type_hints(cls)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         if "nested" in field.metadata:
             for name, default in field.metadata["defaults"].items():
@@ -119,7 +122,11 @@ def _filled(cls: type[Options], values: dict[str, Any]) -> Options:
             fields[field.name] = _filled(field.metadata["nested"], values)
         elif field.name in values:
             value = values.pop(field.name)
-            fields[field.name] = tuple(value) if isinstance(value, list) else value
+            value = fields[field.name] = tuple(value) if isinstance(value, list) else value
+            choices = _choices(_kind(hints[field.name]), field.metadata)
+            given = value if isinstance(value, tuple) else () if value is None else (value,)
+            if choices and (wrong := [one for one in given if one not in choices]):
+                raise OptionError(f"{field.name}: {wrong[0]!r} is none of {', '.join(map(str, choices))}")
     return cls(**fields)
 
 
@@ -181,23 +188,35 @@ class _Flags:
 
 def _reading(hint: Any, default: Any, settings: dict[str, Any]) -> dict[str, Any]:
     """What `add_argument` needs to read a field of this annotation."""
-    if get_origin(hint) in (Union, types.UnionType):
-        [hint] = [kind for kind in get_args(hint) if kind is not types.NoneType]
-    reading: dict[str, Any] = {}
-    if get_origin(hint) is tuple:
-        if Ellipsis in get_args(hint) and settings.get("action") != "append":
-            reading["nargs"] = "+"
-        hint = get_args(hint)[0]
+    kind, reading = _kind(hint), dict[str, Any]()
+    if Ellipsis in get_args(_without_none(hint)) and settings.get("action") != "append":
+        reading["nargs"] = "+"
     if "action" in settings and settings["action"] != "append":
         return reading
-    if hint is bool:
+    if kind is bool:
         reading["action"] = argparse.BooleanOptionalAction if default is True else "store_true"
-    elif get_origin(hint) is Literal:
-        if "choices" not in settings:
-            reading["choices"] = get_args(hint)
-        kinds: set[Callable[[str], Any]] = {type(choice) for choice in get_args(hint)}
-        if kinds != {str}:
-            [reading["type"]] = kinds
-    elif hint in (int, float, Path) and "type" not in settings:
-        reading["type"] = hint
+    elif get_origin(kind) is Literal:
+        reading["choices"] = _choices(kind, settings)
+        [reading["type"]] = {type(choice) for choice in get_args(kind)}
+    elif kind in (int, float, Path) and "type" not in settings:
+        reading["type"] = kind
     return reading
+
+
+def _kind(hint: Any) -> Any:
+    """What one value is: the annotation without `| None` and `tuple`."""
+    hint = _without_none(hint)
+    return get_args(hint)[0] if get_origin(hint) is tuple else hint
+
+
+def _without_none(hint: Any) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        [hint] = [kind for kind in get_args(hint) if kind is not types.NoneType]
+    return hint
+
+
+def _choices(kind: Any, settings: Mapping[str, Any]) -> Collection[Any]:
+    """What a value may be; empty: anything."""
+    literal = get_args(kind) if get_origin(kind) is Literal else ()
+    choices: Collection[Any] = settings.get("choices", literal)
+    return choices

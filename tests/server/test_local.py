@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -189,7 +190,7 @@ def test_greedy_text_is_the_servers(arguments: tuple[str, ...], artifacts: Artif
             served = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
             assert model.complete(prompt, max_tokens=24) == served
             assert "".join(model.stream(prompt, max_tokens=24)) == served
-        hole = {"prompt": "def f(n):\n    ", "suffix": "\n\nf(1)"}
+        hole: dict[str, Any] = {"prompt": "def f(n):\n    ", "suffix": "\n\nf(1)"}
         body = {**hole, "max_tokens": 8, "temperature": 0}
         served = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
         assert model.complete(**hole, max_tokens=8) == served

@@ -54,7 +54,7 @@ def fit(options: FitOptions) -> None:
 
 
 def train(
-    data: RankedFile, base: Path, output: Path, training_options: TrainingOptions, *, plan_only: bool = False
+    data: RankedFile, base: Path, output: Path, asked: TrainingOptions, *, plan_only: bool = False
 ) -> None:
     """Train the checkpoint `base` on `data`, or go on training, until the run in `output` is finished.
 
@@ -62,8 +62,8 @@ def train(
         CheckpointError, DataError, FitError, OutputError, SandboxError, SuiteError: before anything is loaded.
         KeyboardInterrupt: it was asked to stop, and saved.
     """
-    options, checkpoint = training_options.options, read_checkpoint(base)
-    held_out = read_ranked(training_options.held_out) if training_options.held_out else None
+    options, checkpoint = asked.options, read_checkpoint(base)
+    held_out = read_ranked(asked.held_out) if asked.held_out else None
     if options.max_length > checkpoint.context_length:
         raise FitError(
             f"--max-length {options.max_length} is beyond the checkpoint's {checkpoint.context_length} tokens"
@@ -78,8 +78,8 @@ def train(
     pairs = _fitting(tokenizer, data, options)
     held_out_pairs = _fitting(tokenizer, held_out, options) if held_out else None
     problems = None
-    if path := training_options.held_out_problems:
-        problems = HeldOutProblems(path, data, checkpoint, options, run, unsafe=training_options.unsafe)
+    if path := asked.held_out_problems:
+        problems = HeldOutProblems(path, data, checkpoint, options, run, unsafe=asked.unsafe)
     shape = Shape.of(checkpoint)
     # Under ZeRO-3 every model made after this is sharded: the one to train, but not the plan's.
     training = _training_arguments(run, options, len(pairs), bool(held_out or problems))

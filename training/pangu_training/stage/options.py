@@ -6,11 +6,13 @@
         output: Path = option("the ranked pairs", metavar="FILE")             # no default: required
         partial: Literal["flat", "ratio"] = option("ratio: …", "flat")         # choices
         scores: tuple[float, ...] = option("of a program …", (-1, 1), nargs=2)
+        limit: int | None = counted("the first N problems only", None)        # from 1 on
         force: bool = option("replace the output file", False)                # --force
         server: ServerOptions = nested(ServerOptions)                         # its fields are flags too
 
 A field's annotation decides how its text is read: `int`, `float`, `str`, `Path`, `Literal`, `bool`, a `tuple` of one of
-these, each also `| None`. `type=` reads it otherwise. Whoever calls the verb from Python makes the dataclass.
+these, each also `| None`. `type=` reads it otherwise. Whoever calls a verb from Python makes its dataclass, or has
+`options_of` make it of all names alike, those of nested fields too.
 """
 
 import argparse
@@ -154,12 +156,8 @@ class _Flags:
         settings = {**_reading(hint, default, settings), **settings}
         if default is not MISSING:
             settings["default"] = list(default) if isinstance(default, tuple) else default
-            shown = (
-                default not in (None, "", ())
-                and default is not False
-                and "(default: " not in settings["help"]
-            )
-            if shown:
+            silent = default is False or default in (None, "", ()) or "(default: " in settings["help"]
+            if not silent:
                 text = " ".join(map(str, default)) if isinstance(default, tuple) else "%(default)s"
                 settings["help"] = f"{settings['help']} (default: {text})".lstrip()
         if not positional:

@@ -62,6 +62,7 @@ def test_compare_returns_the_report_that_it_writes(
     ]
     suite = tmp_path / "own.jsonl"
     suite.write_text(json.dumps(HUMAN_EVAL_ROW) + "\n", encoding="utf-8")
+    capsys.readouterr()
     few = {"prompt_tokens": [8], "new_tokens": 2, "context": 32, "warmup": 0, "repeats": 1}
     report = compare(paths, tmp_path / "out", suite=f"humaneval:{suite}", limit=1, max_tokens=4, **few)
     assert json.loads((tmp_path / "out" / "compare.json").read_text()) == json.loads(json.dumps(report))

@@ -1,18 +1,27 @@
-"""`pangu-bench VERB …`: one module a verb."""
+"""`pangu-bench VERB …`: one function a verb, in a module of its own."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from pangu_bench import compare, humaneval, load, overlap, shape
+from pangu_bench import comparison, humaneval, load, overlap, shape
 from pangu_training.stage import command
 
-VERBS = {
-    "compare": (compare, "memory, latency and score of several artifacts, and whether differences are real"),
-    "load": (load, "throughput and latency of an artifact over the number of requests at a time"),
-    "humaneval": (humaneval, "score a model on HumanEval or another suite"),
-    "overlap": (overlap, "which problems several models solve, and which only one of them"),
-    "shape": (shape, "memory and ms/token of a 15.5 billion parameter model with random weights"),
+VERBS: command.Verbs = {
+    "compare": (
+        comparison.compare,
+        "memory, latency and score of several artifacts, and whether differences are real",
+    ),
+    "load": (
+        load.measure_load,
+        "throughput and latency of an artifact over the number of requests at a time",
+    ),
+    "humaneval": (humaneval.score, "score a model on HumanEval or another suite"),
+    "overlap": (overlap.draw_overlap, "which problems several models solve, and which only one of them"),
+    "shape": (
+        shape.measure_shape,
+        "memory and ms/token of a 15.5 billion parameter model with random weights",
+    ),
 }
 
 

@@ -1,13 +1,12 @@
 """What serving an artifact costs: memory, time to load, latency. Rows first, figures from the rows."""
 
-import argparse
 import asyncio
 import contextlib
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
@@ -20,7 +19,7 @@ from pangu_bench.environment import (
 )
 from pangu_bench.latency import EndpointTokenizer, Prompts, measure_latency, timed_request, tokenizer_of
 from pangu_bench.memory import Meters, Peak
-from pangu_bench.options import UsageError
+from pangu_bench.options import CostOptions
 from pangu_bench.rows import LatencyRow, MemoryRow, RowFile, RowsError, ServedRow
 from pangu_convert.artifact import Artifact
 from pangu_training.asking.asker import connect
@@ -29,37 +28,6 @@ from pangu_training.asking.server_process import ServerProcess
 
 SERVED = ("backend", "device", "compute_type", "kernel")  # what runs, of `/v1/models`
 CPU_METERS, GPU_METERS = ("pss",), ("nvml", "nvml_device")  # where the weights are; the first that there is
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CostOptions:
-    """What is measured; counts are tokens or requests."""
-
-    context: int  # at which the peak of memory is read
-    prompt_tokens: tuple[int, ...]
-    new_tokens: int
-    warmup: int
-    repeats: int
-
-    @classmethod
-    def of(cls, arguments: argparse.Namespace) -> Self:
-        """What was parsed."""
-        return cls(
-            context=arguments.context,
-            prompt_tokens=tuple(dict.fromkeys(arguments.prompt_tokens)),
-            new_tokens=arguments.new_tokens,
-            warmup=arguments.warmup,
-            repeats=arguments.repeats,
-        )
-
-    def check(self, name: str, context_length: int) -> None:
-        """Raise `UsageError` unless all of it fits the context of the model `name`."""
-        needed = max(self.context, self.new_tokens + max(self.prompt_tokens))
-        if needed > context_length or self.context <= self.new_tokens:
-            raise UsageError(
-                f"{name} has a context of {context_length} tokens, which "
-                f"--context {self.context}, and --prompt-tokens with --new-tokens {self.new_tokens}, must fit"
-            )
 
 
 def is_complete(rows: RowFile, options: CostOptions) -> bool:

@@ -5,7 +5,6 @@ mixed: request i has the i-th of --prompt-tokens and of --new-tokens, over and o
 in --output is not measured again.
 """
 
-import argparse
 import asyncio
 import contextlib
 import dataclasses
@@ -15,9 +14,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pangu_bench.options import UsageError, running_server
+from pangu_bench.options import Running, UsageError, running_server
 from pangu_bench.rows import LatencyRow, LoadRow, Row, RowFile, ServedRow, read_rows
-from pangu_training.stage.command import add_server_arguments, whole_number
+from pangu_training.stage.command import ServerOptions
+from pangu_training.stage.options import argument, counted, nested, option
 from pangu_training.stage.output import write_file
 
 if TYPE_CHECKING:
@@ -29,51 +29,32 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """What is asked; counts are tokens or requests."""
+    """What is asked; counts are tokens or requests. Part of a result's configuration."""
 
-    prompt_tokens: tuple[int, ...]
-    new_tokens: tuple[int, ...]
-    requests: int
-    warmup: int
+    prompt_tokens: tuple[int, ...] = counted("", (64, 512, 128))
+    new_tokens: tuple[int, ...] = counted("", (32, 64), least=2)
+    requests: int = counted("a level", 48, metavar=None)
+    warmup: int = counted("requests first", 3, least=0, metavar=None)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's arguments."""
-    parser.add_argument("artifact", nargs="?", type=Path, help="folder that pangu-convert wrote")
-    parser.add_argument(
-        "--base-url",
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureLoadOptions:
+    """Which server is loaded, and with what."""
+
+    artifact: Path | None = argument("folder that pangu-convert wrote", None)
+    base_url: Running | None = option(
+        "load a server that runs already, called NAME in the results; its key is in $OPENAI_API_KEY",
+        None,
         type=running_server,
         metavar="URL[=NAME]",
-        help="load a server that runs already, called NAME in the results; its key is in $OPENAI_API_KEY",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for rows and table")
-    numbers: dict[str, Any] = {"nargs": "+", "metavar": "N"}
-    parser.add_argument(
-        "--concurrency",
-        **numbers,
-        type=whole_number(1),
-        default=[1, 2, 4, 8, 16],
-        help="(default: 1 2 4 8 16)",
-    )
-    parser.add_argument(
-        "--prompt-tokens",
-        **numbers,
-        type=whole_number(1),
-        default=[64, 512, 128],
-        help="(default: 64 512 128)",
-    )
-    parser.add_argument(
-        "--new-tokens", **numbers, type=whole_number(2), default=[32, 64], help="(default: 32 64)"
-    )
-    parser.add_argument("--requests", type=whole_number(1), default=48, help="a level (default: %(default)s)")
-    parser.add_argument(
-        "--warmup", type=whole_number(0), default=3, help="requests first (default: %(default)s)"
-    )
-    add_server_arguments(parser)
-    parser.set_defaults(run=run)
+    output: Path = option("folder for rows and table", metavar="DIR")
+    concurrency: tuple[int, ...] = counted("", (1, 2, 4, 8, 16))
+    load: LoadOptions = nested(LoadOptions)
+    server: ServerOptions = nested(ServerOptions)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def measure_load(options: MeasureLoadOptions) -> None:
     """Measure the levels that are missing, report all."""
     from pangu_bench.artifacts import subject_of
     from pangu_bench.costs import measured_server, what_runs
@@ -81,30 +62,27 @@ def run(arguments: argparse.Namespace) -> int:
     from pangu_convert.artifact import read_artifact
     from pangu_training.asking.endpoint import file_stem, identity, running
 
-    if (arguments.artifact is None) == (arguments.base_url is None):
+    if (options.artifact is None) == (options.base_url is None):
         raise UsageError("give one of an artifact and --base-url")
-    device, threads = arguments.device, arguments.threads
+    load, device, threads = options.load, options.server.device, options.server.threads
     artifact: Artifact | None = None
     context: int | None
-    if arguments.base_url is None:
-        artifact = read_artifact(arguments.artifact)
+    url = ""
+    if options.artifact is not None:
+        artifact = read_artifact(options.artifact)
         name, context = artifact.manifest.name, artifact.manifest.context_length
         subject, tokenizer = subject_of(artifact, device, threads), tokenizer_of(artifact)
     else:
-        endpoint = running(arguments.base_url.url)
-        name, context = arguments.base_url.name or endpoint.model, endpoint.card.get("max_model_len")
+        assert options.base_url is not None
+        url = options.base_url.url
+        endpoint = running(url)
+        name, context = options.base_url.name or endpoint.model, endpoint.card.get("max_model_len")
         subject, tokenizer = identity(endpoint), EndpointTokenizer(endpoint)
-    options = LoadOptions(
-        prompt_tokens=tuple(arguments.prompt_tokens),
-        new_tokens=tuple(arguments.new_tokens),
-        requests=arguments.requests,
-        warmup=arguments.warmup,
-    )
-    if context and max(options.prompt_tokens) + max(options.new_tokens) > context:
+    if context and max(load.prompt_tokens) + max(load.new_tokens) > context:
         raise UsageError(f"{name} has a context of {context} tokens: lower --prompt-tokens or --new-tokens")
-    folder, stem = arguments.output, file_stem(name)
-    levels = sorted(set(arguments.concurrency))
-    configuration = {"subject": subject, **dataclasses.asdict(options)}
+    folder, stem = options.output, file_stem(name)
+    levels = sorted(set(options.concurrency))
+    configuration = {"subject": subject, **dataclasses.asdict(load)}
     with RowFile(folder / f"{stem}.load.jsonl", configuration) as rows, contextlib.ExitStack() as servers:
         missing = [level for level in levels if not rows.has(LoadRow, level)]
         if missing:
@@ -113,14 +91,12 @@ def run(arguments: argparse.Namespace) -> int:
                 log = folder / f"{stem}.server.log"
                 server = measured_server(artifact, rows, None, device=device, threads=threads, log=log)
                 endpoint = servers.enter_context(server)
-            asyncio.run(_measure(rows, endpoint, prompts, missing, options))
+            asyncio.run(_measure(rows, endpoint, prompts, missing, load))
         started = rows.of(ServedRow)
         report = {
             "model": name,
-            "options": dataclasses.asdict(options),
-            "served": what_runs(started[-1])
-            if started
-            else f"A server that ran already, {arguments.base_url.url}",
+            "options": dataclasses.asdict(load),
+            "served": what_runs(started[-1]) if started else f"A server that ran already, {url}",
             "environment": started[-1].environment if started else None,
             "levels": [figures for figures in _figures(rows.rows) if figures["concurrency"] in levels],
         }
@@ -128,7 +104,6 @@ def run(arguments: argparse.Namespace) -> int:
     write_file(folder / f"{stem}.load.md", text.encode())
     print(text)
     print(json.dumps(report))
-    return 0
 
 
 async def _measure(

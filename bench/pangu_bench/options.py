@@ -1,13 +1,14 @@
-"""What every verb asks a model with: the suite, how it is shown, how answers are drawn; as one object."""
+"""What several verbs take: how a model is asked, what of its costs is measured, which servers run already."""
 
-import argparse
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from pangu_training.evaluation.styles import STYLES
 from pangu_training.evaluation.suites import READERS
-from pangu_training.stage.command import number_within, whole_number
 from pangu_training.stage.errors import PanguError
+from pangu_training.stage.options import counted, number_within, option
+
+QUESTIONS, ANSWERS, COSTS = "questions", "answers", "costs"
 
 
 class UsageError(PanguError):
@@ -16,18 +17,63 @@ class UsageError(PanguError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerOptions:
-    """How a model is asked."""
+    """How a model is asked: the suite, how it is shown, how answers are drawn. Part of a result's configuration.
 
-    suite: str
-    style: str
-    samples: int
-    temperature: float
-    top_p: float
-    max_tokens: int
-    seed: int | None
-    concurrency: int
-    limit: int | None
-    unsafe: bool
+    Raises:
+        UsageError: the options do not go together.
+    """
+
+    suite: str = option(
+        f"humaneval, or FORM:FILE with FORM one of {', '.join(READERS)}; of leetcode also FILE#A-B, question ids",
+        "humaneval",
+        metavar="SUITE",
+        group=QUESTIONS,
+    )
+    style: str = option("prompt style", "completion", choices=STYLES, group=QUESTIONS)
+    limit: int | None = counted("the first K problems only", None, metavar="K", group=QUESTIONS)
+    samples: int = counted("a problem", 1, group=ANSWERS)
+    temperature: float = option("0 is greedy", 0.0, type=number_within(0, 2), group=ANSWERS)
+    top_p: float = option("when sampling", 0.95, type=number_within(0, 1), group=ANSWERS)
+    max_tokens: int = counted("an answer", 512, metavar=None, group=ANSWERS)
+    seed: int | None = option(
+        "repeatable samples; slower with CTranslate2 (default: draw anew)", None, group=ANSWERS
+    )
+    concurrency: int = counted(
+        "requests at a time; above 1 near-ties of a greedy answer can fall otherwise",
+        1,
+        metavar=None,
+        group=ANSWERS,
+    )
+    unsafe: bool = option(
+        "run answers even where they cannot be confined: they can read your files", False, group=ANSWERS
+    )
+
+    def __post_init__(self) -> None:
+        if self.samples > 1 and self.temperature == 0:
+            raise UsageError("--samples above 1 are all alike without a --temperature above 0: give one")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostOptions:
+    """What is measured; counts are tokens or requests. Part of a result's configuration."""
+
+    prompt_tokens: tuple[int, ...] = counted("", (64, 512), group=COSTS)  # each once
+    new_tokens: int = counted("", 64, least=2, metavar=None, group=COSTS)
+    context: int = counted("at which memory peaks", 2048, least=3, metavar=None, group=COSTS)
+    warmup: int = counted("requests a length", 3, least=0, metavar=None, group=COSTS)
+    repeats: int = counted("requests a length", 10, metavar=None, group=COSTS)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt_tokens", tuple(dict.fromkeys(self.prompt_tokens)))
+
+    def check(self, name: str, context_length: int) -> None:
+        """Raise `UsageError` unless all of it fits the context of the model `name`."""
+        needed = max(self.context, self.new_tokens + max(self.prompt_tokens))
+        if needed > context_length or self.context <= self.new_tokens:
+            raise UsageError(
+                f"{name} has a context of {context_length} tokens, which "
+                f"--context {self.context}, and --prompt-tokens with --new-tokens {self.new_tokens}, must fit"
+            )
 
 
 class Running(NamedTuple):
@@ -41,95 +87,3 @@ def running_server(text: str) -> Running:
     """An argument's type: `URL` or `URL=NAME`."""
     url, _, name = text.partition("=")
     return Running(url, name or None)
-
-
-def add_cost_arguments(
-    parser: argparse.ArgumentParser,
-    *,
-    prompt_tokens: list[int],
-    new_tokens: int,
-    context: int,
-    warmup: int,
-    repeats: int,
-) -> None:
-    """Declare what `CostOptions.of` reads, with these defaults."""
-    group = parser.add_argument_group("costs")
-    group.add_argument(
-        "--prompt-tokens",
-        nargs="+",
-        type=whole_number(1),
-        default=prompt_tokens,
-        metavar="N",
-        help=f"(default: {' '.join(map(str, prompt_tokens))})",
-    )
-    group.add_argument(
-        "--new-tokens", type=whole_number(2), default=new_tokens, help="(default: %(default)s)"
-    )
-    group.add_argument(
-        "--context",
-        type=whole_number(3),
-        default=context,
-        help="at which memory peaks (default: %(default)s)",
-    )
-    group.add_argument(
-        "--warmup", type=whole_number(0), default=warmup, help="requests a length (default: %(default)s)"
-    )
-    group.add_argument(
-        "--repeats", type=whole_number(1), default=repeats, help="requests a length (default: %(default)s)"
-    )
-
-
-def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `answer_options` reads."""
-    group = parser.add_argument_group("questions")
-    group.add_argument(
-        "--suite",
-        default="humaneval",
-        metavar="SUITE",
-        help=f"humaneval, or FORM:FILE with FORM one of {', '.join(READERS)}; of leetcode also FILE#A-B, "
-        "question ids (default: %(default)s)",
-    )
-    group.add_argument(
-        "--style", default="completion", choices=STYLES, help="prompt style (default: %(default)s)"
-    )
-    group.add_argument("--limit", type=whole_number(1), metavar="K", help="the first K problems only")
-    group = parser.add_argument_group("answers")
-    group.add_argument(
-        "--samples", type=whole_number(1), default=1, metavar="N", help="a problem (default: %(default)s)"
-    )
-    group.add_argument(
-        "--temperature", type=number_within(0, 2), default=0.0, help="0 is greedy (default: %(default)s)"
-    )
-    group.add_argument(
-        "--top-p", type=number_within(0, 1), default=0.95, help="when sampling (default: %(default)s)"
-    )
-    group.add_argument(
-        "--max-tokens", type=whole_number(1), default=512, help="an answer (default: %(default)s)"
-    )
-    group.add_argument(
-        "--seed", type=int, help="repeatable samples; slower with CTranslate2 (default: draw anew)"
-    )
-    group.add_argument(
-        "--concurrency",
-        type=whole_number(1),
-        default=1,
-        help="requests at a time; above 1 near-ties of a greedy answer can fall otherwise (default: %(default)s)",
-    )
-    group.add_argument(
-        "--unsafe",
-        action="store_true",
-        help="run answers even where they cannot be confined: they can read your files",
-    )
-
-
-def answer_options(arguments: argparse.Namespace) -> AnswerOptions:
-    """What was parsed.
-
-    Raises:
-        UsageError: the options do not go together.
-    """
-    names = AnswerOptions.__dataclass_fields__
-    options = AnswerOptions(**{name: getattr(arguments, name) for name in names})
-    if options.samples > 1 and options.temperature == 0:
-        raise UsageError("--samples above 1 are all alike without a --temperature above 0: give one")
-    return options

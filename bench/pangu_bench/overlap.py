@@ -4,7 +4,6 @@ Reads what `humaneval` and `compare` have written, one file a model, all of the 
 one of its samples passes; greedy, there is one.
 """
 
-import argparse
 import json
 import re
 from collections import Counter
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_bench.options import UsageError
-from pangu_training.stage.command import whole_number
+from pangu_training.stage.options import argument, counted, option
 from pangu_training.stage.output import write_file
 
 TABLE, FIGURES, PAGE = "overlap.md", "overlap.json", "overlap.html"
@@ -36,29 +35,21 @@ class Result:
     solved: frozenset[str]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's arguments."""
-    parser.add_argument(
-        "rows", nargs="+", type=Path, metavar="ROWS", help="MODEL.SUITE.STYLE.jsonl, two or more"
-    )
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="folder for table and picture"
-    )
-    parser.add_argument(
-        "--samples",
-        type=whole_number(1),
-        metavar="N",
-        help="the first N samples of each problem (default: all that are there)",
-    )
-    parser.set_defaults(run=run)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverlapOptions:
+    """Which results are laid over each other."""
+
+    rows: tuple[Path, ...] = argument("MODEL.SUITE.STYLE.jsonl, two or more", metavar="ROWS")
+    output: Path = option("folder for table and picture", metavar="DIR")
+    samples: int | None = counted("the first N samples of each problem (default: all that are there)", None)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def draw_overlap(options: OverlapOptions) -> None:
     """Read, intersect, report."""
     from pangu_bench.report import document, figure, html
     from pangu_training.evaluation.pictures import overlaps
 
-    results = [read_result(path, arguments.samples) for path in arguments.rows]
+    results = [read_result(path, options.samples) for path in options.rows]
     report = overlap(results)
     text = table(report)
     names = [model["name"] for model in report["models"]]
@@ -67,13 +58,12 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     picture = figure("Solved by", overlaps(names, bars))
     head, _, rest = text.partition("\n\n")
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    write_file(arguments.output / TABLE, text.encode())
-    write_file(arguments.output / PAGE, document(names, html(head) + picture + html(rest)).encode())
-    write_file(arguments.output / FIGURES, json.dumps(report, indent=2).encode())
+    options.output.mkdir(parents=True, exist_ok=True)
+    write_file(options.output / TABLE, text.encode())
+    write_file(options.output / PAGE, document(names, html(head) + picture + html(rest)).encode())
+    write_file(options.output / FIGURES, json.dumps(report, indent=2).encode())
     print(text)
     print(json.dumps(report))
-    return 0
 
 
 def read_result(path: Path, samples: int | None) -> Result:

@@ -5,7 +5,6 @@ score. Each format is made, served by a fresh process, measured as `compare` doe
 the memory is left out, and said so. The same command goes on where it was stopped.
 """
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -16,75 +15,68 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pangu_bench.options import UsageError, add_cost_arguments
+from pangu_bench.options import CostOptions, UsageError
 from pangu_bench.shapes import FORMATS, SHAPES, Sizes
-from pangu_training.stage.command import add_server_arguments, whole_number
+from pangu_training.stage.command import ServerOptions
 from pangu_training.stage.errors import MissingExtra
+from pangu_training.stage.options import argument, counted, nested, option
 from pangu_training.stage.output import write_file
 
 if TYPE_CHECKING:
-    from pangu_bench.costs import CostOptions
     from pangu_training.stage.line_file import Journal
 
 CHECKPOINT = "checkpoint"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's arguments."""
-    parser.add_argument("shape", choices=SHAPES, help="whose shape")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder for results, and for weights meanwhile",
-    )
-    parser.add_argument(
-        "--formats",
-        nargs="+",
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapeOptions:
+    """Whose shape, in which formats, and what is measured."""
+
+    shape: str = argument("whose shape", choices=SHAPES)
+    output: Path = option("folder for results, and for weights meanwhile", metavar="DIR")
+    formats: tuple[str, ...] = option(
+        f"of {', '.join(FORMATS)}",
+        ("bfloat16", "int8", "gptq-8", "gptq-4"),
         choices=FORMATS,
-        default=["bfloat16", "int8", "gptq-8", "gptq-4"],
         metavar="FORMAT",
-        help=f"of {', '.join(FORMATS)} (default: bfloat16 int8 gptq-8 gptq-4)",
     )
-    parser.add_argument("--layers", type=whole_number(1), metavar="N", help="fewer layers: a small trial")
-    parser.add_argument("--keep", action="store_true", help="do not delete checkpoint and artifacts")
-    add_cost_arguments(parser, prompt_tokens=[64], new_tokens=16, context=512, warmup=1, repeats=3)
-    add_server_arguments(parser)
-    parser.set_defaults(run=run)
+    layers: int | None = counted("fewer layers: a small trial", None)
+    keep: bool = option("do not delete checkpoint and artifacts", False)
+    costs: CostOptions = nested(
+        CostOptions, prompt_tokens=(64,), new_tokens=16, context=512, warmup=1, repeats=3
+    )
+    server: ServerOptions = nested(ServerOptions)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def measure_shape(options: ShapeOptions) -> None:
     """Make, measure and delete one format after the other; report."""
     try:
         from pangu_bench.random_model import parameter_shapes
     except ModuleNotFoundError as error:
         raise MissingExtra(error, "bench,convert,gptq") from None
-    from pangu_bench.costs import CostOptions
     from pangu_bench.shape_table import table
     from pangu_training.stage.line_file import Journal
 
-    config = dict(SHAPES[arguments.shape])
+    config = dict(SHAPES[options.shape])
     layers_of = config["n_layer"]
-    config["n_layer"] = layers = arguments.layers or layers_of
-    stem = arguments.shape if layers == layers_of else f"{arguments.shape}-{layers}-layers"
-    options = CostOptions.of(arguments)
-    options.check(stem, config["n_positions"])
+    config["n_layer"] = layers = options.layers or layers_of
+    stem = options.shape if layers == layers_of else f"{options.shape}-{layers}-layers"
+    options.costs.check(stem, config["n_positions"])
     trial = Trial(
-        folder=arguments.output,
+        folder=options.output,
         stem=stem,
         config=config,
-        options=options,
-        device=device_of(arguments.device),
-        threads=arguments.threads,
-        keep=arguments.keep,
+        options=options.costs,
+        device=device_of(options.server.device),
+        threads=options.server.threads,
+        keep=options.keep,
     )
     sizes = Sizes.of(parameter_shapes(config))
-    wanted = [name for name in FORMATS if name in arguments.formats]
+    wanted = [name for name in FORMATS if name in options.formats]
     with Journal(trial.folder / f"{stem}.steps.jsonl") as journal:
         left_out = trial.measure_all(wanted, sizes, journal)
         report = {
-            "shape": arguments.shape,
+            "shape": options.shape,
             "shape_only": "random weights",
             "layers": layers,
             "layers_of": layers_of,
@@ -99,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
                 if name not in left_out
             ],
             "left_out": left_out,
-            "cost_options": asdict(options),
+            "cost_options": asdict(options.costs),
         }
     text = table(report)
     write_file(trial.folder / f"{stem}.md", text.encode())
@@ -108,7 +100,6 @@ def run(arguments: argparse.Namespace) -> int:
         shutil.rmtree(trial.work, ignore_errors=True)
     print(text)
     print(json.dumps(report))
-    return 0
 
 
 def device_of(choice: str) -> str:
@@ -127,7 +118,7 @@ class Trial:
     folder: Path
     stem: str
     config: Mapping[str, Any]
-    options: "CostOptions"
+    options: CostOptions
     device: str
     threads: int
     keep: bool

@@ -8,11 +8,11 @@ the model, and what quantization loses in a form hangs on which forms it has see
 Loads no framework; knows nothing of the quantizers.
 """
 
-import argparse
 import hashlib
 import json
 import platform
 import random
+from argparse import BooleanOptionalAction
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from pangu_convert.conversation import ChatFormat, as_chat, chat_format
 from pangu_convert.infilling import fim_tokens, with_hole
 from pangu_training.stage.checkpoint import TOKENIZER, Checkpoint
 from pangu_training.stage.errors import CheckpointError, PanguError
+from pangu_training.stage.options import option
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -75,53 +76,38 @@ class CalibrationData:
         }
 
 
-def add_calibration_arguments(parser: "argparse._ActionsContainer", *, samples: int) -> None:
-    """Declare where the rows come from, and how many there are."""
-    parser.add_argument(
-        "--calibration",
-        default=CODE,
-        metavar="SOURCE",
-        help="'code' (Python's standard library), a .jsonl file, a text file, or a folder (default: %(default)s)",
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationOptions:
+    """Where the rows come from, and how many there are."""
+
+    calibration: str = option(
+        "'code' (Python's standard library), a .jsonl file, a text file, or a folder", CODE, metavar="SOURCE"
     )
-    parser.add_argument(
-        "--text-field", default="text", help="a .jsonl record's text; else 'content' (default: %(default)s)"
+    text_field: str = option("a .jsonl record's text; else 'content'", "text")
+    samples: int = option("calibration rows", 16)
+    sequence_length: int | None = option(
+        f"tokens a calibration row (default: {ROW_TOKENS}, or the context length if that is less)", None
     )
-    parser.add_argument(
-        "--samples", type=int, default=samples, help="calibration rows (default: %(default)s)"
+    holes: bool = option("make some rows prompts for a hole, if the model has FIM tokens", True)
+    chat: bool = option(
+        "make some rows conversations, in the model's chat template (default: %(default)s)",
+        False,
+        action=BooleanOptionalAction,
     )
-    parser.add_argument(
-        "--sequence-length",
-        type=int,
-        help=f"tokens a calibration row (default: {ROW_TOKENS}, or the context length if that is less)",
-    )
-    parser.add_argument(
-        "--holes",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="make some rows prompts for a hole, if the model has FIM tokens (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--chat",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="make some rows conversations, in the model's chat template (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="chooses the calibration text (default: %(default)s)"
-    )
+    seed: int = option("chooses the calibration text", 0)
 
 
-def calibration_data(arguments: argparse.Namespace, checkpoint: Checkpoint) -> CalibrationData:
-    """What `add_calibration_arguments` declared, in the tokens of `checkpoint`.
+def calibration_data(options: CalibrationOptions, checkpoint: Checkpoint) -> CalibrationData:
+    """The rows that `options` ask for, in the tokens of `checkpoint`.
 
     Raises:
         CalibrationError, CheckpointError: there is too little text, or a row does not fit the model.
     """
     from tokenizers import Tokenizer
 
-    if arguments.samples < 1:
+    if options.samples < 1:
         raise CheckpointError("--samples must be at least 1")
-    row_tokens = arguments.sequence_length
+    row_tokens = options.sequence_length
     if row_tokens is None:
         row_tokens = min(ROW_TOKENS, checkpoint.context_length)
     if not LEAST_ROW_TOKENS <= row_tokens <= checkpoint.context_length:
@@ -130,15 +116,15 @@ def calibration_data(arguments: argparse.Namespace, checkpoint: Checkpoint) -> C
             f"{checkpoint.context_length}, the context length of {checkpoint.path}"
         )
     return read_calibration(
-        arguments.calibration,
+        options.calibration,
         Tokenizer.from_file(str(checkpoint.path / TOKENIZER)),
-        text_field=arguments.text_field,
-        num_rows=arguments.samples,
+        text_field=options.text_field,
+        num_rows=options.samples,
         row_tokens=row_tokens,
         separator_id=checkpoint.end_token_ids[-1],
-        seed=arguments.seed,
-        holes=arguments.holes,
-        chat=chat_format(checkpoint.path) if arguments.chat else None,
+        seed=options.seed,
+        holes=options.holes,
+        chat=chat_format(checkpoint.path) if options.chat else None,
     )
 
 

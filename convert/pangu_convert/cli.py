@@ -1,4 +1,4 @@
-"""`pangu-convert VERB …`: one module a verb."""
+"""`pangu-convert VERB …`: one function a verb, in a module of its own."""
 
 import argparse
 import sys
@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from pangu_convert import ctranslate2, gptq, importer, inspection, transformers, verification
 from pangu_training.stage import command
 
-VERBS = {
-    "import": (importer, "make a checkpoint folder from a catalogue name, GGUF file, folder or hub id"),
-    "ctranslate2": (ctranslate2, "convert a checkpoint to CTranslate2, int8 by default"),
-    "gptq": (gptq, "quantize a checkpoint to 4 or 8 bits with GPTQ, calibrated on code"),
-    "transformers": (transformers, "make the unquantized artifact of a checkpoint"),
-    "verify": (verification, "compare an artifact with the checkpoint it was made from"),
-    "inspect": (inspection, "print an artifact's manifest, or verify its files"),
+VERBS: command.Verbs = {
+    "import": (
+        importer.import_checkpoint,
+        "make a checkpoint folder from a catalogue name, GGUF file, folder or hub id",
+    ),
+    "ctranslate2": (ctranslate2.to_ctranslate2, "convert a checkpoint to CTranslate2, int8 by default"),
+    "gptq": (gptq.to_gptq, "quantize a checkpoint to 4 or 8 bits with GPTQ, calibrated on code"),
+    "transformers": (transformers.to_transformers, "make the unquantized artifact of a checkpoint"),
+    "verify": (verification.verify, "compare an artifact with the checkpoint it was made from"),
+    "inspect": (inspection.inspect, "print an artifact's manifest, or verify its files"),
 }
 
 

@@ -1,6 +1,5 @@
 """What every conversion of a checkpoint into an artifact shares: checks before, tokenizer and manifest after."""
 
-import argparse
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pangu_convert.inspection import summary
 from pangu_convert.weights import check_weights
 from pangu_training.stage.checkpoint import Checkpoint, read_checkpoint
 from pangu_training.stage.identity import checkpoint_hash
+from pangu_training.stage.options import argument, option
 from pangu_training.stage.output import new_directory
 
 BYTES_PER_PARAMETER = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -26,16 +26,18 @@ class Written:
     calibration: Mapping[str, Any] | None = None
 
 
-def add_conversion_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of every conversion verb."""
-    parser.add_argument("checkpoint", type=Path, help="the checkpoint folder (config.json, *.safetensors, …)")
-    parser.add_argument("--output", type=Path, required=True, help="the artifact folder to make")
-    parser.add_argument("--name", help="model id that the server answers to (default: from the checkpoint)")
-    parser.add_argument("--force", action="store_true", help="replace the output folder")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversionOptions:
+    """What every conversion needs."""
+
+    checkpoint: Path = argument("the checkpoint folder (config.json, *.safetensors, …)")
+    output: Path = option("the artifact folder to make")
+    name: str | None = option("model id that the server answers to (default: from the checkpoint)", None)
+    force: bool = option("replace the output folder", False)
 
 
 def convert(
-    arguments: argparse.Namespace,
+    options: ConversionOptions,
     *,
     format: Format,
     quantization: str,
@@ -50,21 +52,20 @@ def convert(
     Raises:
         CheckpointError, OutputError: see `read_checkpoint`, `new_directory`.
     """
-    checkpoint, output = read_checkpoint(arguments.checkpoint), Path(arguments.output)
+    checkpoint = read_checkpoint(options.checkpoint)
     require_supported(checkpoint)
     check_weights(checkpoint)
     source_name = str((checkpoint.provenance or {}).get("source") or checkpoint.path.resolve().name)
     source_name = source_name.rsplit("/", 1)[-1]
     parameters = checkpoint.weight_bytes / BYTES_PER_PARAMETER.get(checkpoint.dtype, 2)
     needed_bytes = int(parameters * bytes_per_weight)
-    with new_directory(output, force=arguments.force, needed_bytes=needed_bytes) as folder:
+    with new_directory(options.output, force=options.force, needed_bytes=needed_bytes) as folder:
         written = write(checkpoint, folder)
         for file in checkpoint.text_files:
             shutil.copyfile(file, folder / file.name)
         seal(
             folder,
-            name=arguments.name
-            or (source_name if quantization == "none" else f"{source_name}-{quantization}"),
+            name=options.name or (source_name if quantization == "none" else f"{source_name}-{quantization}"),
             format=format,
             architecture=checkpoint.architecture,
             quantization=quantization,
@@ -77,6 +78,9 @@ def convert(
             ),
             calibration=written.calibration,
         )
-    artifact = read_artifact(output)
-    print(f"{output}: {summary(artifact)}")
-    return artifact
+    return read_artifact(options.output)
+
+
+def report(artifact: Artifact) -> None:
+    """Say in one line what was made."""
+    print(f"{artifact.path}: {summary(artifact)}")

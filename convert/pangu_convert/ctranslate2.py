@@ -7,13 +7,15 @@ Without smoothing the files are those of the library's own converter, byte for b
 `ctranslate2_files`, also for how a model that does not fit into memory comes through.
 """
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from pangu_convert.calibration import add_calibration_arguments, calibration_data
-from pangu_convert.conversion import Written, add_conversion_arguments, convert
+from pangu_convert.artifact import Artifact
+from pangu_convert.calibration import CalibrationOptions, calibration_data
+from pangu_convert.conversion import ConversionOptions, Written, convert, report
 from pangu_training.stage.checkpoint import Checkpoint
+from pangu_training.stage.options import nested, option
 
 QUANTIZATIONS = {  # name -> bytes a weight, roughly
     "int8": 1.1,
@@ -27,44 +29,42 @@ QUANTIZATIONS = {  # name -> bytes a weight, roughly
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's arguments."""
-    add_conversion_arguments(parser)
-    parser.add_argument(
-        "--quantization",
-        choices=QUANTIZATIONS,
-        default="int8",
-        help="type of the weights (default: %(default)s)",
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CTranslate2Options:
+    """What to convert, to which type, and what smooths it."""
+
+    conversion: ConversionOptions = nested(ConversionOptions)
+    quantization: str = option("type of the weights", "int8", choices=QUANTIZATIONS)
+    smooth: bool = option(
+        "even out the sizes of activation channels, by calibration text", True, group="int8"
     )
-    group = parser.add_argument_group("int8")
-    group.add_argument(
-        "--smooth",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="even out the sizes of activation channels, by calibration text (default: %(default)s)",
-    )
-    add_calibration_arguments(group, samples=16)
-    parser.set_defaults(run=run)
+    calibration: CalibrationOptions = nested(CalibrationOptions, group="int8", samples=16)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Convert `arguments.checkpoint` into `arguments.output`."""
+def to_ctranslate2(options: CTranslate2Options) -> None:
+    """Convert, and say what was made."""
+    report(ctranslate2_artifact(options))
+
+
+def ctranslate2_artifact(options: CTranslate2Options) -> Artifact:
+    """The checkpoint as a CTranslate2 artifact; raises as `convert` and `calibration_data` do."""
     from pangu_convert.ctranslate2_files import STORED_TYPES
 
-    quantization = str(arguments.quantization)
+    quantization = options.quantization
 
     def write(checkpoint: Checkpoint, folder: Path) -> Written:
         data = None
-        if arguments.smooth and STORED_TYPES[quantization][0] == "int8":
-            data = calibration_data(arguments, checkpoint)
+        if options.smooth and STORED_TYPES[quantization][0] == "int8":
+            data = calibration_data(options.calibration, checkpoint)
         write_ctranslate2(checkpoint, folder, quantization, data.rows if data else ())
+        seed = options.calibration.seed
         return Written(
             weight_files=("model.bin",),
-            calibration={"method": "SmoothQuant", **data.record, "seed": arguments.seed} if data else None,
+            calibration={"method": "SmoothQuant", **data.record, "seed": seed} if data else None,
         )
 
-    convert(
-        arguments,
+    return convert(
+        options.conversion,
         format="ctranslate2",
         quantization=quantization,
         dtype=lambda checkpoint: STORED_TYPES[quantization][1] or checkpoint.dtype,

@@ -4,7 +4,6 @@
 GPTQModel, vLLM and TGI read. gptqmodel quantizes in a process of its own (`gptq_worker`).
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -14,21 +13,24 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import BooleanOptionalAction
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from tqdm import tqdm
 
-from pangu_convert.calibration import add_calibration_arguments, calibration_data
-from pangu_convert.conversion import Written, add_conversion_arguments, convert
+from pangu_convert.artifact import Artifact
+from pangu_convert.calibration import CalibrationOptions, calibration_data
+from pangu_convert.conversion import ConversionOptions, Written, convert, report
 from pangu_convert.gptq_worker import Job
 from pangu_convert.weights import open_weights
 from pangu_training.stage.checkpoint import CONFIG, SHARD_INDEX, Checkpoint
 from pangu_training.stage.errors import CheckpointError, MissingExtra, PanguError
+from pangu_training.stage.options import nested, option
 from pangu_training.stage.output import write_file
 
-BITS = (4, 8)
 GROUP_SIZES = (32, 64, 128, 256, -1)  # -1: one group an input row
 BLOCKS = (".h.", ".layers.")  # in the names of a block's tensors: GPTBigCode's, then Llama's and Qwen2's
 PACKED = 32  # input and output widths must be multiples of it: the kernels' and auto-gptq's rule
@@ -40,45 +42,39 @@ class QuantizationError(PanguError):
     """gptqmodel is missing, failed, or was killed."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's arguments."""
-    add_conversion_arguments(parser)
-    parser.add_argument(
-        "--bits", type=int, choices=BITS, default=4, help="bits a weight (default: %(default)s)"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GptqOptions:
+    """What to quantize, how finely, and on what text."""
+
+    conversion: ConversionOptions = nested(ConversionOptions)
+    bits: Literal[4, 8] = option("bits a weight", 4)
+    group_size: int = option(
+        f"weights that share a scale: {', '.join(map(str, GROUP_SIZES))}", 128, metavar="N"
     )
-    parser.add_argument(
-        "--group-size",
-        type=int,
-        default=128,
-        metavar="N",
-        help=f"weights that share a scale: {', '.join(map(str, GROUP_SIZES))} (default: %(default)s)",
+    act_order: bool = option(
+        "quantize columns by activation size (desc_act): a little closer, slower to run",
+        False,
+        action=BooleanOptionalAction,
     )
-    parser.add_argument(
-        "--act-order",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="quantize columns by activation size (desc_act): a little closer, slower to run",
-    )
-    parser.add_argument(
-        "--damp",
-        type=float,
-        default=0.05,
-        help="share of the mean diagonal added to the Hessian (default: %(default)s)",
-    )
-    add_calibration_arguments(parser, samples=32)
-    parser.set_defaults(run=run)
+    damp: float = option("share of the mean diagonal added to the Hessian", 0.05)
+    calibration: CalibrationOptions = nested(CalibrationOptions, samples=32)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Quantize `arguments.checkpoint` into `arguments.output`."""
-    bits, group_size = int(arguments.bits), int(arguments.group_size)
+def to_gptq(options: GptqOptions) -> None:
+    """Quantize, and say what was made."""
+    report(gptq_artifact(options))
+
+
+def gptq_artifact(options: GptqOptions) -> Artifact:
+    """The checkpoint as a GPTQ artifact; raises as `convert`, `require_group_size` and `write_gptq` do."""
+    bits, group_size = options.bits, options.group_size
 
     def write(checkpoint: Checkpoint, folder: Path) -> Written:
         require_group_size(checkpoint, group_size)
-        return write_gptq(checkpoint, folder, arguments)
+        return write_gptq(checkpoint, folder, options)
 
-    convert(
-        arguments,
+    return convert(
+        options.conversion,
         format="gptq",
         quantization=f"gptq-int{bits}-g{group_size}" if group_size > 0 else f"gptq-int{bits}",
         dtype=lambda checkpoint: checkpoint.dtype,
@@ -121,13 +117,13 @@ def linear_shapes(checkpoint: Checkpoint) -> set[tuple[int, int]]:
     return shapes
 
 
-def write_gptq(checkpoint: Checkpoint, folder: Path, arguments: argparse.Namespace) -> Written:
+def write_gptq(checkpoint: Checkpoint, folder: Path, options: GptqOptions) -> Written:
     """Draw the calibration rows, quantize, and put weights and configs into `folder`.
 
     Raises:
         CalibrationError, CheckpointError, QuantizationError: see `calibration_data`, `run_worker`.
     """
-    data = calibration_data(arguments, checkpoint)
+    data = calibration_data(options.calibration, checkpoint)
     work = folder / WORK
     work.mkdir()
     job = Job(
@@ -135,10 +131,10 @@ def write_gptq(checkpoint: Checkpoint, folder: Path, arguments: argparse.Namespa
         checkpoint=str(checkpoint.path.resolve()),
         folder=str(work / "out"),
         dtype=checkpoint.dtype,
-        bits=arguments.bits,
-        group_size=arguments.group_size,
-        act_order=arguments.act_order,
-        damp=arguments.damp,
+        bits=options.bits,
+        group_size=options.group_size,
+        act_order=options.act_order,
+        damp=options.damp,
         rows=data.rows,
     )
     num_layers = int(checkpoint.config.get("n_layer") or checkpoint.config["num_hidden_layers"])
@@ -153,7 +149,7 @@ def write_gptq(checkpoint: Checkpoint, folder: Path, arguments: argparse.Namespa
         weight_files=tuple(file.name for file in weight_files),
         calibration={
             **data.record,
-            "seed": arguments.seed,
+            "seed": options.calibration.seed,
             "bits": job.bits,
             "group_size": job.group_size,
             "act_order": job.act_order,

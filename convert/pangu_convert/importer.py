@@ -4,11 +4,11 @@ A GGUF file comes out de-quantized in bfloat16, and `import.json` says so: conve
 second time, and no figure of its "unquantized" form is one of the original model.
 """
 
-import argparse
 import json
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pangu_convert.weights import DTYPES, check_weights, write_model
 from pangu_training.stage.checkpoint import CONFIG, TEXT_FILES, read_checkpoint, read_json
 from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.identity import library_versions, sha256_of
+from pangu_training.stage.options import argument, option
 from pangu_training.stage.output import new_directory, require_free_space, write_file
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -27,39 +28,37 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's arguments."""
-    parser.add_argument(
-        "source",
-        nargs="?",
-        default=DEFAULT_MODEL,
-        help=f"{', '.join(MODELS)}; a GGUF file; a Hugging Face folder; or a hub id (default: %(default)s)",
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportOptions:
+    """What to make a checkpoint folder of."""
+
+    source: str = argument(
+        f"{', '.join(MODELS)}; a GGUF file; a Hugging Face folder; or a hub id", DEFAULT_MODEL
     )
-    parser.add_argument("--output", type=Path, required=True, help="the checkpoint folder to make")
-    parser.add_argument(
-        "--dtype", choices=DTYPES, help="type of the weights (default: bfloat16 for GGUF, else as they are)"
+    output: Path = option("the checkpoint folder to make")
+    dtype: str | None = option(
+        "type of the weights (default: bfloat16 for GGUF, else as they are)", None, choices=DTYPES
     )
-    parser.add_argument("--force", action="store_true", help="replace the output folder")
-    parser.set_defaults(run=run)
+    force: bool = option("replace the output folder", False)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Import `arguments.source` into `arguments.output`."""
-    source, output = str(arguments.source), Path(arguments.output)
-    with new_directory(output, force=arguments.force) as folder:
+def import_checkpoint(options: ImportOptions) -> None:
+    """Import `options.source` into `options.output`."""
+    source, output = options.source, options.output
+    with new_directory(output, force=options.force) as folder:
         if source in MODELS:
             file = MODELS[source]
             path = fetch(file, cache_folder())
             origin = {"source": source, "licence": file.licence, "cite": file.cite, "sha256": file.sha256}
-            import_gguf(path, folder, origin, arguments.dtype or "bfloat16")
+            import_gguf(path, folder, origin, options.dtype or "bfloat16")
         elif Path(source).is_file():
             path = Path(source)
             origin = {"source": path.name, "sha256": sha256_of(path)}
-            import_gguf(path, folder, origin, arguments.dtype or "bfloat16")
+            import_gguf(path, folder, origin, options.dtype or "bfloat16")
         elif Path(source).is_dir():
-            import_folder(Path(source), folder, {"source": Path(source).resolve().name}, arguments.dtype)
+            import_folder(Path(source), folder, {"source": Path(source).resolve().name}, options.dtype)
         elif HUB_ID.fullmatch(source):
-            import_folder(fetch_hub_model(source), folder, {"source": source}, arguments.dtype)
+            import_folder(fetch_hub_model(source), folder, {"source": source}, options.dtype)
         else:
             raise CheckpointError(
                 f"{source!r} is neither a file, a folder, a hub id (owner/name) nor one of {', '.join(MODELS)}"

@@ -1,22 +1,24 @@
 """`pangu-convert inspect`: what an artifact is, and with `--verify` whether it is still that."""
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from pangu_convert.artifact import Artifact, read_artifact, verify
+from pangu_training.stage.options import argument, option
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's arguments."""
-    parser.add_argument("artifact", type=Path, help="the artifact folder")
-    parser.add_argument("--verify", action="store_true", help="check the sha256 of every file")
-    parser.set_defaults(run=run)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectOptions:
+    """What to look at, and how closely."""
+
+    artifact: Path = argument("the artifact folder")
+    verify: bool = option("check the sha256 of every file", False)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Print the manifest (JSON on stdout), or with `--verify` one line."""
-    artifact = read_artifact(arguments.artifact)
-    if arguments.verify:
+def inspect(options: InspectOptions) -> None:
+    """Print the manifest (JSON on stdout), or with `verify` one line."""
+    artifact = read_artifact(options.artifact)
+    if options.verify:
         verify(artifact)
         print(f"{artifact.path}: all {len(artifact.manifest.files)} files match; {summary(artifact)}")
     else:

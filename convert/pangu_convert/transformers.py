@@ -3,31 +3,39 @@
 The weights are linked, not copied, where they keep their type.
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
-from pangu_convert.conversion import Written, add_conversion_arguments, convert
+from pangu_convert.artifact import Artifact
+from pangu_convert.conversion import ConversionOptions, Written, convert, report
 from pangu_convert.weights import DTYPES, write_model
 from pangu_training.stage.checkpoint import Checkpoint
+from pangu_training.stage.options import nested, option
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's arguments."""
-    add_conversion_arguments(parser)
-    parser.add_argument("--dtype", choices=DTYPES, help="type of the weights (default: the checkpoint's)")
-    parser.set_defaults(run=run)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformersOptions:
+    """What to take as it is, or in another type."""
+
+    conversion: ConversionOptions = nested(ConversionOptions)
+    dtype: str | None = option("type of the weights (default: the checkpoint's)", None, choices=DTYPES)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Convert `arguments.checkpoint` into `arguments.output`."""
-    dtype: str | None = arguments.dtype
+def to_transformers(options: TransformersOptions) -> None:
+    """Convert, and say what was made."""
+    report(transformers_artifact(options))
+
+
+def transformers_artifact(options: TransformersOptions) -> Artifact:
+    """The checkpoint as an artifact of its own weights; raises as `convert` does."""
+    dtype = options.dtype
 
     def write(checkpoint: Checkpoint, folder: Path) -> Written:
         write_model(checkpoint, folder, dtype)
         return Written(weight_files=tuple(file.name for file in checkpoint.weight_files))
 
-    convert(
-        arguments,
+    return convert(
+        options.conversion,
         format="transformers",
         quantization="none",
         dtype=lambda checkpoint: dtype or checkpoint.dtype,

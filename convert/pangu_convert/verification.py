@@ -5,34 +5,30 @@ divergence, how often both find the same token likeliest, perplexity, and where 
 into the manifest's scores, which the server shows. Exit code 1 when one is outside its bound.
 """
 
-import argparse
 import dataclasses
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from pangu_convert.artifact import (
-    Artifact,
-    Manifest,
-    read_artifact,
-    verify,
-    write_scores,
-)
+from pangu_convert.artifact import Artifact, Manifest, read_artifact, write_scores
+from pangu_convert.artifact import verify as verify_files
 from pangu_convert.code_text import EvaluationText, evaluation_windows
 from pangu_convert.fidelity import Fidelity, FidelityMeter, first_difference
 from pangu_convert.scoring import Scorer, load_scorer, load_source
 from pangu_training.stage.checkpoint import TOKENIZER, Checkpoint, read_checkpoint
 from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.identity import checkpoint_hash, library_versions
+from pangu_training.stage.options import argument, option
 
 GREEDY_PROMPTS, GREEDY_PROMPT_TOKENS, GREEDY_TOKENS = 4, 64, 32
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
     """What a good conversion stays within."""
 
@@ -50,45 +46,45 @@ BOUNDS = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's arguments."""
-    parser.add_argument("artifact", type=Path, help="the artifact folder")
-    parser.add_argument("--against", type=Path, metavar="CHECKPOINT", help="the checkpoint it was made from")
-    parser.add_argument("--windows", type=int, default=10, help="pieces of code text (default: %(default)s)")
-    parser.add_argument(
-        "--window-tokens", type=int, default=512, help="tokens a piece (default: %(default)s)"
-    )
-    parser.add_argument("--threads", type=int, help="compute threads (default: the CPUs we may use)")
-    defaults = "; ".join(
-        f"{bits} bits: {bounds.max_kl}, {bounds.min_same_top1}, {bounds.max_perplexity_ratio}"
-        for bits, bounds in BOUNDS.items()
-    )
-    group = parser.add_argument_group("bounds", f"defaults by bits a weight, in this order: {defaults}")
-    group.add_argument("--max-kl", type=float, help="mean KL divergence, nats")
-    group.add_argument("--min-same-top1", type=float, help="share of equal likeliest tokens")
-    group.add_argument("--max-perplexity-ratio", type=float, help="perplexity over the source's")
-    parser.set_defaults(run=run)
+BOUNDS_GROUP = "bounds: defaults by bits a weight, in this order: " + "; ".join(
+    f"{bits} bits: {bounds.max_kl}, {bounds.min_same_top1}, {bounds.max_perplexity_ratio}"
+    for bits, bounds in BOUNDS.items()
+)
 
 
-def run(arguments: argparse.Namespace) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyOptions:
+    """What to compare, over how much text, and within which bounds."""
+
+    artifact: Path = argument("the artifact folder")
+    against: Path | None = option("the checkpoint it was made from", None, metavar="CHECKPOINT")
+    windows: int = option("pieces of code text", 10)
+    window_tokens: int = option("tokens a piece", 512)
+    threads: int | None = option("compute threads (default: the CPUs we may use)", None)
+    max_kl: float | None = option("mean KL divergence, nats", None, group=BOUNDS_GROUP)
+    min_same_top1: float | None = option("share of equal likeliest tokens", None, group=BOUNDS_GROUP)
+    max_perplexity_ratio: float | None = option("perplexity over the source's", None, group=BOUNDS_GROUP)
+
+
+def verify(options: VerifyOptions) -> int:
     """Verify; 0 when all is within its bound, 1 when not."""
-    artifact = read_artifact(arguments.artifact)
-    verify(artifact)
+    artifact = read_artifact(options.artifact)
+    verify_files(artifact)
     print(f"{artifact.path}: all {len(artifact.manifest.files)} files match their sha256")
-    if arguments.against is None:
+    if options.against is None:
         return 0
-    checkpoint = read_checkpoint(arguments.against)
-    threads = arguments.threads or len(os.sched_getaffinity(0))
+    checkpoint = read_checkpoint(options.against)
+    threads = options.threads or len(os.sched_getaffinity(0))
     record = measure(
         artifact,
         checkpoint,
-        num_windows=arguments.windows,
-        window_tokens=arguments.window_tokens,
+        num_windows=options.windows,
+        window_tokens=options.window_tokens,
         threads=threads,
     )
     write_scores(artifact, {**artifact.manifest.scores, "fidelity": record})
     bits = bits_of(artifact.manifest)
-    given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Bounds)}
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Bounds)}
     bounds = dataclasses.replace(BOUNDS[bits], **{k: v for k, v in given.items() if v is not None})
     failures = outside(record, bounds)
     print(verdict(record, failures, bits))

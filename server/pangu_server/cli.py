@@ -1,17 +1,17 @@
 """`pangu-serve ARTIFACT`: take the port, check and load the artifact, answer until SIGTERM."""
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 
 from pangu_convert.artifact import read_artifact
+from pangu_server.environment import EnvironmentParser
 from pangu_server.listening import listen
-from pangu_server.options import options_of, parser
+from pangu_server.options import ServeOptions
 from pangu_training.stage import command
 
 
-def run(arguments: argparse.Namespace) -> None:
+def serve(options: ServeOptions) -> None:
     """Serve until SIGTERM or Ctrl-C; returns when the requests that were taken have ended.
 
     Raises:
@@ -19,17 +19,27 @@ def run(arguments: argparse.Namespace) -> None:
         AccessError: the API keys cannot be used.
         ServeError: the address cannot be listened on.
     """
-    options = options_of(arguments)
     artifact = read_artifact(options.artifact)
     with listen(options.host, options.port) as listener:
-        from pangu_server.serving import serve
+        from pangu_server import serving
 
-        serve(artifact, listener, options, os.environ)
+        serving.serve(artifact, listener, options, os.environ)
+
+
+def parser() -> EnvironmentParser:
+    """The command's argument parser."""
+    parser = EnvironmentParser(
+        prefix="PANGU_SERVE_",
+        prog="pangu-serve",
+        description="Serve an artifact as an OpenAI-style completion endpoint.",
+    )
+    command.add_verb(parser, serve)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `pangu-serve`."""
-    return command.run(parser(run), argv, extra="serve")
+    return command.run(parser(), argv, extra="serve")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,23 @@ import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pangu_convert.artifact import Artifact, ArtifactError
 from pangu_server.errors import RequestError
+from pangu_training.stage.checkpoint import TOKENIZER
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+
+def read_tokenizer(artifact: Artifact) -> "Tokenizer":
+    """The artifact's tokenizer; `ArtifactError` when the file does not hold one."""
+    from tokenizers import Tokenizer
+
+    file = artifact.path / TOKENIZER
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises no narrower class
+        raise ArtifactError(f"{file} cannot be read: {error}") from None
 
 
 class Encoder:

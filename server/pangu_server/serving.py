@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping
 
 import uvicorn
 from starlette.types import ASGIApp
-from tokenizers import Tokenizer
 
-from pangu_convert.artifact import Artifact, ArtifactError, verify
+from pangu_convert.artifact import Artifact, verify
 from pangu_server.access import KEYS_VARIABLE, read_access
 from pangu_server.app import create_app
 from pangu_server.backends import load_backend
 from pangu_server.backends.seam import LoadOptions
+from pangu_server.encoding import read_tokenizer
 from pangu_server.engine import Engine
 from pangu_server.listening import is_loopback, url
 from pangu_server.logs import configure
@@ -122,14 +122,6 @@ def serve(
     close()
     if failure:
         raise failure[0]
-
-
-def read_tokenizer(artifact: Artifact) -> Tokenizer:
-    """The artifact's tokenizer; `ArtifactError` when the file does not hold one."""
-    try:
-        return Tokenizer.from_file(str(artifact.path / "tokenizer.json"))
-    except Exception as error:  # the library raises no narrower class
-        raise ArtifactError(f"{artifact.path / 'tokenizer.json'} cannot be read: {error}") from None
 
 
 def stop_on_signal(server: uvicorn.Server, engine: Engine, deadline: threading.Timer) -> None:

@@ -15,9 +15,10 @@ import pytest
 from support.scripted import scripted_artifact
 
 from pangu_bench import memory
-from pangu_bench.costs import CostOptions, measure_running, running_figures, spread
+from pangu_bench.costs import measure_running, running_figures, spread
 from pangu_bench.latency import EndpointTokenizer, Prompts, gaps, timed_request, tokenizer_of
 from pangu_bench.memory import Meters, Peak
+from pangu_bench.options import CostOptions
 from pangu_bench.rows import RowFile
 from pangu_training.asking.endpoint import Endpoint, ServedError
 

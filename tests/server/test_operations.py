@@ -25,12 +25,14 @@ from support.scripted import scripted_artifact
 
 from pangu_server.access import Access, AccessError, read_access
 from pangu_server.bodies import BodyLimit
+from pangu_server.cli import parser
 from pangu_server.limits import Limits
 from pangu_server.listening import listen
 from pangu_server.logs import JsonFormatter, TextFormatter
-from pangu_server.options import ServeOptions, options_of, parser
+from pangu_server.options import ServeOptions
 from pangu_server.protection import protect
 from pangu_server.serving import REPEAT_SECONDS, Server
+from pangu_training.stage.command import parsed
 
 KEY = "sk-horse-battery"
 ORIGIN = "https://editor.example"
@@ -339,7 +341,9 @@ def test_a_record_keeps_its_traceback_and_its_line(formatter: logging.Formatter)
 
 
 def options(*arguments: str) -> ServeOptions:
-    return options_of(parser(lambda _: None).parse_args(["artifact", *arguments]))
+    _, parsed_options = parsed(parser(), ["artifact", *arguments])
+    assert isinstance(parsed_options, ServeOptions)
+    return parsed_options
 
 
 def test_flags_become_options(monkeypatch: pytest.MonkeyPatch) -> None:

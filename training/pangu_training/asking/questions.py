@@ -3,7 +3,6 @@
 A question's key is the hash of all that shapes its answer, so a command that is run again asks only what is missing.
 """
 
-import argparse
 import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from pangu_training.asking.asker import Connection, connect, progress_bar, share
 from pangu_training.asking.endpoint import Endpoint, RefusedError, ServedError, identity, post
+from pangu_training.asking.options import AskingOptions, GenerationOptions
 from pangu_training.evaluation.styles import Prompt
-from pangu_training.stage.command import number_within, whole_number
 from pangu_training.stage.errors import OutputError
 from pangu_training.stage.line_file import Journal, key_of
 
@@ -147,7 +146,7 @@ def _reply(row: Mapping[str, Any]) -> Reply:
     return Reply(choices=tuple(Choice(**choice) for choice in row["choices"]), **fields)
 
 
-def costs(replies: Sequence[Reply], arguments: argparse.Namespace) -> dict[str, Any]:
+def costs(replies: Sequence[Reply], asking: AskingOptions) -> dict[str, Any]:
     """What the replies cost, earlier runs' included: tokens, money where prices are given, seconds.
 
     Seconds are those on the clock in which some request was under way.
@@ -166,8 +165,8 @@ def costs(replies: Sequence[Reply], arguments: argparse.Namespace) -> dict[str, 
         "completion_tokens": completion,
         "seconds": round(seconds, 1),
     }
-    if arguments.price_prompt is not None or arguments.price_completion is not None:
-        price = prompt * (arguments.price_prompt or 0) + completion * (arguments.price_completion or 0)
+    if asking.price_prompt is not None or asking.price_completion is not None:
+        price = prompt * (asking.price_prompt or 0) + completion * (asking.price_completion or 0)
         spent["price"] = price / PRICED_TOKENS
     return spent
 
@@ -204,11 +203,12 @@ def journal_for(verb: str, output: Path, *others: Path) -> Journal:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """Messages to a server's model, as the arguments of `add_asking_arguments` and `add_generation_arguments` say."""
+    """Messages to a server's model, and how its answers are drawn."""
 
     endpoint: Endpoint
     journal: Journal
-    arguments: argparse.Namespace
+    asking: AskingOptions
+    generation: GenerationOptions
 
     def ask(self, messages: Iterable[tuple[str, tuple[str, ...]]], progress: str) -> list[Reply]:
         """The replies to messages, each with words that tell it apart: the problem, which sample or try."""
@@ -222,49 +222,11 @@ class Chat:
             )
             for message, words in messages
         ]
-        concurrency = self.arguments.concurrency
+        concurrency = self.asking.concurrency
         return ask(self.endpoint, questions, self.journal, concurrency=concurrency, progress=progress)
 
     def _settings(self, words: tuple[str, ...]) -> dict[str, Any]:
-        """How an answer is drawn; with --seed, the same for the same words."""
-        body = {name: getattr(self.arguments, name) for name in ("temperature", "top_p", "max_tokens")}
-        if self.arguments.seed is not None:
-            body["seed"] = int(key_of(self.arguments.seed, words)[:7], 16)
-        return body
-
-
-def add_generation_arguments(parser: argparse.ArgumentParser, *, temperature: float, max_tokens: int) -> None:
-    """Declare how answers are drawn."""
-    group = parser.add_argument_group("answers")
-    group.add_argument(
-        "--temperature", type=number_within(0, 2), default=temperature, help="(default: %(default)s)"
-    )
-    group.add_argument("--top-p", type=number_within(0, 1), default=0.95, help="(default: %(default)s)")
-    group.add_argument(
-        "--max-tokens", type=whole_number(1), default=max_tokens, help="an answer (default: %(default)s)"
-    )
-    group.add_argument(
-        "--seed", type=int, help="repeatable answers; slower with CTranslate2 (default: draw anew)"
-    )
-
-
-def add_asking_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare which server is asked, how many questions at a time, and what a token costs there."""
-    group = parser.add_argument_group("server")
-    group.add_argument(
-        "--base-url",
-        metavar="URL",
-        required=True,
-        help="an OpenAI-style server; its key is in $OPENAI_API_KEY",
-    )
-    group.add_argument("--model", default="", help="one of the server's models (default: its first)")
-    group.add_argument(
-        "--concurrency", type=whole_number(1), default=8, help="requests at a time (default: %(default)s)"
-    )
-    for kind in ("prompt", "completion"):
-        group.add_argument(
-            f"--price-{kind}",
-            type=number_within(0),
-            metavar="PRICE",
-            help=f"of a million {kind} tokens, in any currency, for the summary",
-        )
+        """How an answer is drawn; with a seed, the same for the same words."""
+        body = asdict(self.generation)
+        seed = body.pop("seed")
+        return body if seed is None else {**body, "seed": int(key_of(seed, words)[:7], 16)}

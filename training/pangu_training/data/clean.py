@@ -4,17 +4,17 @@ Rows pass unchanged. Each rejected one is kept in --rejected with its rule and r
 went and why, and lists the candidates for contamination that stay, for a person to look at.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pangu_training.data.filters import Filter, Rejection
 from pangu_training.evaluation.words import ProblemRow, read_problems, write_problems
-from pangu_training.stage.command import number_within, whole_number
 from pangu_training.stage.errors import DataError
+from pangu_training.stage.options import argument, counted, number_within, option
 from pangu_training.stage.output import require_new, write_file
 
 if TYPE_CHECKING:
@@ -23,59 +23,53 @@ if TYPE_CHECKING:
 
 HUMAN_EVAL = "humaneval"
 CONTAMINATED, NEAR_DUPLICATE = "contaminated", "near-duplicate"
+RULES, NEAR, AGAINST = "filter rules", "near duplicates", "decontamination"
+USUAL = Filter()
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's arguments."""
-    parser.add_argument("problems", type=Path, help="problems.jsonl")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the rows that stay")
-    parser.add_argument(
-        "--rejected", type=Path, required=True, metavar="FILE", help="the others, with reasons"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CleanOptions:
+    """What is cleaned, and by which limits."""
+
+    problems: Path = argument("problems.jsonl")
+    output: Path = option("the rows that stay", metavar="FILE")
+    rejected: Path = option("the others, with reasons", metavar="FILE")
+    report: Path | None = option("what went and why, in Markdown", None, metavar="FILE")
+    force: bool = option("replace files that are there", False)
+    min_words: int = counted("of a prompt", USUAL.min_words, group=RULES)
+    max_prompt_characters: int = counted("about 4 a token", USUAL.max_prompt_characters, group=RULES)
+    max_characters: int = counted("of a prompt and its shortest answer", USUAL.max_characters, group=RULES)
+    refusal_words: int = counted(
+        "a shorter prompt that is sorry is a refusal", USUAL.refusal_words, group=RULES
     )
-    parser.add_argument("--report", type=Path, metavar="FILE", help="what went and why, in Markdown")
-    parser.add_argument("--force", action="store_true", help="replace files that are there")
-
-    def number(group: argparse._ArgumentGroup, flag: str, default: int, help_text: str) -> None:
-        help_text += " (default: %(default)s)"
-        group.add_argument(flag, type=whole_number(1), default=default, metavar="N", help=help_text)
-
-    usual = Filter()
-    group = parser.add_argument_group("filter rules")
-    number(group, "--min-words", usual.min_words, "of a prompt")
-    number(group, "--max-prompt-characters", usual.max_prompt_characters, "about 4 a token")
-    number(group, "--max-characters", usual.max_characters, "of a prompt and its shortest answer")
-    number(group, "--refusal-words", usual.refusal_words, "a shorter prompt that is sorry is a refusal")
-    group.add_argument(
-        "--label", action="append", default=[], metavar="TEXT", help="no prompt may contain it"
+    label: tuple[str, ...] = option(
+        "no prompt may contain it", (), action="append", metavar="TEXT", group=RULES
     )
-    group.add_argument("--function-level", action="store_true", help="drop prompts that ask for no function")
-    group = parser.add_argument_group("near duplicates")
-    group.add_argument(
-        "--similarity",
+    function_level: bool = option("drop prompts that ask for no function", False, group=RULES)
+    similarity: float = option(
+        "Jaccard similarity of two prompts from which the later one goes",
+        0.7,
         type=number_within(0.1, 1),
-        default=0.7,
         metavar="X",
-        help="Jaccard similarity of two prompts from which the later one goes (default: %(default)s)",
+        group=NEAR,
     )
-    number(group, "--shingle-words", 5, "what is compared are runs of so many words")
-    group = parser.add_argument_group("decontamination")
-    group.add_argument(
-        "--against",
+    shingle_words: int = counted("what is compared are runs of so many words", 5, group=NEAR)
+    against: tuple[str, ...] = option(
+        "a suite besides HumanEval, as pangu-bench takes it; also problems:FILE without tests",
+        (),
         action="append",
-        default=[],
         metavar="FORM:FILE",
-        help="a suite besides HumanEval, as pangu-bench takes it; also problems:FILE without tests",
+        group=AGAINST,
     )
-    group.add_argument(
-        "--no-decontamination", action="store_true", help="compare with nothing, HumanEval included"
+    no_decontamination: bool = option("compare with nothing, HumanEval included", False, group=AGAINST)
+    candidate_words: int = counted("a shared run of so many is reported", 10, group=AGAINST)
+    drop_words: int = counted("a shared run of so many drops the row", 13, group=AGAINST)
+    form_tasks: int = counted(
+        "what more tasks of a suite share is its form, and not compared", 2, group=AGAINST
     )
-    number(group, "--candidate-words", 10, "a shared run of so many is reported")
-    number(group, "--drop-words", 13, "a shared run of so many drops the row")
-    number(group, "--form-tasks", 2, "what more tasks of a suite share is its form, and not compared")
-    parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def clean(options: CleanOptions) -> None:
     """Filter, decontaminate, remove near duplicates, write, report.
 
     Raises:
@@ -85,37 +79,36 @@ def run(arguments: argparse.Namespace) -> None:
     """
     from pangu_training.data.cleaning_report import Cleaning, report
 
-    outputs = [arguments.output, arguments.rejected, *([arguments.report] if arguments.report else [])]
-    require_new(*outputs, force=arguments.force)
-    file = read_problems(arguments.problems)
-    benchmarks = _benchmarks(arguments)
+    outputs = [options.output, options.rejected, *([options.report] if options.report else [])]
+    require_new(*outputs, force=options.force)
+    file = read_problems(options.problems)
+    benchmarks = _benchmarks(options)
 
-    rejections = filtered(file.rows, arguments)
+    rejections = filtered(file.rows, options)
     findings = compared([row for row in file.rows if row.id not in rejections], benchmarks)
     rejections |= contaminated(findings)
-    rejections |= duplicated([row for row in file.rows if row.id not in rejections], arguments)
+    rejections |= duplicated([row for row in file.rows if row.id not in rejections], options)
     cleaning = Cleaning(file, rejections, findings, benchmarks)
 
     if not cleaning.kept:
         raise DataError(f"no row of {file.path} would stay ({cleaning.in_words()}): loosen the rules")
-    if arguments.report:
-        write_file(arguments.report, report(cleaning).encode())
-    write_problems(arguments.rejected, cleaning.rejected)
-    write_problems(arguments.output, cleaning.kept)
-    print(f"{arguments.output}: {len(cleaning.kept)} of {len(file.rows)} rows stay; {cleaning.in_words()}")
-    print(json.dumps({"output": str(arguments.output), **cleaning.figures()}))
+    if options.report:
+        write_file(options.report, report(cleaning).encode())
+    write_problems(options.rejected, cleaning.rejected)
+    write_problems(options.output, cleaning.kept)
+    print(f"{options.output}: {len(cleaning.kept)} of {len(file.rows)} rows stay; {cleaning.in_words()}")
+    print(json.dumps({"output": str(options.output), **cleaning.figures()}))
 
 
-def filtered(rows: Sequence[ProblemRow], arguments: argparse.Namespace) -> dict[str, Rejection]:
+def filtered(rows: Sequence[ProblemRow], options: CleanOptions) -> dict[str, Rejection]:
     """The rows that break a filter rule: id -> why."""
-    usual = Filter()
     rules = Filter(
-        min_words=arguments.min_words,
-        max_prompt_characters=arguments.max_prompt_characters,
-        max_characters=arguments.max_characters,
-        refusal_words=arguments.refusal_words,
-        labels=(*usual.labels, *arguments.label),
-        function_level=arguments.function_level,
+        min_words=options.min_words,
+        max_prompt_characters=options.max_prompt_characters,
+        max_characters=options.max_characters,
+        refusal_words=options.refusal_words,
+        labels=(*USUAL.labels, *options.label),
+        function_level=options.function_level,
         prompts={row.id: row.prompt for row in rows},
     )
     return {row.id: rejection for row in rows if (rejection := rules.rejection(row))}
@@ -147,12 +140,12 @@ def contaminated(findings: Iterable["Finding"]) -> dict[str, Rejection]:
     return rejections
 
 
-def duplicated(rows: Sequence[ProblemRow], arguments: argparse.Namespace) -> dict[str, Rejection]:
+def duplicated(rows: Sequence[ProblemRow], options: CleanOptions) -> dict[str, Rejection]:
     """The rows that nearly repeat the prompt of an earlier one that stays: id -> which."""
     from pangu_training.data.near_duplicates import near_duplicates
 
     found = near_duplicates(
-        [row.prompt for row in rows], similarity=arguments.similarity, shingle_words=arguments.shingle_words
+        [row.prompt for row in rows], similarity=options.similarity, shingle_words=options.shingle_words
     )
     return {
         rows[place].id: Rejection(NEAR_DUPLICATE, f"{similarity:.2f} like {rows[kept].id}")
@@ -160,12 +153,12 @@ def duplicated(rows: Sequence[ProblemRow], arguments: argparse.Namespace) -> dic
     }
 
 
-def _benchmarks(arguments: argparse.Namespace) -> list["Benchmark"]:
+def _benchmarks(options: CleanOptions) -> list["Benchmark"]:
     """HumanEval, unless a file of it is given, and the suites given."""
     from pangu_training.data.contamination import Lengths, read_benchmark
 
-    if arguments.no_decontamination:
-        if arguments.against:
+    if options.no_decontamination:
+        if options.against:
             raise DataError("--no-decontamination compares with nothing: leave it out, or --against")
         print(
             "WARNING: compared with no benchmark, HumanEval included: scores of a model that is trained on "
@@ -173,14 +166,14 @@ def _benchmarks(arguments: argparse.Namespace) -> list["Benchmark"]:
             file=sys.stderr,
         )
         return []
-    if arguments.drop_words < arguments.candidate_words:
+    if options.drop_words < options.candidate_words:
         raise DataError("--drop-words is below --candidate-words: what drops a row makes a candidate first")
     lengths = Lengths(
-        candidate_words=arguments.candidate_words,
-        drop_words=arguments.drop_words,
-        form_tasks=arguments.form_tasks,
+        candidate_words=options.candidate_words,
+        drop_words=options.drop_words,
+        form_tasks=options.form_tasks,
     )
-    given = [read_benchmark(name, lengths) for name in dict.fromkeys(arguments.against)]
+    given = [read_benchmark(name, lengths) for name in dict.fromkeys(options.against)]
     if not any(benchmark.suite.name == HUMAN_EVAL for benchmark in given):
         given.insert(
             0, read_benchmark(HUMAN_EVAL, lengths)

@@ -16,18 +16,27 @@ from pangu_training.evaluation.styles import Prompt, style_for
 from pangu_training.evaluation.suites import problem_of
 from pangu_training.evaluation.words import ProblemRow
 from pangu_training.stage.line_file import Journal, key_of
+from pangu_training.stage.options import counted, number_within, option
+
+RESPONSES = "responses"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawOptions:
-    """How responses are drawn; `samples` to each problem at each temperature, `concurrency` requests a server."""
+    """How responses are drawn."""
 
-    samples: int
-    temperatures: tuple[float, ...]
-    top_p: float
-    max_tokens: int
-    seed: int | None
-    concurrency: int
+    samples: int = counted(
+        "of each source to each problem at each temperature", 1, metavar="K", group=RESPONSES
+    )
+    temperatures: tuple[float, ...] = option(
+        "0 is greedy", (0.2, 0.8), type=number_within(0, 2), metavar="T", group=RESPONSES
+    )
+    top_p: float = option("", 0.95, type=number_within(0, 1), group=RESPONSES)
+    max_tokens: int = counted("a response", 1024, metavar=None, group=RESPONSES)
+    seed: int | None = option(
+        "sample i is asked for by itself, with seed + i (default: draw anew)", None, group=RESPONSES
+    )
+    concurrency: int = counted("requests at a time to each server", 8, metavar=None, group=RESPONSES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,6 @@ In-depth evolution after Code Evol-Instruct. An evolved problem is another probl
 (`pangu-train tests`). Answers are kept in a journal beside --output; the same command asks only what is missing there.
 """
 
-import argparse
 import json
 import re
 from collections import Counter
@@ -13,21 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pangu_training.asking.questions import (
-    Chat,
-    Choice,
-    Reply,
-    add_asking_arguments,
-    add_generation_arguments,
-    beside,
-    cost_words,
-    costs,
-    journal_for,
-)
+from pangu_training.asking.options import AskingOptions, GenerationOptions
+from pangu_training.asking.questions import Chat, Choice, Reply, beside, cost_words, costs, journal_for
 from pangu_training.data.instructions import LABELS, evolution, method_for
 from pangu_training.evaluation.words import ProblemRow, read_problems, write_problems
-from pangu_training.stage.command import whole_number
 from pangu_training.stage.errors import DataError
+from pangu_training.stage.options import argument, counted, nested, option
 
 LEAST_WORDS = 4
 REFUSAL = re.compile(
@@ -48,58 +38,49 @@ class Round:
     rejected: list[dict[str, Any]]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's arguments."""
-    parser.add_argument("problems", type=Path, help="problems.jsonl")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="problems.jsonl to write")
-    parser.add_argument(
-        "--rounds",
-        type=whole_number(1),
-        default=1,
-        help="each evolves what the one before gave; WizardCoder found 3 best (default: %(default)s)",
-    )
-    parser.add_argument("--evolved-only", action="store_true", help="leave the originals out of --output")
-    parser.add_argument(
-        "--tries",
-        type=whole_number(1),
-        default=3,
-        help="answers asked for until one is taken (default: %(default)s)",
-    )
-    add_generation_arguments(parser, temperature=1.0, max_tokens=2048)
-    add_asking_arguments(parser)
-    parser.set_defaults(run=run)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvolveOptions:
+    """What to evolve, how often, and by which server."""
+
+    problems: Path = argument("problems.jsonl")
+    output: Path = option("problems.jsonl to write", metavar="FILE")
+    rounds: int = counted("each evolves what the one before gave; WizardCoder found 3 best", 1, metavar=None)
+    evolved_only: bool = option("leave the originals out of --output", False)
+    tries: int = counted("answers asked for until one is taken", 3, metavar=None)
+    generation: GenerationOptions = nested(GenerationOptions, temperature=1.0, max_tokens=2048)
+    asking: AskingOptions = nested(AskingOptions)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def evolve(options: EvolveOptions) -> None:
     """Evolve round by round, write the file, report."""
     from pangu_training.asking.endpoint import running
 
-    originals = read_problems(arguments.problems).rows
-    _require_free_ids(originals, arguments.rounds)
-    rejected_file = beside(arguments.output, "rejected")
+    originals = read_problems(options.problems).rows
+    _require_free_ids(originals, options.rounds)
+    rejected_file = beside(options.output, "rejected")
     rounds: list[Round] = []
-    with journal_for("evolve", arguments.output, rejected_file) as journal:
-        chat = Chat(running(arguments.base_url, arguments.model), journal, arguments)
+    with journal_for("evolve", options.output, rejected_file) as journal:
+        asking = options.asking
+        chat = Chat(running(asking.base_url, asking.model), journal, asking, options.generation)
         parents = {row.id: row for row in originals}
-        for number in range(1, arguments.rounds + 1):
-            rounds.append(evolve(parents, number, chat))
+        for number in range(1, options.rounds + 1):
+            rounds.append(evolved(parents, number, chat, tries=options.tries))
             parents = rounds[-1].children
-        evolved = [child.fields for round in rounds for child in round.children.values()]
+        children = [child.fields for round in rounds for child in round.children.values()]
         write_problems(rejected_file, [row for round in rounds for row in round.rejected])
-        kept = [] if arguments.evolved_only else [row.fields for row in originals]
-        write_problems(arguments.output, [*kept, *evolved])
-    _report(len(originals), rounds, arguments)
-    return 0
+        kept = [] if options.evolved_only else [row.fields for row in originals]
+        write_problems(options.output, [*kept, *children])
+    _report(len(originals), rounds, options)
 
 
-def evolve(parents: dict[str, ProblemRow], number: int, chat: Chat) -> Round:
+def evolved(parents: dict[str, ProblemRow], number: int, chat: Chat, *, tries: int) -> Round:
     """Round `number` over `parents`, which go by the id of their original."""
     children: dict[str, ProblemRow] = {}
     replies: list[Reply] = []
     rejected: list[dict[str, Any]] = []
     waiting = dict(parents)
-    methods = {origin: method_for(chat.arguments.seed or 0, origin, number) for origin in parents}
-    for attempt in range(1, chat.arguments.tries + 1):
+    methods = {origin: method_for(chat.generation.seed or 0, origin, number) for origin in parents}
+    for attempt in range(1, tries + 1):
         messages = [
             (
                 evolution(parent.prompt, methods[origin]),
@@ -166,12 +147,12 @@ def _require_free_ids(rows: Sequence[ProblemRow], rounds: int) -> None:
                 )
 
 
-def _report(originals: int, rounds: Sequence[Round], arguments: argparse.Namespace) -> None:
+def _report(originals: int, rounds: Sequence[Round], options: EvolveOptions) -> None:
     figures = []
     for number, outcome in enumerate(rounds, start=1):
         asked = originals if number == 1 else len(rounds[number - 2].children)
         reasons = Counter(row["reason"] for row in outcome.rejected)
-        spent = costs(outcome.replies, arguments)
+        spent = costs(outcome.replies, options.asking)
         figures.append(
             {
                 "round": number,
@@ -188,11 +169,11 @@ def _report(originals: int, rounds: Sequence[Round], arguments: argparse.Namespa
             f"round {number}: {len(outcome.children)} of {asked} problems evolved; answers not taken: {words}; "
             f"{cost_words(spent)}"
         )
-    total = costs([reply for outcome in rounds for reply in outcome.replies], arguments)
+    total = costs([reply for outcome in rounds for reply in outcome.replies], options.asking)
     evolved = sum(len(outcome.children) for outcome in rounds)
     print(
-        f"{arguments.output}: {0 if arguments.evolved_only else originals} originals, {evolved} evolved; "
+        f"{options.output}: {0 if options.evolved_only else originals} originals, {evolved} evolved; "
         f"{cost_words(total)}"
     )
-    result = {"output": str(arguments.output), "originals": originals, "evolved": evolved}
+    result = {"output": str(options.output), "originals": originals, "evolved": evolved}
     print(json.dumps({**result, "rounds": figures, "costs": total}))

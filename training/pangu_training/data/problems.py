@@ -6,17 +6,17 @@ recorded answer, and a problem whose own solution fails in the sandbox is left o
 beside --output; the same command goes on.
 """
 
-import argparse
 import ast
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pangu_training.evaluation.words import problem_row, read_problems, write_problems
-from pangu_training.stage.command import number_within, whole_number
 from pangu_training.stage.errors import DataError
+from pangu_training.stage.options import argument, counted, number_within, option
 from pangu_training.stage.output import require_new
 
 if TYPE_CHECKING:
@@ -27,39 +27,39 @@ HELD_OUT_SHARE = 0.1
 NO_STATEMENT = "English description is not available"  # all that some rows of LeetCodeDataset say
 SHOWN_FAILURES = 10
 OWN = "problems:"
+HELD_OUT = "held-out problems"
 
 # Rows, why others are left out (by id), and what the report says of where they come from.
 Collected = tuple[list[dict[str, Any]], dict[str, str], dict[str, Any]]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's arguments."""
-    parser.add_argument(
-        "source",
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProblemsOptions:
+    """Where problems come from, and how many are held out."""
+
+    source: str = argument(
+        "leetcode:FILE (LeetCodeDataset), humaneval:FILE for problems in HumanEval's form, or problems:FILE",
         metavar="FORM:FILE",
-        help="leetcode:FILE (LeetCodeDataset), humaneval:FILE for problems in HumanEval's form, or problems:FILE",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="problems.jsonl to write")
-    parser.add_argument("--ids", metavar="A-B", help="LeetCode's question ids from A to B, as FORM:FILE#A-B")
-    parser.add_argument("--force", action="store_true", help="replace files that are there")
-    group = parser.add_argument_group("held-out problems")
-    group.add_argument("--held-out", type=Path, metavar="FILE", help="write a part of the problems there")
-    size = group.add_mutually_exclusive_group()
-    size.add_argument(
-        "--held-out-share",
+    output: Path = option("problems.jsonl to write", metavar="FILE")
+    ids: str | None = option("LeetCode's question ids from A to B, as FORM:FILE#A-B", None, metavar="A-B")
+    force: bool = option("replace files that are there", False)
+    held_out: Path | None = option("write a part of the problems there", None, metavar="FILE", group=HELD_OUT)
+    held_out_share: float | None = option(
+        f"of all problems, the same of each difficulty (default: {HELD_OUT_SHARE})",
+        None,
         type=number_within(0, 1),
         metavar="X",
-        help=f"of all problems, the same of each difficulty (default: {HELD_OUT_SHARE})",
+        group=HELD_OUT,
+        exclusive="size",
     )
-    size.add_argument("--held-out-count", type=whole_number(1), metavar="N", help="so many instead")
-    group.add_argument("--seed", type=int, default=0, help="draws them (default: %(default)s)")
-    group = parser.add_argument_group("sandbox")
-    group.add_argument("--no-check", action="store_true", help="do not run the suite's own solutions")
-    group.add_argument("--unsafe", action="store_true", help="run them even where they cannot be confined")
-    parser.set_defaults(run=run)
+    held_out_count: int | None = counted("so many instead", None, group=HELD_OUT, exclusive="size")
+    seed: int = option("draws them", 0, group=HELD_OUT)
+    no_check: bool = option("do not run the suite's own solutions", False, group="sandbox")
+    unsafe: bool = option("run them even where they cannot be confined", False, group="sandbox")
 
 
-def run(arguments: argparse.Namespace) -> None:
+def collect_problems(options: ProblemsOptions) -> None:
     """Convert, check, split, write, report.
 
     Raises:
@@ -67,32 +67,30 @@ def run(arguments: argparse.Namespace) -> None:
         DataError: no problem is left, or none for training.
         OutputError: a file is there already.
     """
-    held_out_size = (arguments.held_out_share, arguments.held_out_count)
-    if arguments.held_out is None and held_out_size != (None, None):
+    held_out_size = (options.held_out_share, options.held_out_count)
+    if options.held_out is None and held_out_size != (None, None):
         raise DataError("the held-out problems need a file: give --held-out")
-    outputs = [arguments.output, *([arguments.held_out] if arguments.held_out else [])]
-    require_new(*outputs, force=arguments.force)
-    rows, left_out, report = _own(arguments) if arguments.source.startswith(OWN) else _of_suite(arguments)
+    outputs = [options.output, *([options.held_out] if options.held_out else [])]
+    require_new(*outputs, force=options.force)
+    rows, left_out, report = _own(options) if options.source.startswith(OWN) else _of_suite(options)
     held_out: set[str] = set()
-    if arguments.held_out:
+    if options.held_out:
         judged = [row for row in rows if row.get("tests")]
         if not judged:
-            raise DataError(
-                f"no problem of {arguments.source} has tests, to judge held-out answers: add some"
-            )
+            raise DataError(f"no problem of {options.source} has tests, to judge held-out answers: add some")
         count = _count(len(judged), len(rows), *held_out_size)
-        held_out = held_out_ids(judged, count, arguments.seed)
-        write_problems(arguments.held_out, (row for row in rows if row["id"] in held_out))
+        held_out = held_out_ids(judged, count, options.seed)
+        write_problems(options.held_out, (row for row in rows if row["id"] in held_out))
     training = [row for row in rows if row["id"] not in held_out]
-    write_problems(arguments.output, training)
+    write_problems(options.output, training)
 
     for id, reason in list(left_out.items())[:SHOWN_FAILURES]:
         print(f"left out: {id}: {reason}")
-    print(f"{arguments.output}: {len(training)} problems of {report['suite']}; {len(left_out)} left out")
+    print(f"{options.output}: {len(training)} problems of {report['suite']}; {len(left_out)} left out")
     if held_out:
-        print(f"{arguments.held_out}: {len(held_out)} held out")
+        print(f"{options.held_out}: {len(held_out)} held out")
     result = {
-        "output": str(arguments.output),
+        "output": str(options.output),
         **report,
         "problems": _by_difficulty(training),
         "held_out": _by_difficulty(row for row in rows if row["id"] in held_out),
@@ -101,27 +99,27 @@ def run(arguments: argparse.Namespace) -> None:
     print(json.dumps(result))
 
 
-def _own(arguments: argparse.Namespace) -> Collected:
-    file = read_problems(Path(arguments.source.removeprefix(OWN)))
+def _own(options: ProblemsOptions) -> Collected:
+    file = read_problems(Path(options.source.removeprefix(OWN)))
     report = {"suite": "problems", "suite_sha256": file.sha256, "checked": False}
     return [dict(row.fields) for row in file.rows], {}, report
 
 
-def _of_suite(arguments: argparse.Namespace) -> Collected:
+def _of_suite(options: ProblemsOptions) -> Collected:
     from pangu_training.evaluation.judging import policy_of
     from pangu_training.evaluation.suites import read_suite
 
-    suite = read_suite(arguments.source + (f"#{arguments.ids}" if arguments.ids else ""))
+    suite = read_suite(options.source + (f"#{options.ids}" if options.ids else ""))
     rows = [row_of(problem) for problem in suite.problems]
     left_out = {row["id"]: "it has no statement" for row in rows if NO_STATEMENT in row["prompt"]}
-    if not arguments.no_check:
-        journal = arguments.output.with_name(f".{arguments.output.name}.journal")
-        left_out |= failures(rows, journal, policy_of(suite, unsafe=arguments.unsafe))
+    if not options.no_check:
+        journal = options.output.with_name(f".{options.output.name}.journal")
+        left_out |= failures(rows, journal, policy_of(suite, unsafe=options.unsafe))
     rows = [row for row in rows if row["id"] not in left_out]
     if not rows:
         id, reason = next(iter(left_out.items()))
-        raise DataError(f"no problem of {arguments.source} can be used: {id}: {reason}")
-    report = {"suite": suite.name, "suite_sha256": suite.sha256, "checked": not arguments.no_check}
+        raise DataError(f"no problem of {options.source} can be used: {id}: {reason}")
+    report = {"suite": suite.name, "suite_sha256": suite.sha256, "checked": not options.no_check}
     return rows, left_out, report
 
 

@@ -4,10 +4,9 @@ Verdicts are kept in a journal as they come: a command that was stopped goes on 
 rank it by another rule.
 """
 
-import argparse
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pangu_training.data.ranked import write_ranked
@@ -21,86 +20,50 @@ from pangu_training.evaluation.suites import tested
 from pangu_training.evaluation.words import read_problems
 from pangu_training.sandbox.execution import DEFAULT_POLICY, Policy
 from pangu_training.sandbox.tiers import tier
-from pangu_training.stage.command import whole_number
 from pangu_training.stage.errors import OutputError
+from pangu_training.stage.options import argument, counted, nested, option
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's arguments; what they are stands in `Rule`."""
-    rule = Rule()
-    parser.add_argument("problems", type=Path, help="problems with tests, JSONL")
-    parser.add_argument("responses", type=Path, help="responses, JSONL, as `pangu-train sample` writes them")
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help="the ranked pairs, for fit"
-    )
-    parser.add_argument(
-        "--verdicts", type=Path, metavar="FILE", help="their journal (default: beside the output)"
-    )
-    parser.add_argument("--force", action="store_true", help="replace the output file")
-    group = parser.add_argument_group("scores")
-    group.add_argument(
-        "--scores",
-        type=float,
-        nargs=4,
-        default=rule.scores,
-        metavar="SCORE",
-        help="of a program that does not compile, ends in a runtime error, passes some tests, passes all "
-        "(default: -1 -0.6 -0.3 1, CodeRL's)",
-    )
-    group.add_argument(
-        "--partial",
-        default=rule.partial,
-        choices=("flat", "ratio"),
-        help="ratio: in proportion to the tests passed, as in RLTF (default: %(default)s)",
-    )
-    group.add_argument(
-        "--tie-bonus", type=float, default=rule.tie_bonus, help="a teacher's on a tie (default: %(default)s)"
-    )
-    group = parser.add_argument_group("pairs")
-    group.add_argument(
-        "--rejected",
-        default=rule.rejected,
-        choices=("random", "best", "worst"),
-        help="which of the student's programs (default: %(default)s)",
-    )
-    group.add_argument("--require-pass", action="store_true", help="choose only programs that pass all tests")
-    group.add_argument("--seed", type=int, default=rule.seed, help="of the draws (default: %(default)s)")
-    group = parser.add_argument_group("sandbox")
-    group.add_argument(
-        "--cpu-seconds",
-        type=whole_number(1),
-        default=DEFAULT_POLICY.cpu_seconds,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankOptions:
+    """What is ranked, by which rule, and where programs run."""
+
+    problems: Path = argument("problems with tests, JSONL")
+    responses: Path = argument("responses, JSONL, as `pangu-train sample` writes them")
+    output: Path = option("the ranked pairs, for fit", metavar="FILE")
+    verdicts: Path | None = option("their journal (default: beside the output)", None, metavar="FILE")
+    force: bool = option("replace the output file", False)
+    rule: Rule = nested(Rule)
+    cpu_seconds: int = counted(
+        "that a program may compute over all tests, or wait for nothing",
+        DEFAULT_POLICY.cpu_seconds,
         metavar="S",
-        help="that a program may compute over all tests, or wait for nothing (default: %(default)s)",
+        group="sandbox",
     )
-    group.add_argument(
-        "--unsafe",
-        action="store_true",
-        help="run programs even where they cannot be confined: they can read your files",
+    unsafe: bool = option(
+        "run programs even where they cannot be confined: they can read your files", False, group="sandbox"
     )
-    parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def rank(options: RankOptions) -> None:
     """Judge, choose, write, report.
 
     Raises:
         OutputError: the output is there already.
         RankError: no problem gives a pair.
     """
-    options = {name: getattr(arguments, name) for name in Rule.__dataclass_fields__}
-    rule, output = Rule(**options | {"scores": tuple(arguments.scores)}), Path(arguments.output)
-    if output.exists() and not arguments.force:
+    rule, output = options.rule, options.output
+    if output.exists() and not options.force:
         raise OutputError(f"{output} exists already: choose another --output, or replace it with --force")
-    file, responses = read_problems(arguments.problems), read_responses(arguments.responses)
+    file, responses = read_problems(options.problems), read_responses(options.responses)
     suite = tested(file)
     policy = replace(
-        policy_of(suite, unsafe=arguments.unsafe),
-        cpu_seconds=arguments.cpu_seconds,
-        idle_seconds=arguments.cpu_seconds,
+        policy_of(suite, unsafe=options.unsafe),
+        cpu_seconds=options.cpu_seconds,
+        idle_seconds=options.cpu_seconds,
     )
     problems = {problem.task_id: problem for problem in suite.problems}
-    journal = arguments.verdicts or output.with_name(f"{output.stem}.verdicts.jsonl")
+    journal = options.verdicts or output.with_name(f"{output.stem}.verdicts.jsonl")
     answers = judge(problems, responses, policy, journal)
     ranked = {
         row.id: pair_of(answers[row.id], rule) if row.id in problems else LeftOut.NO_TESTS

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from itertools import pairwise
 from math import isfinite
+from typing import Literal
 
 from pangu_training.data.ranked import Answer, RankedRow
 from pangu_training.data.responses import STUDENT, TEACHER, Response
@@ -23,6 +24,7 @@ from pangu_training.evaluation.words import ProblemRow
 from pangu_training.sandbox.execution import Outcome, Result
 from pangu_training.stage.errors import PanguError
 from pangu_training.stage.line_file import key_of
+from pangu_training.stage.options import option
 
 
 class RankError(PanguError):
@@ -81,14 +83,26 @@ class Judged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """How answers are scored and chosen; the defaults are the verb's."""
+    """How answers are scored and chosen."""
 
-    scores: tuple[float, float, float, float] = (-1.0, -0.6, -0.3, 1.0)  # of the situations, rising
-    partial: str = "flat"  # or "ratio": between the last two, in proportion to the tests passed
-    tie_bonus: float = 0.1
-    rejected: str = "random"  # or "best", "worst": which of the student's programs
-    require_pass: bool = False  # choose a program that passes all tests, or leave the problem out
-    seed: int = 0
+    # Of the situations, rising.
+    scores: tuple[float, float, float, float] = option(
+        "of a program that does not compile, ends in a runtime error, passes some tests, passes all "
+        "(default: -1 -0.6 -0.3 1, CodeRL's)",
+        (-1.0, -0.6, -0.3, 1.0),
+        nargs=4,
+        metavar="SCORE",
+        group="scores",
+    )
+    partial: Literal["flat", "ratio"] = option(
+        "ratio: in proportion to the tests passed, as in RLTF", "flat", group="scores"
+    )
+    tie_bonus: float = option("a teacher's on a tie", 0.1, group="scores")
+    rejected: Literal["random", "best", "worst"] = option(
+        "which of the student's programs", "random", group="pairs"
+    )
+    require_pass: bool = option("choose only programs that pass all tests", False, group="pairs")
+    seed: int = option("of the draws", 0, group="pairs")
 
     def __post_init__(self) -> None:
         """`RankError` says what does not go."""

@@ -5,89 +5,71 @@ share the machine. --output grows by a line a response; the same command goes on
 twice.
 """
 
-import argparse
 import json
+from argparse import ArgumentTypeError
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pangu_training.stage.command import add_server_arguments, number_within, whole_number
+from pangu_training.data.draws import Drawing, DrawOptions
+from pangu_training.stage.command import ServerOptions
 from pangu_training.stage.errors import PanguError
+from pangu_training.stage.options import argument, counted, nested, option
 
 if TYPE_CHECKING:
     from pangu_training.asking.sources import Source
-    from pangu_training.data.draws import Drawing, DrawOptions
     from pangu_training.evaluation.words import ProblemRow
     from pangu_training.stage.line_file import Journal
 
 STYLES = ("pangu", "chat", "wizardcoder")  # those of styles.py that can state a problem in words
+SOURCES = (
+    "sources: WHERE is an artifact's folder, or the URL of a server (URL#MODEL where it has several models), or "
+    "several URLs with commas between, which share the requests. Their key is in $OPENAI_API_KEY."
+)
 
 
 class SampleError(PanguError):
     """The responses cannot be sampled as asked."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's arguments."""
-    parser.add_argument("problems", type=Path, help="problems, JSONL")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="responses, JSONL; one that is there goes on",
-    )
-    parser.add_argument("--limit", type=whole_number(1), metavar="N", help="the first N problems only")
-    group = parser.add_argument_group(
-        "sources",
-        "WHERE is an artifact's folder, or the URL of a server (URL#MODEL where it has several models), or several "
-        "URLs with commas between, which share the requests. Their key is in $OPENAI_API_KEY.",
-    )
-    group.add_argument("--student", type=_named, metavar="NAME=WHERE", help="the model to be trained")
-    group.add_argument(
-        "--teacher", type=_named, action="append", default=[], metavar="NAME=WHERE", help="any number of them"
-    )
-    group.add_argument("--recorded", action="store_true", help="take the problems' answers as a teacher's")
-    for role, style in (("student", "pangu"), ("teacher", "chat")):
-        group.add_argument(
-            f"--{role}-style", default=style, choices=STYLES, help="prompt style (default: %(default)s)"
-        )
-    group = parser.add_argument_group("responses")
-    group.add_argument(
-        "--samples",
-        type=whole_number(1),
-        default=1,
-        metavar="K",
-        help="of each source to each problem at each temperature (default: %(default)s)",
-    )
-    group.add_argument(
-        "--temperatures",
-        type=number_within(0, 2),
-        nargs="+",
-        default=[0.2, 0.8],
-        metavar="T",
-        help="0 is greedy (default: 0.2 0.8)",
-    )
-    group.add_argument("--top-p", type=number_within(0, 1), default=0.95, help="(default: %(default)s)")
-    group.add_argument(
-        "--max-tokens", type=whole_number(1), default=1024, help="a response (default: %(default)s)"
-    )
-    group.add_argument(
-        "--seed", type=int, help="sample i is asked for by itself, with seed + i (default: draw anew)"
-    )
-    group.add_argument(
-        "--concurrency",
-        type=whole_number(1),
-        default=8,
-        help="requests at a time to each server (default: %(default)s)",
-    )
-    add_server_arguments(parser)
-    parser.set_defaults(run=run)
+class Named(NamedTuple):
+    """A source: what it is called, and where it is."""
+
+    name: str
+    place: str
 
 
-def run(arguments: argparse.Namespace) -> None:
+def named_source(text: str) -> Named:
+    """An argument's type: `NAME=WHERE`."""
+    name, _, place = text.partition("=")
+    if not name or not place:
+        raise ArgumentTypeError(f"{text!r} is not NAME=URL[,URL…] or NAME=ARTIFACT")
+    return Named(name, place)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleOptions:
+    """Which problems, who answers them, and how."""
+
+    problems: Path = argument("problems, JSONL")
+    output: Path = option("responses, JSONL; one that is there goes on", metavar="FILE")
+    limit: int | None = counted("the first N problems only", None)
+    student: Named | None = option(
+        "the model to be trained", None, type=named_source, metavar="NAME=WHERE", group=SOURCES
+    )
+    teacher: tuple[Named, ...] = option(
+        "any number of them", (), type=named_source, action="append", metavar="NAME=WHERE", group=SOURCES
+    )
+    recorded: bool = option("take the problems' answers as a teacher's", False, group=SOURCES)
+    student_style: str = option("prompt style", "pangu", choices=STYLES, group=SOURCES)
+    teacher_style: str = option("prompt style", "chat", choices=STYLES, group=SOURCES)
+    responses: DrawOptions = nested(DrawOptions)
+    server: ServerOptions = nested(ServerOptions)
+
+
+def sample(options: SampleOptions) -> None:
     """Sample what is missing, report all.
 
     Raises:
@@ -95,30 +77,29 @@ def run(arguments: argparse.Namespace) -> None:
         ServedError: a source does not answer, or refuses every problem.
     """
     from pangu_training.asking.endpoint import file_stem
-    from pangu_training.data.draws import Drawing
     from pangu_training.evaluation.words import read_problems
     from pangu_training.stage.line_file import Journal
 
-    options = _options(arguments)
-    problems = read_problems(arguments.problems).rows[: arguments.limit]
-    sources = _sources(arguments)  # all of them before the first is asked: hours later would be late
-    output: Path = arguments.output
+    responses = _responses(options.responses)
+    problems = read_problems(options.problems).rows[: options.limit]
+    sources = _sources(options)  # all of them before the first is asked: hours later would be late
+    output, server = options.output, options.server
     with Journal(output) as journal:
-        recorded = _record(journal, problems) if arguments.recorded else []
-        drawings = [Drawing(source, problems, options, journal) for source in sources]
+        recorded = _record(journal, problems) if options.recorded else []
+        drawings = [Drawing(source, problems, responses, journal) for source in sources]
         for drawing in drawings:
             if drawing.finished:
                 continue
             source = drawing.source
             log = output.with_name(f"{output.stem}.{file_stem(source.name)}.server.log")
-            with source.serving(device=arguments.device, threads=arguments.threads, log=log) as endpoints:
+            with source.serving(device=server.device, threads=server.threads, log=log) as endpoints:
                 drawing.run(endpoints)
         asked = {*recorded, *(key for drawing in drawings for key in drawing.keys)}
         others = len(journal.rows.keys() - asked)
     reports = {drawing.source.name: report_of(drawing) for drawing in drawings}
     for name, report in reports.items():
         print(in_words(name, report))
-    if arguments.recorded:
+    if options.recorded:
         print(f"recorded: {len(recorded)} responses came with the problems")
     if others:
         print(f"{output} also has {others} responses of other runs, which `rank` reads too")
@@ -135,7 +116,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
 
 
-def report_of(drawing: "Drawing") -> dict[str, Any]:
+def report_of(drawing: Drawing) -> dict[str, Any]:
     """What a source's responses come to, earlier runs' included; `drawn` and the rate are this run's.
 
     `cut_off` and `empty` are shares of the responses.
@@ -181,33 +162,23 @@ def in_words(name: str, report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _named(text: str) -> tuple[str, str]:
-    """An argument's type: the two parts of `NAME=WHERE`."""
-    name, _, place = text.partition("=")
-    if not name or not place:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=URL[,URL…] or NAME=ARTIFACT")
-    return name, place
-
-
-def _options(arguments: argparse.Namespace) -> "DrawOptions":
-    from pangu_training.data.draws import DrawOptions
-
-    temperatures = tuple(dict.fromkeys(arguments.temperatures))
-    if arguments.samples > 1 and 0 in temperatures:
+def _responses(options: DrawOptions) -> DrawOptions:
+    """A temperature that is given twice is one."""
+    temperatures = tuple(dict.fromkeys(options.temperatures))
+    if options.samples > 1 and 0 in temperatures:
         raise SampleError(
-            f"--samples {arguments.samples} at temperature 0 are all alike: leave one of the two out"
+            f"--samples {options.samples} at temperature 0 are all alike: leave one of the two out"
         )
-    names = ("samples", "top_p", "max_tokens", "seed", "concurrency")
-    return DrawOptions(temperatures=temperatures, **{name: getattr(arguments, name) for name in names})
+    return replace(options, temperatures=temperatures)
 
 
-def _sources(arguments: argparse.Namespace) -> "list[Source]":
+def _sources(options: SampleOptions) -> "list[Source]":
     from pangu_training.asking.sources import source_of
     from pangu_training.data.responses import STUDENT, TEACHER
 
-    students = [(STUDENT, *arguments.student, arguments.student_style)] if arguments.student else []
-    named = [*students, *((TEACHER, *teacher, arguments.teacher_style) for teacher in arguments.teacher)]
-    if not named and not arguments.recorded:
+    students = [(STUDENT, *options.student, options.student_style)] if options.student else []
+    named = [*students, *((TEACHER, *teacher, options.teacher_style) for teacher in options.teacher)]
+    if not named and not options.recorded:
         raise SampleError("there is nobody to ask: give --student, --teacher or --recorded")
     for name, count in Counter(name for _, name, _, _ in named).items():
         if count > 1:

@@ -4,89 +4,72 @@ Kept are asserts on which several of its programs agree: an opinion that the mod
 Answers and verdicts are kept in a journal beside --output; the same command goes on there.
 """
 
-import argparse
 import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pangu_training.asking.questions import (
-    Chat,
-    add_asking_arguments,
-    add_generation_arguments,
-    cost_words,
-    costs,
-    journal_for,
-)
+from pangu_training.asking.options import AskingOptions, GenerationOptions
+from pangu_training.asking.questions import Chat, cost_words, costs, journal_for
 from pangu_training.evaluation.words import ProblemRow, read_problems, write_problems
-from pangu_training.stage.command import whole_number
+from pangu_training.stage.options import argument, counted, nested, option
 
 if TYPE_CHECKING:
     from pangu_training.data.drafts import Draft
 
 CPU_SECONDS = 3  # of a program over a problem's asserts, and of the asserts' own work
+AGREEMENT = "agreement"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's arguments."""
-    parser.add_argument("problems", type=Path, help="problems.jsonl")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="problems.jsonl to write")
-    group = parser.add_argument_group("agreement")
-    for name, default, words in (
-        ("asserts", 8, "asserts asked for in an answer"),
-        ("assert-answers", 3, "such answers a problem, put together"),
-        ("solutions", 8, "programs a problem"),
-        ("least-tests", 3, "asserts that must be agreed on"),
-        ("least-agreeing", 3, "programs that must agree on them"),
-    ):
-        group.add_argument(
-            f"--{name}",
-            type=whole_number(1),
-            default=default,
-            metavar="N",
-            help=f"{words} (default: {default})",
-        )
-    group.add_argument(
-        "--unsafe",
-        action="store_true",
-        help="run programs even where they cannot be confined: they can read your files",
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteTestsOptions:
+    """Which problems, how many asserts and programs must agree, and which server is asked."""
+
+    problems: Path = argument("problems.jsonl")
+    output: Path = option("problems.jsonl to write", metavar="FILE")
+    asserts: int = counted("asserts asked for in an answer", 8, group=AGREEMENT)
+    assert_answers: int = counted("such answers a problem, put together", 3, group=AGREEMENT)
+    solutions: int = counted("programs a problem", 8, group=AGREEMENT)
+    least_tests: int = counted("asserts that must be agreed on", 3, group=AGREEMENT)
+    least_agreeing: int = counted("programs that must agree on them", 3, group=AGREEMENT)
+    unsafe: bool = option(
+        "run programs even where they cannot be confined: they can read your files", False, group=AGREEMENT
     )
-    add_generation_arguments(parser, temperature=0.8, max_tokens=1024)
-    add_asking_arguments(parser)
-    parser.set_defaults(run=run)
+    generation: GenerationOptions = nested(GenerationOptions, temperature=0.8, max_tokens=1024)
+    asking: AskingOptions = nested(AskingOptions)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def write_tests(options: WriteTestsOptions) -> None:
     """Ask for asserts and for programs, run these, keep what is agreed on, write the file, report."""
     from pangu_training.asking.endpoint import running
     from pangu_training.data.drafts import judged, with_asserts, with_programs
     from pangu_training.evaluation.judging import policy_of, sandbox_configuration
     from pangu_training.evaluation.problem import Suite
 
-    file = read_problems(arguments.problems)
-    policy = policy_of(Suite(name="problems", problems=(), sha256=file.sha256), unsafe=arguments.unsafe)
+    file, asking = read_problems(options.problems), options.asking
+    policy = policy_of(Suite(name="problems", problems=(), sha256=file.sha256), unsafe=options.unsafe)
     policy = replace(policy, cpu_seconds=CPU_SECONDS, check_cpu_seconds=CPU_SECONDS)
     sandbox_configuration(policy)  # raises where programs cannot be run, before anything is asked
-    least = arguments.least_tests, arguments.least_agreeing
-    with journal_for("tests", arguments.output) as journal:
-        chat = Chat(running(arguments.base_url, arguments.model), journal, arguments)
+    least = options.least_tests, options.least_agreeing
+    with journal_for("tests", options.output) as journal:
+        chat = Chat(running(asking.base_url, asking.model), journal, asking, options.generation)
         untested = [row for row in file.rows if not row.tests]
-        drafts, assert_replies = with_asserts(untested, chat, arguments.assert_answers, arguments.asserts)
-        enough = [draft for draft in drafts if len(draft.asserts) >= arguments.least_tests]
-        filled, program_replies = with_programs(enough, chat, arguments.solutions)
+        drafts, assert_replies = with_asserts(untested, chat, options.assert_answers, options.asserts)
+        enough = [draft for draft in drafts if len(draft.asserts) >= options.least_tests]
+        filled, program_replies = with_programs(enough, chat, options.solutions)
         by_id = {draft.problem.task_id: draft for draft in (*drafts, *judged(filled, journal, policy))}
         tested = {name: draft for name, draft in by_id.items() if not draft.reason(*least)}
         model = chat.endpoint.model
         write_problems(
-            arguments.output,
+            options.output,
             [tested_row(row, tested[row.id], model) if row.id in tested else row.fields for row in file.rows],
         )
-    spent = {"asserts": costs(assert_replies, arguments), "programs": costs(program_replies, arguments)}
-    total = costs((*assert_replies, *program_replies), arguments)
+    spent = {"asserts": costs(assert_replies, asking), "programs": costs(program_replies, asking)}
+    total = costs((*assert_replies, *program_replies), asking)
     reasons = Counter(reason for draft in by_id.values() if (reason := draft.reason(*least)))
     result = {
-        "output": str(arguments.output),
+        "output": str(options.output),
         "problems": len(file.rows),
         "had_tests": len(file.rows) - len(untested),
         "got_tests": len(tested),
@@ -95,11 +78,10 @@ def run(arguments: argparse.Namespace) -> int:
         "costs": {**spent, "total": total},
     }
     words = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "none"
-    print(f"{arguments.output}: {len(tested)} of {len(untested)} problems got tests; without: {words}")
+    print(f"{options.output}: {len(tested)} of {len(untested)} problems got tests; without: {words}")
     for what, cost in {**spent, "together": total}.items():
         print(f"{what}: {cost_words(cost)}")
     print(json.dumps(result))
-    return 0
 
 
 def tested_row(row: ProblemRow, draft: "Draft", model: str) -> dict[str, Any]:

@@ -7,25 +7,24 @@ with the same options, in a folder of its own. Then pass@1 on the held-out probl
 The same command goes on where it was stopped; with more sizes it trains those that are missing.
 """
 
-import argparse
 import gc
 import json
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pangu_training.data.ranked import RankedRow, read_ranked
 from pangu_training.evaluation.intervals import wilson
 from pangu_training.evaluation.pictures import Point, curves, standalone
-from pangu_training.rrtf.fit import add_training_arguments, fit
-from pangu_training.rrtf.options import options_of
+from pangu_training.rrtf.fit import train
+from pangu_training.rrtf.options import TrainingOptions
 from pangu_training.rrtf.run import Run
 from pangu_training.stage.checkpoint import read_checkpoint, read_json
-from pangu_training.stage.command import whole_number
 from pangu_training.stage.errors import PanguError
+from pangu_training.stage.options import argument, counted, nested, option
 from pangu_training.stage.output import write_file
 
 TABLE, PICTURE, REPORT = "curve.md", "curve.svg", "curve.json"
@@ -35,39 +34,36 @@ class CurveError(PanguError):
     """The curve cannot be trained or drawn as asked."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's arguments."""
-    parser.add_argument("data", type=Path, nargs="?", help="ranked pairs, JSONL")
-    parser.add_argument(
-        "--sizes", type=whole_number(1), nargs="+", metavar="N", help="how many pairs to train on, in turn"
-    )
-    parser.add_argument("--checkpoint", type=Path, help="the checkpoint folder to start from")
-    parser.add_argument(
-        "--runs", type=Path, nargs="+", metavar="RUN", help="draw these finished runs; train nothing"
-    )
-    parser.add_argument("--output", type=Path, required=True, help="the folder of the curve and its runs")
-    add_training_arguments(parser)
-    parser.set_defaults(run=run, plan_only=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurveOptions:
+    """What to train in which sizes, or which runs to draw."""
+
+    data: Path | None = argument("ranked pairs, JSONL", None)
+    sizes: tuple[int, ...] | None = counted("how many pairs to train on, in turn", None)
+    checkpoint: Path | None = option("the checkpoint folder to start from", None)
+    runs: tuple[Path, ...] | None = option("draw these finished runs; train nothing", None, metavar="RUN")
+    output: Path = option("the folder of the curve and its runs")
+    training: TrainingOptions = nested(TrainingOptions)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def curve(options: CurveOptions) -> None:
     """Train what is missing, then draw.
 
     Raises:
         CurveError: arguments are missing, there are not enough pairs, or the runs cannot be compared.
-        PanguError: see `fit`.
+        PanguError: see `train`.
     """
-    output: Path = arguments.output
-    needed = (arguments.data, arguments.sizes, arguments.checkpoint, arguments.held_out_problems)
-    if bool(arguments.runs) == any(needed) or not (arguments.runs or all(needed)):
+    output, problems = options.output, options.training.held_out_problems
+    needed = (options.data, options.sizes, options.checkpoint, problems)
+    if bool(options.runs) == any(needed) or not (options.runs or all(needed)):
         raise CurveError(
             "give the ranked pairs, --sizes, --checkpoint and --held-out-problems, or --runs and none of these"
         )
-    sizes = sorted(set(arguments.sizes or ()))
-    runs = [Run(path) for path in arguments.runs or (output / f"size-{size}" for size in sizes)]
+    sizes = sorted(set(options.sizes or ()))
+    runs = [Run(path) for path in options.runs or (output / f"size-{size}" for size in sizes)]
     _refuse_others(output, runs)
     if sizes:
-        _train(sizes, runs, arguments)
+        _train(sizes, runs, options)
     if int(os.environ.get("RANK", 0)) == 0:
         report = report_of(runs)
         output.mkdir(parents=True, exist_ok=True)
@@ -160,13 +156,15 @@ def _refuse_others(output: Path, runs: Sequence[Run]) -> None:
         raise CurveError(f"{output} is a curve with {min(lost)}: choose another --output, or keep that run")
 
 
-def _train(sizes: Sequence[int], runs: Sequence[Run], arguments: argparse.Namespace) -> None:
+def _train(sizes: Sequence[int], runs: Sequence[Run], asked: CurveOptions) -> None:
     import torch
 
     from pangu_training.rrtf.pairs import PairTokenizer
 
-    options, data = options_of(arguments), read_ranked(arguments.data)
-    tokenizer = PairTokenizer(read_checkpoint(arguments.checkpoint))
+    assert asked.data
+    assert asked.checkpoint
+    options, data = asked.training.options, read_ranked(asked.data)
+    tokenizer = PairTokenizer(read_checkpoint(asked.checkpoint))
     fitting = [row for row in data.rows if tokenizer.pair(row, options.max_length)]
     if len(fitting) < sizes[-1]:
         raise CurveError(
@@ -175,7 +173,7 @@ def _train(sizes: Sequence[int], runs: Sequence[Run], arguments: argparse.Namesp
         )
     jobs = zip(runs, parts(fitting, sizes, options.seed), strict=True)
     for one, rows in reversed(list(jobs)):  # what does not work with the largest is said first
-        fit(replace(data, rows=rows), one.path, arguments)
+        train(replace(data, rows=rows), asked.checkpoint, one.path, asked.training)
         gc.collect()  # the trainer holds itself
         torch.cuda.empty_cache()
 

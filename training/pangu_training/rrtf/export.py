@@ -5,9 +5,9 @@ prompt format as its chat template, `training.json` with what it was trained on 
 One weight file at a time is in memory.
 """
 
-import argparse
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from pangu_training.stage.checkpoint import (
 )
 from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.identity import checkpoint_hash
+from pangu_training.stage.options import argument, option
 from pangu_training.stage.output import new_directory, write_file
 
 if TYPE_CHECKING:
@@ -37,36 +38,33 @@ RECORDED = ("data", "held_out", "held_out_problems", "options", "library_version
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's arguments."""
-    parser.add_argument(
-        "run_folder", metavar="run", type=Path, help="the folder that `pangu-train fit` wrote"
-    )
-    parser.add_argument("--output", type=Path, required=True, help="the checkpoint folder to make")
-    parser.add_argument("--name", help="the model's name (default: the output folder's)")
-    parser.add_argument(
-        "--checkpoint", type=Path, help="the base checkpoint, when it is no more where the run found it"
-    )
-    parser.add_argument("--force", action="store_true", help="replace the output folder")
-    parser.set_defaults(run=run)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """Which run, and where its checkpoint goes."""
+
+    run_folder: Path = argument("the folder that `pangu-train fit` wrote", metavar="run")
+    output: Path = option("the checkpoint folder to make")
+    name: str | None = option("the model's name (default: the output folder's)", None)
+    checkpoint: Path | None = option("the base checkpoint, when it is no more where the run found it", None)
+    force: bool = option("replace the output folder", False)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def export(options: ExportOptions) -> None:
     """Write the checkpoint.
 
     Raises:
         CheckpointError: the run is not finished, or its base checkpoint is gone or another one now.
         OutputError: see `new_directory`.
     """
-    trained, output = Run(arguments.run_folder), Path(arguments.output)
+    trained, output = Run(options.run_folder), options.output
     if not trained.final.is_dir():
         raise CheckpointError(f"{trained.path} is no finished run: run its pangu-train fit command again")
     description = trained.description
-    base = read_checkpoint(arguments.checkpoint or Path(description["checkpoint"]))
+    base = read_checkpoint(options.checkpoint or Path(description["checkpoint"]))
     if checkpoint_hash(base) != description["checkpoint_sha256"]:
         raise CheckpointError(f"{base.path} is not the checkpoint that {trained.path} started from")
-    provenance = _provenance(arguments.name or output.name, base, trained)
-    with new_directory(output, force=arguments.force, needed_bytes=base.weight_bytes) as folder:
+    provenance = _provenance(options.name or output.name, base, trained)
+    with new_directory(output, force=options.force, needed_bytes=base.weight_bytes) as folder:
         _write_weights(base, trained.final, folder)
         _write_texts(base, folder)
         _write_json(folder / "training.json", provenance)

@@ -6,21 +6,21 @@ The same command on the same --output goes on where it was stopped, with the los
 the paper's where it gives any (global batch, epochs), else WizardCoder's for the same base model.
 """
 
-import argparse
 import contextlib
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pangu_training.data.ranked import RankedFile, read_ranked
-from pangu_training.rrtf.options import Options, add_option_arguments, options_of
+from pangu_training.rrtf.options import Options, TrainingOptions
 from pangu_training.rrtf.run import Run
 from pangu_training.stage.checkpoint import Checkpoint, read_checkpoint
 from pangu_training.stage.errors import PanguError
 from pangu_training.stage.identity import checkpoint_hash, library_versions
+from pangu_training.stage.options import argument, nested, option
 from pangu_training.stage.output import locked, new_directory
 
 if TYPE_CHECKING:
@@ -36,40 +36,34 @@ class FitError(PanguError):
     """The training cannot be run as asked."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's arguments."""
-    parser.add_argument("data", type=Path, help="ranked pairs, JSONL, as `pangu-train rank` writes them")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="the checkpoint folder to start from")
-    parser.add_argument(
-        "--output", type=Path, required=True, help="the run's folder; an unfinished one goes on"
-    )
-    parser.add_argument("--plan-only", action="store_true", help="print the memory plan and stop")
-    add_training_arguments(parser)
-    parser.set_defaults(run=run)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitOptions:
+    """What to train, on what, and where the run is."""
+
+    data: Path = argument("ranked pairs, JSONL, as `pangu-train rank` writes them")
+    checkpoint: Path = option("the checkpoint folder to start from")
+    output: Path = option("the run's folder; an unfinished one goes on")
+    plan_only: bool = option("print the memory plan and stop", False)
+    training: TrainingOptions = nested(TrainingOptions)
 
 
-def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare how to train and what to evaluate on: `curve` has these as well."""
-    parser.add_argument("--held-out", type=Path, help="ranked pairs to evaluate on at first and each epoch")
-    parser.add_argument("--held-out-problems", type=Path, help="problems to solve at first and each epoch")
-    parser.add_argument("--unsafe", action="store_true", help="run programs even where nothing confines them")
-    add_option_arguments(parser)
+def fit(options: FitOptions) -> None:
+    """Train on the whole file; raises as `train` does."""
+    data = read_ranked(options.data)
+    train(data, options.checkpoint, options.output, options.training, plan_only=options.plan_only)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Train on the whole file."""
-    fit(read_ranked(arguments.data), arguments.output, arguments)
-
-
-def fit(data: RankedFile, output: Path, arguments: argparse.Namespace) -> None:
-    """Train on `data`, or go on training, until the run in `output` is finished.
+def train(
+    data: RankedFile, base: Path, output: Path, asked: TrainingOptions, *, plan_only: bool = False
+) -> None:
+    """Train the checkpoint `base` on `data`, or go on training, until the run in `output` is finished.
 
     Raises:
         CheckpointError, DataError, FitError, OutputError, SandboxError, SuiteError: before anything is loaded.
         KeyboardInterrupt: it was asked to stop, and saved.
     """
-    options, checkpoint = options_of(arguments), read_checkpoint(arguments.checkpoint)
-    held_out = read_ranked(arguments.held_out) if arguments.held_out else None
+    options, checkpoint = asked.options, read_checkpoint(base)
+    held_out = read_ranked(asked.held_out) if asked.held_out else None
     if options.max_length > checkpoint.context_length:
         raise FitError(
             f"--max-length {options.max_length} is beyond the checkpoint's {checkpoint.context_length} tokens"
@@ -84,13 +78,13 @@ def fit(data: RankedFile, output: Path, arguments: argparse.Namespace) -> None:
     pairs = _fitting(tokenizer, data, options)
     held_out_pairs = _fitting(tokenizer, held_out, options) if held_out else None
     problems = None
-    if path := arguments.held_out_problems:
-        problems = HeldOutProblems(path, data, checkpoint, options, run, unsafe=arguments.unsafe)
+    if path := asked.held_out_problems:
+        problems = HeldOutProblems(path, data, checkpoint, options, run, unsafe=asked.unsafe)
     shape = Shape.of(checkpoint)
     # Under ZeRO-3 every model made after this is sharded: the one to train, but not the plan's.
     training = _training_arguments(run, options, len(pairs), bool(held_out or problems))
     _print_plan(shape, options, training)
-    if arguments.plan_only:
+    if plan_only:
         return
     with contextlib.ExitStack() as stack:
         if training.process_index == 0:

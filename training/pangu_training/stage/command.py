@@ -7,16 +7,14 @@ the arguments are parsed, so that `--help` stays fast.
 
 import argparse
 import logging
-import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, cast, get_type_hints
 
 from pangu_training.stage.errors import MissingExtra, PanguError
-from pangu_training.stage.options import add_options, option, options_of
+from pangu_training.stage.options import add_options, option, options_of, whole_number
 
 # transformers imports torchao where it is installed, and that logs its GPU files' absence, and more;
 # accelerate takes a model with tied weights that is still empty for one whose weights are not tied
@@ -24,16 +22,14 @@ NOISY_LOGGERS = ("torchao", "torch.utils._pytree", "accelerate.utils.modeling")
 
 
 Verb = Callable[[Any], int | None]  # takes its options, a dataclass of `stage.options`; returns the exit code
+Verbs = Mapping[str, tuple[Verb, str]]  # name -> (function, help)
 
 
-def parser_of(prog: str, description: str, verbs: Mapping[str, tuple[Any, str]]) -> argparse.ArgumentParser:
-    """The parser of a command with `verbs`: name -> (function, help). A verb's module says what it does."""
+def parser_of(prog: str, description: str, verbs: Verbs) -> argparse.ArgumentParser:
+    """The parser of a command with `verbs`. A verb's module says what it does."""
     parser = argparse.ArgumentParser(prog=prog, description=description)
     subparsers = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name, (verb, help_text) in verbs.items():
-        if isinstance(verb, ModuleType):  # TRANSITION: goes when every verb is a function
-            verb.add_arguments(subparsers.add_parser(name, help=help_text, description=verb.__doc__))
-            continue
         words = sys.modules[verb.__module__].__doc__
         add_verb(subparsers.add_parser(name, help=help_text, description=words), verb)
     return parser
@@ -41,39 +37,24 @@ def parser_of(prog: str, description: str, verbs: Mapping[str, tuple[Any, str]])
 
 def add_verb(parser: argparse.ArgumentParser, verb: Verb) -> None:
     """Declare the options that `verb` takes, and that it is what to run."""
+    options = options_class(verb)
+    add_options(parser, options)
+    parser.set_defaults(call=(verb, options))
+
+
+def options_class(verb: Callable[[Any], Any]) -> type[Any]:
+    """The dataclass that `verb` takes: what its only parameter is annotated with."""
     hints = get_type_hints(verb)
     hints.pop("return", None)
     [options] = hints.values()
-    add_options(parser, options)
-    parser.set_defaults(run=lambda arguments: verb(options_of(options, arguments)))
+    return cast(type[Any], options)
 
 
-def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
-    """An argument's type: an integer within bounds."""
-
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least or (most is not None and value > most):
-            wanted = f"at least {least}" if most is None else f"{least} to {most}"
-            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
-        return value
-
-    number.__name__ = "int"  # argparse: "invalid int value"
-    return number
-
-
-def number_within(least: float, most: float = math.inf) -> Callable[[str], float]:
-    """An argument's type: a finite number within bounds."""
-
-    def number(text: str) -> float:
-        value = float(text)
-        if not math.isfinite(value) or not least <= value <= most:
-            wanted = f"a number of {least:g} or more" if math.isinf(most) else f"{least:g} to {most:g}"
-            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
-        return value
-
-    number.__name__ = "float"
-    return number
+def parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> tuple[Verb, Any]:
+    """The verb that `argv` names, and its options; raises what these refuse."""
+    values = vars(parser.parse_args(argv))
+    verb, options = values.pop("call")
+    return verb, options_of(options, **values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,22 +70,16 @@ class ServerOptions:
     )
 
 
-def add_server_arguments(parser: argparse.ArgumentParser) -> None:
-    """TRANSITION: goes when every verb takes `ServerOptions`."""
-    add_options(parser, ServerOptions)
-
-
 def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None, *, extra: str) -> int:
     """Parse `argv`, call the verb, return the exit code. `extra` is what a command whose library is missing needs.
 
     `PANGU_DEBUG=1` in the environment lets the traceback of an error through.
     """
-    arguments = parser.parse_args(argv)
     for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        code: int | None = arguments.run(arguments)
-        return code or 0
+        verb, options = parsed(parser, argv)
+        return verb(options) or 0
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped; run the same command again to go on", file=sys.stderr)
         return 130

@@ -3,6 +3,7 @@
 * PanguError              exit code 2
   + CheckpointError       a folder that is not a checkpoint we can use
   + OutputError           an output folder that exists, is being written, or does not fit
+  + OptionError           an option's value is not one of its choices
   + MissingExtra          a library that is not installed
   + DataError             a data file that is not what it should be
   + FitError              pangu_training.rrtf.fit
@@ -36,6 +37,10 @@ class CheckpointError(PanguError):
 
 class OutputError(PanguError):
     """The output folder cannot be written as asked."""
+
+
+class OptionError(PanguError):
+    """An option's value is not one of its choices. (A command's parser says this itself.)"""
 
 
 class DataError(PanguError):

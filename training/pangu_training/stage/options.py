@@ -6,20 +6,25 @@
         output: Path = option("the ranked pairs", metavar="FILE")             # no default: required
         partial: Literal["flat", "ratio"] = option("ratio: …", "flat")         # choices
         scores: tuple[float, ...] = option("of a program …", (-1, 1), nargs=2)
+        limit: int | None = counted("the first N problems only", None)        # from 1 on
         force: bool = option("replace the output file", False)                # --force
         server: ServerOptions = nested(ServerOptions)                         # its fields are flags too
 
 A field's annotation decides how its text is read: `int`, `float`, `str`, `Path`, `Literal`, `bool`, a `tuple` of one of
-these, each also `| None`. `type=` reads it otherwise. Whoever calls the verb from Python makes the dataclass.
+these, each also `| None`. `type=` reads it otherwise. Whoever calls a verb from Python makes its dataclass, or has
+`options_of` make it of all names alike, those of nested fields too.
 """
 
 import argparse
 import dataclasses
+import math
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pangu_training.stage.errors import OptionError
 
 Options = TypeVar("Options")
 Container = argparse.ArgumentParser | argparse._ArgumentGroup
@@ -48,28 +53,83 @@ def argument(help: str, default: Any = MISSING, **settings: Any) -> Any:
     return dataclasses.field(default=default, metadata={**settings, "help": help, "positional": True})
 
 
-def nested(cls: type[Any], **defaults: Any) -> Any:
-    """A field that is a dataclass of options itself; `defaults` replace some of its own."""
+def counted(
+    help: str, default: Any = MISSING, *, least: int = 1, metavar: str | None = "N", **settings: Any
+) -> Any:
+    """A field that is a whole number of at least `least`."""
+    return option(help, default, type=whole_number(least), metavar=metavar, **settings)
+
+
+def nested(cls: type[Any], *, group: str | None = None, **defaults: Any) -> Any:
+    """A field that is a dataclass of options itself; `defaults` replace some of its own, `group` its fields' group."""
     return dataclasses.field(
-        default_factory=lambda: cls(**defaults), metadata={"nested": cls, "defaults": defaults}
+        default_factory=lambda: options_of(cls, **defaults),
+        metadata={"nested": cls, "defaults": defaults, "group": group},
     )
 
 
-def add_options(parser: argparse.ArgumentParser, cls: type[Any], **defaults: Any) -> None:
-    """Declare what `cls` has; `defaults` replace some of its own."""
-    _Flags(parser).add(cls, defaults)
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """An argument's type: an integer within bounds."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least or (most is not None and value > most):
+            wanted = f"at least {least}" if most is None else f"{least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
+        return value
+
+    number.__name__ = "int"  # argparse: "invalid int value"
+    return number
 
 
-def options_of(cls: type[Options], arguments: argparse.Namespace) -> Options:
-    """The options that were parsed. Whatever `cls` refuses in `__post_init__` it raises here."""
-    values = {}
+def number_within(least: float, most: float = math.inf) -> Callable[[str], float]:
+    """An argument's type: a finite number within bounds."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value) or not least <= value <= most:
+            wanted = f"a number of {least:g} or more" if math.isinf(most) else f"{least:g} to {most:g}"
+            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
+        return value
+
+    number.__name__ = "float"
+    return number
+
+
+def add_options(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
+    """Declare the flags of `cls`."""
+    _Flags(parser).add(cls, {}, None)
+
+
+def options_of(cls: type[Options], **values: Any) -> Options:
+    """`cls` with these values of its fields and of the fields nested in it; the others keep their defaults.
+
+    Raises:
+        TypeError: there is no such option, or one without a default is missing.
+        OptionError: a value is not one of its choices. And what `cls` itself refuses.
+    """
+    options = _filled(cls, values)
+    if values:
+        raise TypeError(f"{cls.__name__} has no option {', '.join(values)}")
+    return options
+
+
+def _filled(cls: type[Options], values: dict[str, Any]) -> Options:
+    """Takes what it uses out of `values`."""
+    fields, hints = {}, get_type_hints(cls)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         if "nested" in field.metadata:
-            values[field.name] = options_of(field.metadata["nested"], arguments)
-        elif field.metadata and field.init:
-            value = getattr(arguments, field.name)
-            values[field.name] = tuple(value) if isinstance(value, list) else value
-    return cls(**values)
+            for name, default in field.metadata["defaults"].items():
+                values.setdefault(name, default)
+            fields[field.name] = _filled(field.metadata["nested"], values)
+        elif field.name in values:
+            value = values.pop(field.name)
+            value = fields[field.name] = tuple(value) if isinstance(value, list) else value
+            choices = _choices(_kind(hints[field.name]), field.metadata)
+            given = value if isinstance(value, tuple) else () if value is None else (value,)
+            if choices and (wrong := [one for one in given if one not in choices]):
+                raise OptionError(f"{field.name}: {wrong[0]!r} is none of {', '.join(map(str, choices))}")
+    return cls(**fields)
 
 
 class _Flags:
@@ -80,14 +140,14 @@ class _Flags:
         self._groups: dict[str, Container] = {}
         self._exclusive: dict[str, Container] = {}
 
-    def add(self, cls: type[Any], defaults: dict[str, Any]) -> None:
+    def add(self, cls: type[Any], defaults: dict[str, Any], group: str | None) -> None:
         """Declare the fields of `cls`, in order."""
         hints = get_type_hints(cls)
         for field in dataclasses.fields(cls):
-            settings = dict(field.metadata)
+            settings = {**field.metadata, **({"group": group} if group else {})}
             if "nested" in settings:
-                self.add(settings["nested"], settings["defaults"])
-            elif settings:
+                self.add(settings["nested"], settings["defaults"], settings["group"])
+            else:
                 self._add(field.name, hints[field.name], defaults.get(field.name, field.default), settings)
 
     def _add(self, name: str, hint: Any, default: Any, settings: dict[str, Any]) -> None:
@@ -95,10 +155,11 @@ class _Flags:
         place = self._place(settings.pop("group", None), settings.pop("exclusive", None))
         settings = {**_reading(hint, default, settings), **settings}
         if default is not MISSING:
-            settings["default"] = list(default) if isinstance(default, tuple) and default else default
-            shown = default not in (None, False, ()) and "(default: " not in settings["help"]
-            if shown:
-                settings["help"] = f"{settings['help']} (default: %(default)s)".lstrip()
+            settings["default"] = list(default) if isinstance(default, tuple) else default
+            silent = default is False or default in (None, "", ()) or "(default: " in settings["help"]
+            if not silent:
+                text = " ".join(map(str, default)) if isinstance(default, tuple) else "%(default)s"
+                settings["help"] = f"{settings['help']} (default: {text})".lstrip()
         if not positional:
             if default is MISSING:
                 settings["required"] = True
@@ -125,23 +186,35 @@ class _Flags:
 
 def _reading(hint: Any, default: Any, settings: dict[str, Any]) -> dict[str, Any]:
     """What `add_argument` needs to read a field of this annotation."""
-    if get_origin(hint) in (Union, types.UnionType):
-        [hint] = [kind for kind in get_args(hint) if kind is not types.NoneType]
-    reading: dict[str, Any] = {}
-    if get_origin(hint) is tuple:
-        if "nargs" not in settings and settings.get("action") != "append":
-            reading["nargs"] = "+"
-        hint = get_args(hint)[0]
+    kind, reading = _kind(hint), dict[str, Any]()
+    if Ellipsis in get_args(_without_none(hint)) and settings.get("action") != "append":
+        reading["nargs"] = "+"
     if "action" in settings and settings["action"] != "append":
         return reading
-    if hint is bool:
+    if kind is bool:
         reading["action"] = argparse.BooleanOptionalAction if default is True else "store_true"
-    elif get_origin(hint) is Literal:
-        if "choices" not in settings:
-            reading["choices"] = get_args(hint)
-        kinds: set[Callable[[str], Any]] = {type(choice) for choice in get_args(hint)}
-        if kinds != {str}:
-            [reading["type"]] = kinds
-    elif hint in (int, float, Path) and "type" not in settings:
-        reading["type"] = hint
+    elif get_origin(kind) is Literal:
+        reading["choices"] = _choices(kind, settings)
+        [reading["type"]] = {type(choice) for choice in get_args(kind)}
+    elif kind in (int, float, Path) and "type" not in settings:
+        reading["type"] = kind
     return reading
+
+
+def _kind(hint: Any) -> Any:
+    """What one value is: the annotation without `| None` and `tuple`."""
+    hint = _without_none(hint)
+    return get_args(hint)[0] if get_origin(hint) is tuple else hint
+
+
+def _without_none(hint: Any) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        [hint] = [kind for kind in get_args(hint) if kind is not types.NoneType]
+    return hint
+
+
+def _choices(kind: Any, settings: Mapping[str, Any]) -> Collection[Any]:
+    """What a value may be; empty: anything."""
+    literal = get_args(kind) if get_origin(kind) is Literal else ()
+    choices: Collection[Any] = settings.get("choices", literal)
+    return choices

@@ -6,27 +6,21 @@ Markdown table and a page with pictures are written there, and the figures into 
 server shows. The first is the baseline. What `pangu-bench load` left in the same folder is in the page.
 """
 
-import argparse
 import asyncio
 import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pangu_bench.options import (
-    UsageError,
-    add_answer_arguments,
-    add_cost_arguments,
-    answer_options,
-    running_server,
-)
-from pangu_training.stage.command import add_server_arguments
+from pangu_bench.options import AnswerOptions, CostOptions, Running, UsageError, running_server
+from pangu_training.stage.command import ServerOptions
+from pangu_training.stage.options import argument, nested, option
 from pangu_training.stage.output import write_file
 
 if TYPE_CHECKING:
-    from pangu_bench.costs import CostOptions
     from pangu_bench.evaluation import Evaluation
     from pangu_bench.rows import RowFile
     from pangu_convert.artifact import Artifact
@@ -35,40 +29,52 @@ if TYPE_CHECKING:
 TABLE, FIGURES, PAGE = "compare.md", "compare.json", "compare.html"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's arguments."""
-    parser.add_argument(
-        "artifacts", nargs="*", type=Path, metavar="ARTIFACT", help="the baseline comes first"
-    )
-    parser.add_argument(
-        "--base-url",
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareOptions:
+    """What is compared, and what is measured of it."""
+
+    artifacts: tuple[Path, ...] = argument("the baseline comes first", (), nargs="*", metavar="ARTIFACT")
+    base_url: tuple[Running, ...] = option(
+        "also a server that runs already, called NAME in the results (default: its model's name); its key is in "
+        "$OPENAI_API_KEY; can be given several times",
+        (),
         action="append",
-        default=[],
         type=running_server,
         metavar="URL[=NAME]",
-        help="also a server that runs already, called NAME in the results (default: its model's name); its key is in "
-        "$OPENAI_API_KEY; can be given several times",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for rows and table")
-    add_cost_arguments(parser, prompt_tokens=[64, 512], new_tokens=64, context=2048, warmup=3, repeats=10)
-    add_answer_arguments(parser)
-    add_server_arguments(parser)
-    parser.set_defaults(run=run)
+    output: Path = option("folder for rows and table", metavar="DIR")
+    costs: CostOptions = nested(CostOptions)
+    answers: AnswerOptions = nested(AnswerOptions)
+    server: ServerOptions = nested(ServerOptions)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def compare(options: CompareOptions) -> int:
     """Measure all, compare, report; 1 when a gold solution fails, since then no score can be trusted."""
+    from pangu_bench.table import table
+
+    report = compared(options)
+    print(table(report))
+    print(json.dumps(report))
+    return 1 if any(one["score"].get("gold", {}).get("failed") for one in report["artifacts"]) else 0
+
+
+def compared(options: CompareOptions) -> dict[str, Any]:
+    """Measure and compare all; the report, as it stands in `compare.json`.
+
+    Raises:
+        ArtifactError, RowsError, SandboxError, ServedError, SuiteError, UsageError: what is asked cannot be measured.
+    """
     from pangu_bench.artifacts import record
-    from pangu_bench.costs import CostOptions, in_short
+    from pangu_bench.costs import in_short
     from pangu_bench.evaluation import evaluation_of
     from pangu_bench.report import page
     from pangu_bench.table import table
     from pangu_convert.artifact import read_artifact
     from pangu_training.asking.endpoint import running
 
-    evaluation = evaluation_of(answer_options(arguments))
-    artifacts = [read_artifact(path) for path in arguments.artifacts]
-    servers = [(server.name, running(server.url)) for server in arguments.base_url]
+    evaluation = evaluation_of(options.answers)
+    artifacts = [read_artifact(path) for path in options.artifacts]
+    servers = [(server.name, running(server.url)) for server in options.base_url]
     endpoints = [(name or endpoint.model, endpoint) for name, endpoint in servers]
     names = [artifact.manifest.name for artifact in artifacts] + [name for name, _ in endpoints]
     if not names:
@@ -77,53 +83,51 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(
             f"two have one name ({', '.join(names)}): convert one with another --name, or give --base-url URL=NAME"
         )
-    options = CostOptions.of(arguments)
+    costs = options.costs
     for artifact in artifacts:
-        options.check(artifact.manifest.name, artifact.manifest.context_length)
-    gold = evaluation.gold(arguments.output)
-    measured = [_measure(artifact, evaluation, options, gold, arguments) for artifact in artifacts]
+        costs.check(artifact.manifest.name, artifact.manifest.context_length)
+    gold = evaluation.gold(options.output)
+    measured = [_measure(artifact, evaluation, gold, options) for artifact in artifacts]
     measured += [
-        _measure_running(name, endpoint, evaluation, options, gold, arguments.output)
+        _measure_running(name, endpoint, evaluation, costs, gold, options.output)
         for name, endpoint in endpoints
     ]
     report = {
         "artifacts": measured,
         "pairs": [_pair(measured[0], other) for other in measured[1:]] if evaluation.suite.runnable else [],
-        "cost_options": dataclasses.asdict(options),
+        "cost_options": dataclasses.asdict(costs),
     }
     text = table(report)
-    write_file(arguments.output / TABLE, text.encode())
-    write_file(arguments.output / PAGE, page(report, text, _loads(arguments.output, names)).encode())
-    write_file(arguments.output / FIGURES, json.dumps(report, indent=2).encode())
+    write_file(options.output / TABLE, text.encode())
+    write_file(options.output / PAGE, page(report, text, _loads(options.output, names)).encode())
+    write_file(options.output / FIGURES, json.dumps(report, indent=2).encode())
     for artifact, figures in zip(artifacts, measured[: len(artifacts)], strict=True):
         scores = {"costs": in_short(figures["costs"])}
         if evaluation.options.limit is None and evaluation.suite.runnable:
             scores[evaluation.suite.name] = figures["score"]
         record(artifact.path, scores)
-    print(text)
-    print(json.dumps(report))
-    return 1 if gold.get("failed") else 0
+    return report
 
 
 def _measure(
     artifact: "Artifact",
     evaluation: "Evaluation",
-    options: "CostOptions",
     gold: Mapping[str, Any],
-    arguments: argparse.Namespace,
+    options: CompareOptions,
 ) -> dict[str, Any]:
     """The artifact's figures."""
     from pangu_bench.artifacts import description, subject_of
     from pangu_bench.costs import figures, is_complete, measured_server
     from pangu_training.asking.endpoint import file_stem
 
-    folder, name, threads = arguments.output, artifact.manifest.name, arguments.threads
-    subject = subject_of(artifact, arguments.device, threads)
-    with _files(folder, name, subject, evaluation, options) as (costs, answers):
-        if not (is_complete(costs, options) and evaluation.is_answered(answers)):
+    folder, name, wanted = options.output, artifact.manifest.name, options.costs
+    device, threads = options.server.device, options.server.threads
+    subject = subject_of(artifact, device, threads)
+    with _files(folder, name, subject, evaluation, wanted) as (costs, answers):
+        if not (is_complete(costs, wanted) and evaluation.is_answered(answers)):
             log = folder / f"{file_stem(name)}.server.log"
             with measured_server(
-                artifact, costs, options, device=arguments.device, threads=threads, log=log
+                artifact, costs, wanted, device=device, threads=threads, log=log
             ) as endpoint:
                 evaluation.answer(answers, endpoint)
         evaluation.judge(answers)
@@ -140,7 +144,7 @@ def _measure_running(
     name: str,
     endpoint: "Endpoint",
     evaluation: "Evaluation",
-    options: "CostOptions",
+    options: CostOptions,
     gold: Mapping[str, Any],
     folder: Path,
 ) -> dict[str, Any]:
@@ -169,7 +173,7 @@ def _measure_running(
 
 @contextlib.contextmanager
 def _files(
-    folder: Path, name: str, subject: Mapping[str, Any], evaluation: "Evaluation", options: "CostOptions"
+    folder: Path, name: str, subject: Mapping[str, Any], evaluation: "Evaluation", options: CostOptions
 ) -> Iterator[tuple["RowFile", "RowFile"]]:
     """The rows of costs and of answers."""
     from pangu_bench.rows import RowFile

@@ -25,7 +25,7 @@ from pangu_convert.artifact import Artifact
 from pangu_convert.calibration import CalibrationOptions, calibration_data
 from pangu_convert.conversion import ConversionOptions, Written, convert, report
 from pangu_convert.gptq_worker import Job
-from pangu_convert.weights import open_weights
+from pangu_convert.weights import open_weights, with_rope_theta
 from pangu_training.stage.checkpoint import CONFIG, SHARD_INDEX, Checkpoint
 from pangu_training.stage.errors import CheckpointError, MissingExtra, PanguError
 from pangu_training.stage.options import nested, option
@@ -174,15 +174,12 @@ def write_configs(checkpoint: Checkpoint, folder: Path, job: Job) -> None:
         "quant_method": "gptq",
         "checkpoint_format": "gptq",
     }
-    config: dict[str, Any] = {
-        **checkpoint.config,
+    config = {
+        **with_rope_theta(checkpoint.config),
         "dtype": checkpoint.dtype,
         "quantization_config": quantization,
+        "torch_dtype": checkpoint.dtype,  # as loaders older than transformers 5 call it
     }
-    theta = (config.get("rope_parameters") or {}).get("rope_theta")
-    if theta is not None:  # loaders of before transformers 5 look only there, and take 10000 without a word
-        config["rope_theta"] = theta
-    config["torch_dtype"] = checkpoint.dtype  # as such loaders call it
     for name, value in ((QUANTIZE_CONFIG, quantization), (CONFIG, config)):
         write_file(folder / name, (json.dumps(value, indent=2) + "\n").encode())
 

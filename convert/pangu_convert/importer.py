@@ -16,7 +16,7 @@ from pangu_convert.architectures import ARCHITECTURES, GGUF_ARCHITECTURES, requi
 from pangu_convert.catalogue import DEFAULT_MODEL, MODELS
 from pangu_convert.download import DownloadError, cache_folder, fetch
 from pangu_convert.tokenizer import field, gguf_tokenizer
-from pangu_convert.weights import DTYPES, check_weights, write_model
+from pangu_convert.weights import DTYPES, check_weights, with_rope_theta, write_model
 from pangu_training.stage.checkpoint import CONFIG, TEXT_FILES, read_checkpoint, read_json
 from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.identity import library_versions, sha256_of
@@ -187,9 +187,8 @@ def _save_dequantized(path: Path, folder: Path, tokenizer: Any, template: str | 
 def _complete_config(folder: Path) -> None:
     """Write what loaders older than transformers 5 look for, so that they do not take a default in silence."""
     config = read_json(folder / CONFIG)
-    theta = (config.get("rope_parameters") or {}).get("rope_theta")
-    if theta is not None:
-        _write_json(folder / CONFIG, {"rope_theta": theta, **config})
+    if (complete := with_rope_theta(config)) != config:
+        _write_json(folder / CONFIG, complete)
     tokenizer = folder / "tokenizer_config.json"
     if tokenizer.is_file() and read_json(tokenizer).get("tokenizer_class") == "TokenizersBackend":
         _write_json(tokenizer, {**read_json(tokenizer), "tokenizer_class": "PreTrainedTokenizerFast"})

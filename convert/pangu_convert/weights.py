@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,16 @@ def write_model(checkpoint: Checkpoint, folder: Path, dtype: str | None) -> None
     config: dict[str, Any] = {**checkpoint.config, "dtype": dtype or checkpoint.dtype}
     config.pop("torch_dtype", None)
     write_file(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def with_rope_theta(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with `rope_theta` at its top level too.
+
+    Loaders older than transformers 5 look only there, and take 10000 without a word. `rope_parameters` decides, as it
+    does for transformers 5.
+    """
+    theta = (config.get("rope_parameters") or {}).get("rope_theta")
+    return dict(config) if theta is None else {"rope_theta": theta, **config} | {"rope_theta": theta}
 
 
 def _cast(source: Path, target: Path, dtype: str) -> None:

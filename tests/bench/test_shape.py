@@ -27,7 +27,7 @@ FEW = ("--new-tokens", "3", "--prompt-tokens", "8", "--context", "32", "--repeat
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SHAPES, SHAPE, TINY)  # type: ignore[arg-type]
+    monkeypatch.setitem(SHAPES, SHAPE, TINY)
 
 
 def test_starcoders_parameters_are_counted_as_published() -> None:

@@ -30,7 +30,7 @@ def server(request: pytest.FixtureRequest, artifacts: Artifacts) -> Iterator[Ser
 
 
 def test_the_schema_is_kept(server: Server, tmp_path: Path) -> None:
-    command = [SCHEMATHESIS, "run", f"{server.address}/openapi.json", "--max-examples", str(EXAMPLES)]
+    command = [str(SCHEMATHESIS), "run", f"{server.address}/openapi.json", "--max-examples", str(EXAMPLES)]
     checks = ["--mode", "all", "--checks", "all", "--exclude-checks", EXCLUDED, "--request-timeout", "60"]
     options = ["--seed", "1", "--no-color", "--output-sanitize", "false", "--output-truncate", "false"]
     ran = subprocess.run(

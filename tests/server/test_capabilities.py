@@ -177,7 +177,7 @@ def test_the_table_has_these_rows_and_no_refusals() -> None:
 
 # A body of each row that CTranslate2 either draws by itself (one batch to the end) or that our sampler surely
 # disagrees with on the way (a batch more for each disagreement).
-DRAWN = {
+DRAWN: dict[str, dict[str, Any]] = {
     "`temperature` 0": {},
     "`temperature`, `top_p`, `top_k`": {"temperature": 2},
     "`seed` with a temperature": {"temperature": 2, "seed": 1},

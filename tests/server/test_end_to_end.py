@@ -59,9 +59,9 @@ def test_openai_completes(server: Server) -> None:
 
 
 def test_openai_streams_the_same_text(server: Server) -> None:
-    arguments = {"model": server.model, "prompt": PROMPT, "max_tokens": 32, "temperature": 0}
-    whole = server.openai.completions.create(**arguments).choices[0].text  # type: ignore[call-overload]
-    stream = server.openai.completions.create(  # type: ignore[call-overload]
+    arguments: dict[str, Any] = {"model": server.model, "prompt": PROMPT, "max_tokens": 32, "temperature": 0}
+    whole = server.openai.completions.create(**arguments).choices[0].text
+    stream = server.openai.completions.create(
         **arguments, stream=True, stream_options={"include_usage": True}
     )
     chunks = list(stream)

@@ -32,7 +32,7 @@ NUM_TOKENS = 16
 
 def library_greedy(model: torch.nn.Module, prompt_ids: list[int]) -> list[int]:
     ids = torch.tensor([prompt_ids])
-    whole = model.generate(  # type: ignore[operator]
+    whole = model.generate(
         inputs=ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=NUM_TOKENS,

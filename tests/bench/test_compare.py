@@ -273,7 +273,7 @@ def test_an_interrupted_run_goes_on(
 ) -> None:
     output = tmp_path / "out"
     command: list[str | Path] = [sys.executable, "-m", "pangu_bench.cli", "humaneval", artifact]
-    command += ["--suite", suite, "--temperature", "1", "--max-tokens", "32", "--threads", "1"]
+    command += ["--suite", suite, "--temperature", "1", "--max-tokens", "4", "--threads", "1"]
     command += ["--output", output]
     file = output / "tiny-starcoder-float32.humaneval-form.completion.jsonl"
     with subprocess.Popen(

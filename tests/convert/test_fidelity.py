@@ -113,26 +113,24 @@ def test_a_float32_conversion_is_its_source(
     verify(read_artifact(artifact))
 
 
-def test_int8_is_further_away_and_still_within(
+def test_int8_is_further_away_than_it_may_be_by_a_strict_bound(
     converted: Callable[[str], Path], tiny_starcoder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     artifact = converted("int8")
-    run_verify(artifact, tiny_starcoder)
-    record = read_artifact(artifact).manifest.scores["fidelity"]
-    assert record["kl_mean"] > 1e-6
-    assert run_verify(artifact, tiny_starcoder, "--max-kl", str(record["kl_mean"] / 2)) == 1
+    assert run_verify(artifact, tiny_starcoder, "--max-kl", "1e-6") == 1
     assert "OUTSIDE the bounds for 8 bits: mean KL" in capsys.readouterr().out
+    assert read_artifact(artifact).manifest.scores["fidelity"]["kl_mean"] > 1e-6
 
 
 def test_a_broken_artifact_is_flagged(
     tmp_path: Path, starcoder: Tokenizer, tiny_starcoder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = save_tiny(tmp_path / "other", starcoder, "gpt_bigcode", initializer_range=0.3)
-    pangu_convert("ctranslate2", other, "--output", tmp_path / "broken")
+    pangu_convert("ctranslate2", other, "--output", tmp_path / "broken", "--no-smooth")
     assert run_verify(tmp_path / "broken", tiny_starcoder) == 2
     assert "is not the checkpoint that" in capsys.readouterr().err
     # As if the conversion had gone wrong: another model's weights under this one's name.
-    pangu_convert("ctranslate2", tiny_starcoder, "--output", tmp_path / "good")
+    pangu_convert("ctranslate2", tiny_starcoder, "--output", tmp_path / "good", "--no-smooth")
     manifest = json.loads((tmp_path / "broken" / "manifest.json").read_text())
     manifest["source"] = json.loads((tmp_path / "good" / "manifest.json").read_text())["source"]
     (tmp_path / "broken" / "manifest.json").write_text(json.dumps(manifest))

@@ -64,6 +64,16 @@ def tiny_bigcode(shared: Path, starcoder: Tokenizer) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_bytes(shared: Path) -> Path:
+    """Like `tiny_starcoder`, with a vocabulary of bytes: a token takes next to no time."""
+    from support.scripted import byte_tokenizer
+    from support.tiny import save_tiny
+
+    folder = shared / "tiny-bytes"
+    return once(folder, lambda: save_tiny(folder, byte_tokenizer(), "gpt_bigcode"))
+
+
+@pytest.fixture(scope="session")
 def tiny_qwen2(shared: Path, starcoder: Tokenizer) -> Path:
     """A random two-layer Qwen2 checkpoint with tied embeddings and a rope_theta that is not the default."""
     from support.tiny import save_tiny

@@ -11,8 +11,8 @@ from support.process import Server
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 FORMATS = {
-    "ctranslate2": ("tiny_bigcode", "ctranslate2", "--quantization", "float32"),
-    "transformers": ("tiny_bigcode", "transformers", "--dtype", "float32"),
+    "ctranslate2": ("tiny_bytes", "ctranslate2", "--quantization", "float32"),
+    "transformers": ("tiny_bytes", "transformers", "--dtype", "float32"),
     "gptq": GPTQ_4,
 }
 # A schema cannot say which prompts fit the context, which ids the vocabulary has, that best_of is not below n,

@@ -26,7 +26,7 @@ serve: $(ARTIFACT)/manifest.json ## import, convert and serve: MODEL= BACKEND=ct
 	$(BIN)/pangu-serve $(ARTIFACT) --host $(HOST) --port $(PORT)
 
 test: .venv/installed-dev ## everything that proves it works
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: .venv/installed-dev ## ruff, mypy, import-linter
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

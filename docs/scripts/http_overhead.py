@@ -2,30 +2,36 @@
 
     python docs/scripts/http_overhead.py ARTIFACT [--output FILE.json]
 
-One client, greedy, `--max-tokens` tokens, the same prompt. The two take turns in one run, and the one that begins
-changes every round. ITL is (last - first text) / (tokens - 1) of a round, TTFT the time to the first text, tokenizing
-included. Prints medians, quartiles and the ratio of the medians as JSON.
+One client, greedy, `--max-tokens` tokens, the same prompt in token ids. The two take turns in one run, and the one that
+begins changes every round. Both are timed as `pangu-bench` times requests. Prints medians and quartiles over the rounds
+of TTFT and of a round's mean ITL, and the ratio of the medians, as JSON.
 """
 
 import argparse
 import asyncio
 import json
 import statistics
+import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
-from load import ServerProcess, Stream, code_prompts, provenance, stream_completion
-from tokenizers import Tokenizer
 
+from pangu_bench.environment import environment
+from pangu_bench.latency import Prompts, gaps, timed_request, tokenizer_of
 from pangu_convert.artifact import read_artifact
 from pangu_server.backends import load_backend
 from pangu_server.backends.seam import LoadOptions, SamplingOptions
 from pangu_server.engine import Engine, GenerationOptions, Prompt
 from pangu_server.metrics import Metrics
+from pangu_training.asking.endpoint import Endpoint
+from pangu_training.asking.server_process import ServerProcess
 
 REST_SECONDS = 0.3  # compute threads spin on for a while, on the other one's cores
+
+Times = tuple[float, Sequence[float]]  # TTFT and ITLs of a round, in seconds
 
 
 def main() -> None:
@@ -42,26 +48,28 @@ def main() -> None:
     arguments = parser.parse_args()
 
     artifact = read_artifact(arguments.artifact)
-    tokenizer = Tokenizer.from_file(str(artifact.path / "tokenizer.json"))
+    tokenizer = tokenizer_of(artifact)
     engine = Engine(artifact, tokenizer, Metrics(artifact.manifest.name))
-    engine.load(load_backend(artifact, LoadOptions(threads=arguments.threads)))
-    assert engine.backend is not None
-    [prompt] = code_prompts(tokenizer, [arguments.prompt_tokens])
-    with ServerProcess(arguments.artifact, "--threads", str(arguments.threads)) as server:
-        rounds = asyncio.run(
-            measure(engine, f"{server.address}/v1", prompt, arguments.max_tokens, arguments.rounds)
-        )
-    info = engine.backend.info
+    backend = load_backend(artifact, LoadOptions(threads=arguments.threads))
+    engine.load(backend)
+    prompt = Prompts(tokenizer).prompt(arguments.prompt_tokens)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ServerProcess(
+            artifact.path, device="auto", threads=arguments.threads, log=Path(folder) / "log"
+        ) as server,
+    ):
+        endpoint, _ = server.ready()
+        rounds = asyncio.run(measure(engine, endpoint, prompt, arguments.max_tokens, arguments.rounds))
     engine.close()
     result = {
         "artifact": artifact.manifest.name,
-        "backend": info.name,
-        "compute_type": info.compute_type,
-        "threads": arguments.threads,
+        "backend": backend.info.name,
+        "compute_type": backend.info.compute_type,
         "prompt_tokens": arguments.prompt_tokens,
         "max_tokens": arguments.max_tokens,
-        **compare(rounds, arguments.max_tokens),
-        **provenance("ctranslate2", "fastapi", "httpx", "transformers", "uvicorn"),
+        **compare(rounds),
+        "environment": environment(arguments.threads),
     }
     text = json.dumps(result, indent=2)
     print(text)
@@ -70,51 +78,46 @@ def main() -> None:
 
 
 async def measure(
-    engine: Engine, url: str, prompt: str, max_tokens: int, rounds: int
-) -> dict[str, list[Stream]]:
-    """Streams of both sides; one round before the first warms up."""
-    body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
-    streams: dict[str, list[Stream]] = {"http": [], "in_process": []}
-    async with httpx.AsyncClient(timeout=None) as client:
+    engine: Engine, endpoint: Endpoint, prompt: Sequence[int], max_tokens: int, rounds: int
+) -> dict[str, list[Times]]:
+    """Times of both sides; one round before the first warms up."""
+    times: dict[str, list[Times]] = {"http": [], "in_process": []}
+    async with httpx.AsyncClient(**endpoint.client_options()) as client:
         for number in range(rounds + 1):
-            for side in sorted(streams, reverse=number % 2 == 1):
+            for side in sorted(times, reverse=number % 2 == 1):
                 await asyncio.sleep(REST_SECONDS)
                 if side == "http":
-                    stream = await stream_completion(client, url, body)
+                    row = await timed_request(client, endpoint.model, prompt, max_tokens)
+                    measured: Times = (row.ttft_seconds, row.itl_seconds)
                 else:
-                    stream = await in_process(engine, prompt, max_tokens)
+                    measured = await in_process(engine, prompt, max_tokens)
                 if number:
-                    streams[side].append(stream)
-    texts = {"".join(stream.texts) for side in streams.values() for stream in side}
-    assert len(texts) == 1, "both sides say the same every time"
-    return streams
+                    times[side].append(measured)
+    return times
 
 
-async def in_process(engine: Engine, prompt: str, max_tokens: int) -> Stream:
+async def in_process(engine: Engine, prompt: Sequence[int], max_tokens: int) -> Times:
     """The completion by the engine alone."""
     sampling = SamplingOptions(max_tokens=max_tokens, temperature=0)
-    stream = Stream(begun=time.perf_counter())
-    ids = engine.encoder.prompt(prompt)
-    generation = engine.submit(
-        [Prompt(ids)], GenerationOptions(sampling=sampling, ignore_eos=True, stream=True)
-    )
+    options = GenerationOptions(sampling=sampling, ignore_eos=True, stream=True)
+    arrivals: list[tuple[float, int]] = []
+    started = time.perf_counter()
+    generation = engine.submit([Prompt(prompt)], options)
     try:
-        async for deltas in generation:
-            if text := "".join(delta.text for delta in deltas):
-                stream.texts.append(text)
-                stream.times.append(time.perf_counter())
+        async for _ in generation:
+            arrivals.append((time.perf_counter() - started, generation.completion_tokens))
     finally:
         generation.cancel()
-    stream.ended = time.perf_counter()
-    return stream
+    assert arrivals[-1][1] == max_tokens, "as many tokens as over HTTP"
+    return gaps(arrivals)
 
 
-def compare(streams: dict[str, list[Stream]], tokens: int) -> dict[str, Any]:
+def compare(times: Mapping[str, Sequence[Times]]) -> dict[str, Any]:
     """Medians and quartiles of both sides in milliseconds, and how they differ."""
-    figures: dict[str, Any] = {"rounds": len(streams["http"])}
-    for side, measured in streams.items():
-        itl = [1000 * stream.seconds_per_token(tokens) for stream in measured]
-        ttft = [1000 * stream.ttft for stream in measured]
+    figures: dict[str, Any] = {"rounds": len(times["http"])}
+    for side, measured in times.items():
+        itl = [1000 * statistics.mean(itl_seconds) for _, itl_seconds in measured]
+        ttft = [1000 * ttft_seconds for ttft_seconds, _ in measured]
         figures[side] = {
             name: dict(zip(("q1", "median", "q3"), statistics.quantiles(values), strict=True))
             for name, values in (("itl_ms", itl), ("ttft_ms", ttft))

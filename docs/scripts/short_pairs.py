@@ -7,7 +7,7 @@ import argparse
 from itertools import islice
 from pathlib import Path
 
-from pangu_training.data.ranked import read_ranked
+from pangu_training.data.ranked import RankedRow, read_ranked
 from pangu_training.rrtf.pairs import PairTokenizer
 from pangu_training.stage.checkpoint import read_checkpoint
 
@@ -26,9 +26,12 @@ def main() -> None:
     lines = list(filter(str.strip, arguments.ranked.read_text(encoding="utf-8").split("\n")))
     rows = read_ranked(arguments.ranked).rows
 
-    def fits(row) -> bool:
+    limit: int = arguments.tokens
+
+    def fits(row: RankedRow) -> bool:
         pair = tokenizer.pair(row, 1 << 20)
-        return len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) <= arguments.tokens
+        assert pair is not None
+        return len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) <= limit
 
     short = (line for line, row in zip(lines, rows, strict=True) if fits(row))
     print("\n".join(islice(short, arguments.count)))

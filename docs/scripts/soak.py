@@ -17,8 +17,10 @@ Prints the verdict as JSON; exit code 1 when something failed.
 import argparse
 import asyncio
 import json
+import re
 import signal
 import statistics
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -27,9 +29,12 @@ from typing import Any
 
 import httpx
 from clients import Clients
-from load import ServerProcess, code_prompts, provenance
 from tokenizers import Tokenizer
 
+from pangu_bench.environment import environment
+from pangu_bench.latency import Prompts
+
+COMMAND = Path(sys.executable).with_name("pangu-serve")
 WARM_UP_SECONDS = 15
 SETTLE_SECONDS = 30  # for connections that uvicorn keeps alive, and generations that were left
 
@@ -52,10 +57,12 @@ class Process:
         }
 
 
-async def soak(server: ServerProcess, prompts: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
+async def soak(
+    server: subprocess.Popen[str], address: str, prompts: list[str], arguments: argparse.Namespace
+) -> dict[str, Any]:
     """Run it all; `faults` of the result says what went wrong."""
-    process = Process(server.process.pid)
-    clients = Clients(server.address, prompts, arguments.max_tokens)
+    process = Process(server.pid)
+    clients = Clients(address, prompts, arguments.max_tokens)
     await run_clients(clients, WARM_UP_SECONDS, arguments.clients)
     await settle(clients)
     start = process.held()
@@ -98,7 +105,7 @@ async def soak(server: ServerProcess, prompts: list[str], arguments: argparse.Na
         "held_after": end,
         "resident_mb": {"early": early / 1e6, "late": late / 1e6, "slope_per_minute": slope * 60 / 1e6},
         "sigterm_streams": dict(ends),
-        "exit_code": server.process.returncode,
+        "exit_code": server.returncode,
         "faults": dict(Counter(clients.faults)),
     }
 
@@ -129,7 +136,7 @@ async def settle(clients: Clients) -> dict[str, float]:
         await asyncio.sleep(0.5)
 
 
-async def stop_among_streams(server: ServerProcess, clients: Clients, number: int) -> Counter[str]:
+async def stop_among_streams(server: subprocess.Popen[str], clients: Clients, number: int) -> Counter[str]:
     """SIGTERM as soon as streams have begun; how they ended. Those that had begun must end whole."""
     admitted = 0
     half = asyncio.Event()
@@ -159,12 +166,12 @@ async def stop_among_streams(server: ServerProcess, clients: Clients, number: in
 
     tasks = [asyncio.create_task(one()) for _ in range(number)]
     await asyncio.wait_for(half.wait(), 120)
-    server.process.send_signal(signal.SIGTERM)
+    server.send_signal(signal.SIGTERM)
     ends = Counter(await asyncio.gather(*tasks))
-    await asyncio.to_thread(server.process.wait, 120)
+    await asyncio.to_thread(server.wait, 120)
     await clients.client.aclose()
-    if server.process.returncode != 0:
-        clients.faults.append(f"exit code {server.process.returncode} after SIGTERM")
+    if server.returncode != 0:
+        clients.faults.append(f"exit code {server.returncode} after SIGTERM")
     return ends
 
 
@@ -184,13 +191,31 @@ def main() -> None:
     arguments = parser.parse_args()
 
     tokenizer = Tokenizer.from_file(str(arguments.artifact / "tokenizer.json"))
-    prompts = code_prompts(tokenizer, [4, 16, 40, 64, 90, 120])
-    options = ["--max-queued", str(arguments.max_queued), "--threads", str(arguments.threads)]
-    with ServerProcess(arguments.artifact, *options) as server:
-        result = asyncio.run(soak(server, prompts, arguments))
+    code = Prompts(tokenizer)
+    prompts = [
+        tokenizer.decode(code.prompt(length), skip_special_tokens=False)
+        for length in (4, 16, 40, 64, 90, 120)
+    ]
+    command = [COMMAND, arguments.artifact, "--port", "0"]
+    command += ["--max-queued", str(arguments.max_queued), "--threads", str(arguments.threads)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        ready = (re.search(r" ready on (http://\S+): ", line) for line in server.stdout)
+        address = next((found[1] for found in ready if found), None)
+        if address is None:
+            raise SystemExit(f"{arguments.artifact} did not start")
+        try:
+            result = asyncio.run(soak(server, address, prompts, arguments))
+        finally:
+            server.terminate()
     passed = not result["faults"]
     report = json.dumps(
-        {"verdict": "passed" if passed else "FAILED", **result, **provenance("fastapi", "uvicorn")}, indent=2
+        {
+            "verdict": "passed" if passed else "FAILED",
+            **result,
+            "environment": environment(arguments.threads),
+        },
+        indent=2,
     )
     print(report)
     if arguments.output:

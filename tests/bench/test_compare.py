@@ -272,8 +272,9 @@ def test_an_interrupted_run_goes_on(
     artifact: Path, suite: str, tmp_path: Path, number: signal.Signals
 ) -> None:
     output = tmp_path / "out"
-    command = [sys.executable, "-m", "pangu_bench.cli", "humaneval", artifact, "--suite", suite]
-    command += ["--temperature", "1", "--max-tokens", "32", "--threads", "1", "--output", output]
+    command: list[str | Path] = [sys.executable, "-m", "pangu_bench.cli", "humaneval", artifact]
+    command += ["--suite", suite, "--temperature", "1", "--max-tokens", "4", "--threads", "1"]
+    command += ["--output", output]
     file = output / "tiny-starcoder-float32.humaneval-form.completion.jsonl"
     with subprocess.Popen(
         [*command, "--samples", "2000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -101,8 +101,8 @@ def test_a_busy_server_is_asked_again(bench: Any, suite: Path) -> None:
 
 def test_samples_are_added_and_problems_too(bench: Any, suite: Path) -> None:
     with answering(lambda body: solution(body) if body["seed"] % 2 else "    pass\n") as server:
-        arguments = ("--base-url", server.address, "--suite", f"humaneval:{suite}", "--temperature", "0.8")
-        arguments += ("--seed", "7")
+        drawn = ("--temperature", "0.8", "--seed", "7")
+        arguments = ("--base-url", server.address, "--suite", f"humaneval:{suite}", *drawn)
         assert bench(*arguments, "--limit", "2")[1]["pass_at_k"] == {"1": 1.0}
         code, score, _ = bench(*arguments, "--samples", "10")
         assert code == 0

@@ -27,8 +27,8 @@ def test_markdown_of_the_table_becomes_html() -> None:
 def test_a_point_stands_where_its_value_is() -> None:
     picture = scatter([POINT], x_label="GB", y_label="score")
     assert "<b>" not in picture
-    _, y = map(float, re.search(r'cx="([\d.]+)" cy="([\d.]+)"', picture).groups())  # type: ignore[union-attr]
-    low, high = map(float, re.search(r"M[\d.]+ ([\d.]+)V([\d.]+)", picture).groups())  # type: ignore[union-attr]
+    y = float(re.findall(r'cx="[\d.]+" cy="([\d.]+)"', picture)[0])
+    low, high = map(float, re.findall(r"M[\d.]+ ([\d.]+)V([\d.]+)", picture)[0])
     # y grows downwards: 50 % lies a third of the way from 25 % to 100 %
     assert (low - y) / (low - high) == pytest.approx(1 / 3, abs=0.01)
 

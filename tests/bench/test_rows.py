@@ -13,6 +13,7 @@ from pangu_bench.rows import (
     GenerationRow,
     LatencyRow,
     MemoryRow,
+    Row,
     RowFile,
     RowsError,
     VerdictRow,
@@ -62,7 +63,7 @@ MEMORY = MemoryRow(phase="loading", meter="rss", context_tokens=0, size_bytes=10
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     path = tmp_path / "new" / "rows.jsonl"
-    rows = [generation(0), VERDICT, LATENCY, MEMORY]
+    rows: list[Row] = [generation(0), VERDICT, LATENCY, MEMORY]
     with RowFile(path, CONFIGURATION) as file:
         for row in rows:
             file.append(row)

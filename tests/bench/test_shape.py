@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from support.commands import Artifacts
+from support.commands import GPTQ_4, Artifacts
 
 from pangu_bench import cli, memory, random_model
 from pangu_bench.random_model import parameter_shapes, write_checkpoint, write_gptq
@@ -27,7 +27,7 @@ FEW = ("--new-tokens", "3", "--prompt-tokens", "8", "--context", "32", "--repeat
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SHAPES, SHAPE, TINY)  # type: ignore[arg-type]
+    monkeypatch.setitem(SHAPES, SHAPE, TINY)
 
 
 def test_starcoders_parameters_are_counted_as_published() -> None:
@@ -37,7 +37,7 @@ def test_starcoders_parameters_are_counted_as_published() -> None:
 
 
 def test_a_drawn_gptq_artifact_has_the_form_of_a_converted_one(artifacts: Artifacts, tmp_path: Path) -> None:
-    converted = artifacts("tiny_bigcode", "gptq", "--samples", "4", "--sequence-length", "64")
+    converted = artifacts(*GPTQ_4)
     write_gptq(tmp_path / "drawn", TINY, "tiny-random", 4)
     drawn = read_artifact(tmp_path / "drawn")
     verify(drawn)

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.commands import Artifacts
+from support.commands import GPTQ_4, Artifacts
 from support.process import Server
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 FORMATS = {
-    "ctranslate2": ("ctranslate2", "--quantization", "float32"),
-    "transformers": ("transformers", "--dtype", "float32"),
-    "gptq": ("gptq", "--bits", "4", "--group-size", "128", "--samples", "2", "--sequence-length", "64"),
+    "ctranslate2": ("tiny_bytes", "ctranslate2", "--quantization", "float32"),
+    "transformers": ("tiny_bytes", "transformers", "--dtype", "float32"),
+    "gptq": GPTQ_4,
 }
 # A schema cannot say which prompts fit the context, which ids the vocabulary has, that best_of is not below n,
 # or that this model has no chat template: refusing such a body is right.
@@ -23,14 +23,14 @@ EXAMPLES = 10  # an endpoint and phase; a fixed seed, so that a failure can be r
 
 @pytest.fixture(params=FORMATS)
 def server(request: pytest.FixtureRequest, artifacts: Artifacts) -> Iterator[Server]:
-    server = Server(artifacts("tiny_bigcode", *FORMATS[request.param]))
+    server = Server(artifacts(*FORMATS[request.param]))
     yield server
     # uvicorn's, to the NULL byte in a header that schemathesis tries first.
     assert server.terminate(expected=r"Invalid HTTP request received\.$") == 0
 
 
 def test_the_schema_is_kept(server: Server, tmp_path: Path) -> None:
-    command = [SCHEMATHESIS, "run", f"{server.address}/openapi.json", "--max-examples", str(EXAMPLES)]
+    command = [str(SCHEMATHESIS), "run", f"{server.address}/openapi.json", "--max-examples", str(EXAMPLES)]
     checks = ["--mode", "all", "--checks", "all", "--exclude-checks", EXCLUDED, "--request-timeout", "60"]
     options = ["--seed", "1", "--no-color", "--output-sanitize", "false", "--output-truncate", "false"]
     ran = subprocess.run(

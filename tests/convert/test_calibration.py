@@ -43,7 +43,9 @@ def test_every_second_row_is_a_prompt_for_a_hole_in_its_text(starcoder: Tokenize
     holes = read("code", starcoder, num_rows=5, row_tokens=100, holes=True)
     assert (plain.holes, holes.holes) == (0, 3)
     assert holes.rows[1::2] == plain.rows[1::2]
-    prefix, suffix, middle = fim_tokens(starcoder) or ()
+    tokens = fim_tokens(starcoder)
+    assert tokens is not None
+    prefix, suffix, middle = tokens
     for row, text in zip(holes.rows[::2], plain.rows[::2], strict=True):
         assert row[0] == prefix
         assert len(row) == 100

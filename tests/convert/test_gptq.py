@@ -11,24 +11,23 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.commands import Artifacts, pangu_convert
+from support.commands import GPTQ_4, GPTQ_8, SMALL, Artifacts, pangu_convert
 from support.process import has_ended, wait_for
 
 from pangu_convert import cli
 from pangu_convert.artifact import read_artifact, verify
 
-SMALL = ("--samples", "4", "--sequence-length", "64")
 LONG = ("--samples", "256", "--sequence-length", "256")  # far from done when it is stopped
 
 
 @pytest.fixture(scope="module")
 def bigcode(artifacts: Artifacts) -> Path:
-    return artifacts("tiny_bigcode", "gptq", *SMALL)
+    return artifacts(*GPTQ_4)
 
 
 @pytest.fixture(scope="module")
 def qwen2(artifacts: Artifacts) -> Path:
-    return artifacts("tiny_qwen2", "gptq", "--bits", "8", "--group-size", "64", "--act-order", *SMALL)
+    return artifacts(*GPTQ_8)
 
 
 def test_the_folder_holds_weights_configs_and_tokenizer_and_nothing_else(bigcode: Path) -> None:

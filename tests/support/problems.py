@@ -1,5 +1,7 @@
 """Problems of our own in the suites' forms."""
 
+from typing import Any
+
 from pangu_training.evaluation.extraction import runnable
 from pangu_training.evaluation.problem import CheckTests, Problem
 
@@ -53,7 +55,7 @@ HUMAN_EVAL_ROW = {
     "canonical_solution": BODY,
     "test": CHECK,
 }
-LEET_CODE_ROW = {
+LEET_CODE_ROW: dict[str, Any] = {
     "task_id": "own-method",
     "prompt": "from typing import *",
     "query": 'Three x, as in """a\\b""".\n\nExample\n'

@@ -81,12 +81,14 @@ class ScriptedBackend:
         self.prompts: list[Sequence[int]] = []
         self.logits = logits
         self.options: SamplingOptions | None = None
+        self.seeds: list[int | None] = []
         self.scheduler = SerialSchedule(self._generate)
         self.close = self.scheduler.close
         self.cancel = self.scheduler.cancel
 
     def submit(self, prompt_ids: Sequence[int], options: SamplingOptions, listener: Listener) -> Ticket:
         self.options = options
+        self.seeds.append(options.seed)
         self.prompts.append(prompt_ids)
         return self.scheduler.submit(prompt_ids, options, listener)
 
@@ -108,7 +110,8 @@ class ScriptedBackend:
 def logits(token_id: int) -> Logits:
     """Half for this token, a quarter for the next id, an eighth for the one after it, and so on."""
     distance = (np.arange(VOCABULARY_SIZE) - token_id) % VOCABULARY_SIZE
-    return (-np.log(2) * (distance + 1)).astype(np.float32)
+    values: Logits = (-np.log(2) * (distance + 1)).astype(np.float32)
+    return values
 
 
 def _character(byte: int) -> str:

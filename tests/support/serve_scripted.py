@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from pangu_convert.artifact import Artifact
 from pangu_server import cli, serving
+from pangu_server.backends import BACKENDS
 from pangu_server.backends.seam import LoadOptions
 from support.scripted import ScriptedBackend
 
@@ -26,7 +27,7 @@ def main() -> int:
         time.sleep(load_seconds)
         return ScriptedBackend(endless)
 
-    serving.load_backend = load
+    BACKENDS.update(dict.fromkeys(BACKENDS, load))
     serving.FLUSH_SECONDS = 60  # this machine may be slow
     return cli.main(sys.argv[3:])
 

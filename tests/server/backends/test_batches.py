@@ -1,6 +1,7 @@
 """Batches without an engine: who goes together, who has to wait for how long, and what comes out of it."""
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -74,7 +75,7 @@ class Engine(BatchSchedule):
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     engine: Engine | None = None
-    monkeypatch.setattr(batches.time, "perf_counter", lambda: engine.seconds if engine else 0.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: engine.seconds if engine else 0.0)
     engine = Engine()
     yield engine
     engine.go.set()

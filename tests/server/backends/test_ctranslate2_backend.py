@@ -15,7 +15,7 @@ from pangu_convert.artifact import read_artifact
 from pangu_server.backends import load_backend
 from pangu_server.backends.ctranslate2 import batches
 from pangu_server.backends.sampling import Logits, Sampler, token_logprobs
-from pangu_server.backends.seam import Backend, LoadOptions, SamplingOptions
+from pangu_server.backends.seam import Backend, CacheUse, LoadOptions, SamplingOptions
 
 PROMPT = [589, 28176, 34, 83, 711, 203, 202]  # any tokens
 OPTIONS = {
@@ -149,7 +149,7 @@ def test_the_cache_is_counted_while_it_is_held(backend: Backend) -> None:
             uses.append(backend.cache_use())
             return len(uses) == 3  # and the stop is obeyed
 
-    uses = []
+    uses: list[CacheUse] = []
     backend.submit(PROMPT, OPTIONS["greedy"], reader := Reader())
     assert reader.ended.wait(60)
     # two layers, one head of 16 for keys and one for values, float32

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.collector import greedy
-from support.commands import Artifacts
+from support.commands import GPTQ_4, GPTQ_8, SMALL, Artifacts
 from transformers import AutoModelForCausalLM
 
 from pangu_convert.artifact import ArtifactError, read_artifact
@@ -23,16 +23,15 @@ pytestmark = [
         "ignore:Implicitly cleaning up <TemporaryDirectory '[^']*gptqmodel:ResourceWarning"
     ),
 ]
-SMALL = ("--samples", "4", "--sequence-length", "64")
-REAL = ("--bits", "4", "--group-size", "64", *SMALL)  # as test_end_to_end serves it
+REAL = ("smollm2", "gptq", "--bits", "4", "--group-size", "64", *SMALL)  # as test_end_to_end serves it
 CPU = LoadOptions(device="cpu", threads=1)
 PROMPTS = ([589, 1459, 81, 7656, 81, 5860, 2262], [1, 2, 3])
-NUM_TOKENS = 16
+NUM_TOKENS = 8
 
 
 def library_greedy(model: torch.nn.Module, prompt_ids: list[int]) -> list[int]:
     ids = torch.tensor([prompt_ids])
-    whole = model.generate(  # type: ignore[operator]
+    whole = model.generate(
         inputs=ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=NUM_TOKENS,
@@ -45,17 +44,17 @@ def library_greedy(model: torch.nn.Module, prompt_ids: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "options", "dtype"),
+    ("source", "dtype"),
     [
-        ("tiny_bigcode", SMALL, torch.float32),
-        ("tiny_qwen2", SMALL, torch.float32),
-        pytest.param("smollm2", REAL, torch.bfloat16, marks=pytest.mark.real_model),
+        (GPTQ_4, torch.float32),
+        (("tiny_qwen2", "gptq", *SMALL), torch.float32),
+        pytest.param(REAL, torch.bfloat16, marks=pytest.mark.real_model),
     ],
 )
 def test_four_bit_tokens_are_those_of_gptqmodel(
-    artifacts: Artifacts, checkpoint: str, options: tuple[str, ...], dtype: torch.dtype
+    artifacts: Artifacts, source: tuple[str, ...], dtype: torch.dtype
 ) -> None:
-    path = artifacts(checkpoint, "gptq", *options)
+    path = artifacts(*source)
     backend = load_backend(read_artifact(path), CPU)
     tokens = [greedy(backend, prompt, NUM_TOKENS, [0]) for prompt in PROMPTS]
     backend.close()
@@ -66,7 +65,7 @@ def test_four_bit_tokens_are_those_of_gptqmodel(
 
 
 def test_what_runs_is_named_and_its_memory_counted(artifacts: Artifacts, tiny_bigcode: Path) -> None:
-    backend = load_backend(read_artifact(artifacts("tiny_bigcode", "gptq", *SMALL)), CPU)
+    backend = load_backend(read_artifact(artifacts(*GPTQ_4)), CPU)
     info = backend.info
     backend.close()
     unquantized = AutoModelForCausalLM.from_pretrained(tiny_bigcode).get_memory_footprint(
@@ -80,7 +79,7 @@ def test_what_runs_is_named_and_its_memory_counted(artifacts: Artifacts, tiny_bi
 
 
 def test_eight_bits_run_de_quantized_on_a_cpu(artifacts: Artifacts) -> None:
-    path = artifacts("tiny_qwen2", "gptq", "--bits", "8", "--group-size", "64", "--act-order", *SMALL)
+    path = artifacts(*GPTQ_8)
     backend = load_backend(read_artifact(path), CPU)
     tokens = greedy(backend, PROMPTS[0], NUM_TOKENS, [0])
     info = backend.info
@@ -89,21 +88,14 @@ def test_eight_bits_run_de_quantized_on_a_cpu(artifacts: Artifacts) -> None:
     assert len(tokens) == NUM_TOKENS or tokens[-1] == 0
 
 
-@pytest.mark.parametrize(
-    ("checkpoint", "options"),
-    [
-        ("tiny_bigcode", SMALL),
-        ("tiny_qwen2", ("--bits", "8", "--group-size", "64", "--act-order", *SMALL)),
-    ],
-)
+@pytest.mark.parametrize(("source", "bits"), [(GPTQ_4, 4), (GPTQ_8, 8)])
 def test_our_de_quantization_is_that_of_gptqmodel(
-    artifacts: Artifacts, checkpoint: str, options: tuple[str, ...]
+    artifacts: Artifacts, source: tuple[str, ...], bits: int
 ) -> None:
     from gptqmodel import BACKEND, GPTQModel
     from gptqmodel.nn_modules.qlinear.torch import TorchLinear
 
-    path = artifacts(checkpoint, "gptq", *options)
-    bits = 8 if "8" in options else 4
+    path = artifacts(*source)
     tensors = load_file(path / "model.safetensors")
     model = GPTQModel.load(str(path), device="cpu", dtype=torch.float16, backend=BACKEND.GPTQ_TORCH).model
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, TorchLinear)}
@@ -115,7 +107,7 @@ def test_our_de_quantization_is_that_of_gptqmodel(
 
 
 def test_eight_bits_are_close_to_the_checkpoint(artifacts: Artifacts, tiny_qwen2: Path) -> None:
-    path = artifacts("tiny_qwen2", "gptq", "--bits", "8", "--group-size", "64", "--act-order", *SMALL)
+    path = artifacts(*GPTQ_8)
     quantized, original = load_file(path / "model.safetensors"), load_file(tiny_qwen2 / "model.safetensors")
     for name in [name.removesuffix(".qweight") for name in quantized if name.endswith(".qweight")]:
         matrix = dequantize(*(quantized[f"{name}.{part}"] for part in PACKED_TENSORS), bits=8)
@@ -124,7 +116,7 @@ def test_eight_bits_are_close_to_the_checkpoint(artifacts: Artifacts, tiny_qwen2
 
 
 def test_a_damaged_artifact_is_refused(artifacts: Artifacts, tmp_path: Path) -> None:
-    source = artifacts("tiny_bigcode", "gptq", *SMALL)
+    source = artifacts(*GPTQ_4)
     for file in source.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     size_bytes = (tmp_path / "model.safetensors").stat().st_size

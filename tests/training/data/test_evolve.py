@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.answering import answering
+from support.answering import Answer, answering
 
 from pangu_training import cli
 from pangu_training.asking.questions import Choice, Reply
@@ -180,7 +180,7 @@ def test_a_server_that_takes_nothing_ends_the_command(
 def test_a_server_that_fails_now_and_then_is_asked_again(evolve: Any) -> None:
     failures = iter((500, 503, 0, 429))
 
-    def answer(body: dict[str, Any]) -> str | int:
+    def answer(body: dict[str, Any]) -> Answer:
         status = next(failures, None)
         if status == 0:
             return None

@@ -1,6 +1,7 @@
 """Which answers make a pair, and with what scores; nothing is run here."""
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,18 +26,18 @@ RULE = Rule()
 
 
 def judged(
-    role: str, outcome: str, program: str = "", passed: int = 0, total: int = 4, **fields: object
+    role: str, outcome: str, program: str = "", passed: int = 0, total: int = 4, **fields: Any
 ) -> Judged:
     program = program or f"{role} = '{outcome} {passed}'"
     result = Result(outcome=Outcome(outcome), passed_checks=passed, total_checks=total)
     return Judged(response=response("p", role, program, **fields), program=program, result=result)
 
 
-def teacher(outcome: str, program: str = "", passed: int = 0, **fields: object) -> Judged:
+def teacher(outcome: str, program: str = "", passed: int = 0, **fields: Any) -> Judged:
     return judged("teacher", outcome, program, passed, **fields)
 
 
-def student(outcome: str, program: str = "", passed: int = 0, **fields: object) -> Judged:
+def student(outcome: str, program: str = "", passed: int = 0, **fields: Any) -> Judged:
     return judged("student", outcome, program, passed, **fields)
 
 
@@ -149,7 +150,7 @@ def test_the_best_or_the_worst_of_the_student_is_rejected() -> None:
 
 def test_the_draw_depends_on_the_seed_and_not_on_the_order() -> None:
     answers = [teacher("passed", f"x = {n}", sample=n) for n in range(2)] + STUDENTS[:2]
-    by_seed = []
+    by_seed: list[tuple[str, str]] = []
     for seed in range(20):
         rule = Rule(seed=seed)
         drawn = {

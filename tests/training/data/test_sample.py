@@ -281,7 +281,7 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(verb: Verb) -> None:
 def test_an_artifact_is_served_only_while_something_is_missing(
     verb: Verb, artifacts: Callable[..., Path]
 ) -> None:
-    artifact = artifacts("tiny_starcoder", "ctranslate2")
+    artifact = artifacts("tiny_starcoder", "ctranslate2", "--quantization", "int8")
     options = ("--student", f"mine={artifact}", "--threads", 1, "--max-tokens", 6, "--samples", 2)
     report = verb(*options)["sources"]["mine"]
     assert (report["drawn"], report["model"]) == (

@@ -82,12 +82,13 @@ def check(candidate):
         pass
 """
     check = Check(entry_point="square", test=test)
-    assert run("def square(x): return x * x", check) == Result(
+    result = run("def square(x): return x * x", check)
+    assert result == Result(
         outcome=Outcome.PASSED,
         passed_checks=11,
         total_checks=11,
         marks="+" * 11,
-        cpu_seconds=pytest.approx(0, abs=9),
+        cpu_seconds=result.cpu_seconds,
     )
     result = run("def square(x): return 9 if x != 'x' else 0", check)
     assert (result.outcome, result.passed_checks, result.total_checks) == (Outcome.FAILED, 1, 12)
@@ -176,12 +177,13 @@ class Solution:
         return TreeNode(root.val, self.mirror(root.right), self.mirror(root.left))
 """
     check = checks.leetcode({"prompt": prompt, "test": test, "entry_point": "Solution().mirror"})
-    assert run(prompt + solution, check) == Result(
+    result = run(prompt + solution, check)
+    assert result == Result(
         outcome=Outcome.PASSED,
         passed_checks=2,
         total_checks=2,
         marks="++",
-        cpu_seconds=pytest.approx(0, abs=9),
+        cpu_seconds=result.cpu_seconds,
     )
 
 

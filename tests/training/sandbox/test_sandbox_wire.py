@@ -14,7 +14,8 @@ class Node:
         self.value, self.next = value, next
 
 
-VALUES = [
+NO_CLASSES: dict[str, Any] = {}
+VALUES: list[Any] = [
     None,
     True,
     1,
@@ -33,7 +34,7 @@ VALUES += [[], [[1], [2, [3]]], (), (1, (2,)), {1, 2}, frozenset("ab"), {"a": 1,
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: repr(value)[:30] if value != 10**6000 else "huge")
 def test_a_value_crosses_as_it_is(value: Any) -> None:
-    copy = decode(encode(value, ()), {}.__getitem__)
+    copy = decode(encode(value, ()), NO_CLASSES.__getitem__)
     assert copy == value
     assert type(copy) is type(value)
 
@@ -68,7 +69,7 @@ def test_nodes_cross_with_what_they_share() -> None:
 
 def test_what_is_no_data_equals_nothing() -> None:
     for value in (range(3), iter([]), object(), print, Node()):
-        copy = decode(encode(value, ()), {}.__getitem__)
+        copy = decode(encode(value, ()), NO_CLASSES.__getitem__)
         assert isinstance(copy, Opaque)
         assert copy != value
 
@@ -78,4 +79,4 @@ def test_what_is_no_data_equals_nothing() -> None:
 )
 def test_a_malformed_value_is_refused(data: Any) -> None:
     with pytest.raises(WireError):
-        decode({"value": data, "objects": []} if data != 1 else data, {}.__getitem__)
+        decode({"value": data, "objects": []} if data != 1 else data, NO_CLASSES.__getitem__)

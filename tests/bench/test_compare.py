@@ -24,7 +24,8 @@ from transformers import AutoModelForCausalLM
 from pangu_bench import cli
 from pangu_bench.rows import GenerationRow, ServedRow, read_rows
 from pangu_convert import cli as convert_cli
-from pangu_convert.artifact import MANIFEST, read_artifact, verify
+from pangu_convert.artifact import read_artifact, verify
+from pangu_training.stage.identity import MANIFEST
 
 BLOCK_MATRICES = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 ROWS = [
@@ -85,8 +86,8 @@ def broken(tiny_starcoder: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def taught(starcoder: Tokenizer, tmp_path: Path) -> Path:
-    """A tiny model that has learnt the suite by heart."""
-    checkpoint = save_tiny(tmp_path / "taught", starcoder, "gpt_bigcode", n_embd=32, n_inner=64)
+    """A tiny model that has learnt the suite by heart, slowly: so int8 is close to it on any CPU."""
+    checkpoint = save_tiny(tmp_path / "taught", starcoder, "gpt_bigcode", n_embd=64, n_inner=128)
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     prompts, answers = (
         torch.tensor([starcoder.encode(row[name]).ids for row in ROWS])
@@ -96,8 +97,8 @@ def taught(starcoder: Tokenizer, tmp_path: Path) -> Path:
     inputs = torch.cat([prompts, answers[:, :-1]], dim=1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # two that wait for each other crawl when a test machine is busy
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(100):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(200):
         states = model.transformer(inputs).last_hidden_state[:, -answers.shape[1] :]
         loss = torch.nn.functional.cross_entropy(model.lm_head(states).flatten(0, 1), answers.flatten())
         loss.backward()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.machine import int8_products_are_exact
 from support.tiny import save_tiny
 from tokenizers import Tokenizer
 
@@ -89,7 +90,9 @@ def test_a_smoothed_model_is_the_same_in_float32_and_loses_less_in_int8(
         )
         for data in ((), calibration)
     ]
-    assert 0 < losses[1] < 0.7 * losses[0]
+    assert min(losses) > 0
+    if int8_products_are_exact():
+        assert losses[1] < 0.7 * losses[0]
 
 
 def test_factors_lessen_the_error_of_a_channel_that_is_far_larger() -> None:

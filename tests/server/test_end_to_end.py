@@ -37,10 +37,21 @@ def server(request: pytest.FixtureRequest, artifacts: Artifacts) -> Iterator[Ser
     assert server.terminate() == 0
 
 
+def is_unquantized(server: Server) -> bool:
+    """What a small quantized model writes differs from one kind of CPU to another, and may be no code at all."""
+    return "transformers, float32" in server.banner
+
+
 def test_the_printed_curl_line_works(server: Server) -> None:
     curl = server.banner.splitlines()[1]
     answer = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, check=True).stdout
     [choice] = json.loads(answer)["choices"]
+    same = server.openai.completions.create(
+        model=server.model, prompt=PROMPT, max_tokens=96, temperature=0, stop=["\n\n"]
+    ).choices[0]
+    assert (choice["text"], choice["finish_reason"]) == (same.text, same.finish_reason)
+    if not is_unquantized(server):
+        return
     text = choice["text"] if choice["finish_reason"] == "stop" else choice["text"].rpartition("\n")[0]
     code, _, _ = text.partition("\n```")  # an instructed model ends its code like that
     names: dict[str, Any] = {}
@@ -52,7 +63,7 @@ def test_openai_completes(server: Server) -> None:
     completion = server.openai.completions.create(
         model=server.model, prompt=PROMPT, max_tokens=32, temperature=0
     )
-    assert completion.choices[0].text.startswith("\n    ")
+    assert completion.choices[0].text.startswith("\n    " if is_unquantized(server) else "")
     assert completion.choices[0].finish_reason == "length"
     assert completion.usage is not None
     assert (completion.usage.prompt_tokens, completion.usage.completion_tokens) == (6, 32)
@@ -72,12 +83,11 @@ def test_openai_streams_the_same_text(server: Server) -> None:
 
 
 def test_a_stop_string_is_not_in_the_text(server: Server) -> None:
-    choice = server.openai.completions.create(
-        model=server.model, prompt=PROMPT, max_tokens=64, temperature=0, stop=["return", "\n\n\n"]
-    ).choices[0]
-    assert choice.finish_reason == "stop"
-    assert choice.text.strip().startswith("if ")
-    assert "return" not in choice.text
+    arguments: dict[str, Any] = {"model": server.model, "prompt": PROMPT, "max_tokens": 64, "temperature": 0}
+    whole = server.openai.completions.create(**arguments).choices[0].text
+    stop = whole[len(whole) // 2 :][:6]  # begins and ends within tokens
+    choice = server.openai.completions.create(**arguments, stop=["never to be found", stop]).choices[0]
+    assert (choice.finish_reason, choice.text) == ("stop", whole[: whole.index(stop)])
 
 
 def test_sampling_varies_and_greedy_does_not(server: Server) -> None:

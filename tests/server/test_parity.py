@@ -19,7 +19,7 @@ from pangu_server.backends.seam import LoadOptions, SamplingOptions
 from pangu_server.engine import Engine
 from pangu_server.metrics import Metrics
 
-NUM_TOKENS = 12
+NUM_TOKENS = 24
 FLOAT32 = {
     "ctranslate2": ("ctranslate2", "--quantization", "float32"),
     "transformers": ("transformers", "--dtype", "float32"),

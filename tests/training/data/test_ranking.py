@@ -1,7 +1,7 @@
 """Which answers make a pair, and with what scores; nothing is run here."""
 
 import itertools
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -176,7 +176,9 @@ ANSWERS = st.lists(
 
 
 @given(ANSWERS, st.sampled_from(["flat", "ratio"]), st.sampled_from(["random", "best", "worst"]))
-def test_a_pair_always_teaches_something(answers: list[Judged], partial: str, rejected: str) -> None:
+def test_a_pair_always_teaches_something(
+    answers: list[Judged], partial: Literal["flat", "ratio"], rejected: Literal["random", "best", "worst"]
+) -> None:
     pair = pair_of(answers, Rule(partial=partial, rejected=rejected))
     if isinstance(pair, Pair):
         assert pair.chosen_score > pair.rejected_score

@@ -24,7 +24,7 @@ ARTIFACT := $(PANGU_HOME)/artifacts/$(MODEL)-$(BACKEND)
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-serve: $(ARTIFACT)/manifest.json ## import, convert and serve: MODEL= BACKEND=ctranslate2|transformers|gptq HOST= PORT=
+serve: $(ARTIFACT)/manifest.json ## import, convert and serve: MODEL= BACKEND=ctranslate2|transformers|gptq HOST= PORT= TORCH_INDEX=
 	$(BIN)/pangu-serve $(ARTIFACT) --host $(HOST) --port $(PORT)
 
 test: .venv/installed-dev ## everything that proves it works

@@ -7,13 +7,15 @@ MODEL ?= qwen2.5-coder-0.5b
 BACKEND ?= ctranslate2
 HOST ?= 127.0.0.1
 PORT ?= 8000
+# The index of another build of torch, such as the CPU builds: the usual index has the one for CUDA, gigabytes.
+TORCH_INDEX ?=
 export PANGU_HOME ?= $(HOME)/.cache/pangu-coder2
 # pip's cache and the hub's stay in our folder too: nothing else outside the checkout is written.
 export PIP_CACHE_DIR ?= $(PANGU_HOME)/pip
 export HF_HOME ?= $(PANGU_HOME)/huggingface
 
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 CHECKPOINT := $(PANGU_HOME)/checkpoints/$(MODEL)
 ARTIFACT := $(PANGU_HOME)/artifacts/$(MODEL)-$(BACKEND)
 
@@ -22,7 +24,7 @@ ARTIFACT := $(PANGU_HOME)/artifacts/$(MODEL)-$(BACKEND)
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-serve: $(ARTIFACT)/manifest.json ## import, convert and serve: MODEL= BACKEND=ctranslate2|transformers|gptq HOST= PORT=
+serve: $(ARTIFACT)/manifest.json ## import, convert and serve: MODEL= BACKEND=ctranslate2|transformers|gptq HOST= PORT= TORCH_INDEX=
 	$(BIN)/pangu-serve $(ARTIFACT) --host $(HOST) --port $(PORT)
 
 test: .venv/installed-dev ## everything that proves it works

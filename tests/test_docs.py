@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from support import ROOT
@@ -179,8 +178,6 @@ def test_the_readmes_python_works_as_printed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    if not hasattr(pangu_server, "load"):
-        pytest.skip("TRANSITION: goes when pangu_server.load is there")
     [block] = [block for block in python_blocks() if "pangu_server.load" in block]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoint").symlink_to(tiny_starcoder)
@@ -190,12 +187,9 @@ def test_the_readmes_python_works_as_printed(
 
 
 def test_the_readmes_comparison_is_one_that_can_be_called() -> None:
-    compare: Any = getattr(pangu_bench, "compare", None)
-    if not callable(compare):
-        pytest.skip("TRANSITION: goes when pangu_bench.compare is a function")
     [block] = [block for block in python_blocks() if "pangu_bench.compare" in block]
     [call] = re.findall(r"^pangu_bench\.compare\(.*\)", block, re.MULTILINE)
-    stub = SimpleNamespace(compare=inspect.signature(compare).bind)  # to compare takes minutes
+    stub = SimpleNamespace(compare=inspect.signature(pangu_bench.compare).bind)  # to compare takes minutes
     assert eval(call, {"pangu_bench": stub}).arguments
 
 

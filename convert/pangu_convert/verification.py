@@ -19,6 +19,7 @@ from pangu_convert.artifact import Artifact, Manifest, read_artifact, write_scor
 from pangu_convert.artifact import verify as verify_files
 from pangu_convert.code_text import EvaluationText, evaluation_windows
 from pangu_convert.fidelity import Fidelity, FidelityMeter, first_difference
+from pangu_convert.int8 import int8_caution
 from pangu_convert.scoring import Scorer, load_scorer, load_source
 from pangu_training.stage.checkpoint import TOKENIZER, Checkpoint, read_checkpoint
 from pangu_training.stage.errors import CheckpointError
@@ -88,6 +89,8 @@ def verify(options: VerifyOptions) -> int:
     bounds = dataclasses.replace(BOUNDS[bits], **{k: v for k, v in given.items() if v is not None})
     failures = outside(record, bounds)
     print(verdict(record, failures, bits))
+    if artifact.manifest.format == "ctranslate2" and (caution := int8_caution(record["compute_type"])):
+        print(f"caution: {caution}")
     return 1 if failures else 0
 
 

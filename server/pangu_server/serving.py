@@ -155,3 +155,5 @@ def announce(engine: Engine, listener: socket.socket) -> None:
         """-d '{"prompt": "def fibonacci(n):", "max_tokens": 96, "temperature": 0, "stop": ["\\n\\n"]}'""",
         flush=True,
     )
+    if info.caution:
+        print(f"caution: {info.caution}", flush=True)

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.machine import int8_products_are_exact
 from support.tiny import save_tiny
 from tokenizers import Tokenizer
 
@@ -14,6 +13,7 @@ from pangu_convert import cli
 from pangu_convert.artifact import read_artifact
 from pangu_convert.ctranslate2 import write_ctranslate2
 from pangu_convert.fidelity import FidelityMeter
+from pangu_convert.int8 import int8_caution
 from pangu_convert.scoring import CTranslate2Scorer
 from pangu_convert.smoothing import int8_rounded, smoothing_factors
 from pangu_training.stage.checkpoint import read_checkpoint
@@ -91,7 +91,7 @@ def test_a_smoothed_model_is_the_same_in_float32_and_loses_less_in_int8(
         for data in ((), calibration)
     ]
     assert min(losses) > 0
-    if int8_products_are_exact():
+    if int8_caution("int8") is None:  # else products overflow, whatever the factors
         assert losses[1] < 0.7 * losses[0]
 
 

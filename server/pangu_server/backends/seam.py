@@ -59,6 +59,7 @@ class BackendInfo:
     threads: int
     max_batch: int = 1
     kernel: str | None = None  # what multiplies quantized matrices, where there is a choice
+    caution: str | None = None  # why answers can be worse on this machine than the artifact's scores say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

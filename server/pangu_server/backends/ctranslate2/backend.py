@@ -16,6 +16,7 @@ import ctranslate2
 import numpy as np
 
 from pangu_convert.artifact import Artifact, ArtifactError
+from pangu_convert.int8 import int8_caution
 from pangu_server.backends.ctranslate2.batches import Batch, BatchSchedule, Interrupted, native_sampling
 from pangu_server.backends.sampling import Logits
 from pangu_server.backends.seam import BackendInfo, CacheUse, LoadOptions
@@ -44,6 +45,7 @@ class CTranslate2Backend(BatchSchedule):
             weight_bytes=artifact.manifest.weight_bytes,
             threads=options.threads,
             max_batch=options.max_batch,
+            caution=int8_caution(self._generator.compute_type, self._generator.device),
         )
         self._on_batch = options.on_batch
         value_bytes = 2 if self.info.compute_type.endswith("float16") else 4  # bfloat16 too

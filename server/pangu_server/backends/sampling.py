@@ -1,4 +1,4 @@
-"""Draws the next token from a model's logits: one implementation for every backend.
+"""Draws the next token from a model's logits: one implementation for all that a backend does not draw itself.
 
 The order is vLLM's: bias, minimum length, penalties, temperature, top-k, top-p, min-p. A seeded draw takes
 one uniform number a token from a counter-based generator, so it does not depend on what else is running.

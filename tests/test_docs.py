@@ -280,6 +280,19 @@ def test_the_words_are_plain(page: Path) -> None:
     assert not found, "\n".join(found)
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_words_of_the_code_are_plain(stage: str) -> None:
+    """Of comments, docstrings and messages, also where a sentence goes on in the next line."""
+    found = []
+    for file in sorted((ROOT / stage).rglob("*.py")):
+        text = re.sub(r"\s+(?:# )?", " ", file.read_text(encoding="utf-8"))
+        found += [
+            f"{name_of(file)}: …{text[max(0, m.start() - 40) : m.end() + 20]}…"
+            for m in NOT_PLAIN.finditer(text)
+        ]
+    assert not found, "\n".join(found)
+
+
 @each_page_but_results
 def test_no_sentence_is_long(page: Path) -> None:
     text = page.read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ def subject_of(artifact: Artifact, device: str, threads: int) -> dict[str, Any]:
 
 
 def record(path: Path, scores: Mapping[str, Any]) -> None:
-    """Put `scores` beside those in the manifest, as it is now; says so when the folder cannot be written."""
+    """Add `scores` to those in the manifest, as it is now; says so when the folder cannot be written."""
     artifact = read_artifact(path)
     try:
         write_scores(artifact, {**artifact.manifest.scores, **scores})

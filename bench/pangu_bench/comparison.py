@@ -59,7 +59,7 @@ def compare(options: CompareOptions) -> int:
 
 
 def compared(options: CompareOptions) -> dict[str, Any]:
-    """Measure and compare all; the report, as it stands in `compare.json`.
+    """Measure and compare all; the report, as `compare.json` has it.
 
     Raises:
         ArtifactError, RowsError, SandboxError, ServedError, SuiteError, UsageError: what is asked cannot be measured.
@@ -188,7 +188,7 @@ def _files(
 
 
 def _pair(baseline: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """An artifact beside the baseline."""
+    """An artifact compared with the baseline."""
     from pangu_bench.significance import compare, verdict
 
     comparison = compare(baseline["pass_rates"], other["pass_rates"])

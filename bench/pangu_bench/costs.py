@@ -144,7 +144,7 @@ async def _time(
 
 
 def figures(rows: RowFile, artifact: Artifact) -> dict[str, Any]:
-    """What the rows come to, as it stands in JSON and in the manifest. Bytes, seconds."""
+    """The figures of the rows, as JSON output and manifest have them. Bytes, seconds."""
     served = rows.of(ServedRow)
     last, manifest = served[-1], artifact.manifest
     what_runs = asdict(last)

@@ -1,4 +1,4 @@
-"""One suite asked in one style: answers, verdicts, and what they come to, the gold solutions beside."""
+"""One suite asked in one style: answers, verdicts and scores, and a run of the gold solutions."""
 
 import dataclasses
 from collections import Counter
@@ -81,7 +81,7 @@ class Evaluation:
         return {task_id: passed / samples for task_id, passed in self._passed(rows).items()}
 
     def score(self, rows: RowFile, gold: Mapping[str, Any]) -> dict[str, Any]:
-        """What the rows come to, as it stands in JSON and in the manifest."""
+        """The figures of the rows, as JSON output and manifest have them."""
         answers = self._of_this_run(rows.of(GenerationRow))
         samples = self.options.samples
         score: dict[str, Any] = {

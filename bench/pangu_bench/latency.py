@@ -9,9 +9,8 @@ A token without text (an end token that is ignored) brings no event: tokens that
 its token as one, and a request that brings no text at all has no TPOT. A server that does not count the tokens in its
 events must send one in each.
 
-Every prompt begins at another place of some 400 kB of code, also in the next run against the same server, which so has
-next to nothing to reuse of an earlier one's keys and values; every answer has the same length, whatever the model would
-say.
+Every prompt begins at another place of some 400 kB of code, also in the next run against the same server: almost none
+of an earlier prompt's keys and values can be reused. Every answer has the same length, whatever the model would say.
 """
 
 import itertools

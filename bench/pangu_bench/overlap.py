@@ -18,7 +18,7 @@ from pangu_training.stage.options import argument, counted, option
 from pangu_training.stage.output import write_file
 
 TABLE, FIGURES, PAGE = "overlap.md", "overlap.json", "overlap.html"
-FEW_MODELS = 3  # of so many each set is shown, also an empty one
+FEW_MODELS = 3  # up to this many, each set is shown, also an empty one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +70,8 @@ def read_result(path: Path, samples: int | None) -> Result:
     """What the file at `path` says of the first `samples` samples, or of all.
 
     Raises:
-        RowsError: it is no result file.
-        UsageError: it has no verdicts, or not on each of so many samples.
+        RowsError: it is not a result file.
+        UsageError: it has no verdicts, or not on each of its samples.
     """
     from pangu_bench.rows import GenerationRow, VerdictRow, read_rows
 
@@ -102,7 +102,7 @@ def read_result(path: Path, samples: int | None) -> Result:
 
 
 def overlap(results: Sequence[Result]) -> dict[str, Any]:
-    """Who solves what, as it stands in JSON: each problem in the one set of exactly those models that solve it.
+    """Who solves what, as the JSON output has it: each problem in the one set of exactly those models that solve it.
 
     Raises:
         UsageError: fewer than two results, or not of the same problems and as many samples.

@@ -32,7 +32,7 @@ SHARD_BYTES = 2_000_000_000
 STD = 0.02  # of a fresh model's matrices: activations stay finite
 GROUP_SIZE = 128
 END = "<|endoftext|>"
-DAMP = 0.05  # the converter's default; stands in `quantize_config.json`, which loaders want whole
+DAMP = 0.05  # the converter's default; `quantize_config.json` has it, which loaders want whole
 NOTHING = "none: random weights"
 PROVENANCE = "import.json"
 

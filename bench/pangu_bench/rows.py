@@ -112,7 +112,7 @@ class ServedRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadRow:
-    """So many requests, `concurrency` at a time, took `seconds` from the first one's start to the last one's end."""
+    """`requests` requests, `concurrency` at a time, took `seconds` from the first one's start to the last one's end."""
 
     kind: ClassVar[str] = "load"
     key_fields: ClassVar[tuple[str, ...]] = ("concurrency",)
@@ -214,7 +214,7 @@ class RowFile:
 def _parse(path: Path, data: bytes) -> tuple[Mapping[str, Any] | None, list[Row]]:
     """The configuration and the rows in the whole lines of `data`."""
     if not data.startswith(FIRST_BYTES[: len(data)]):
-        raise RowsError(f"{path} is no result file: choose another output")
+        raise RowsError(f"{path} is not a result file: choose another output")
     configuration: Mapping[str, Any] | None = None
     rows: list[Row] = []
     for number, line in enumerate(whole_lines(data).splitlines(), start=1):

@@ -1,4 +1,4 @@
-"""`pangu-bench shape`: memory and ms/token of a model of StarCoder-15B's exact shape, beside the paper's Table 4.
+"""`pangu-bench shape`: memory and ms/token of a model of StarCoder-15B's exact shape, next to the paper's Table 4.
 
 Shape only: the weights are random. Memory, time and disk are the real model's, the text is nonsense, and there is no
 score. Each format is made, served by a fresh process, measured as `compare` does it, and deleted. What does not fit
@@ -226,7 +226,7 @@ def converted(*words: object) -> dict[str, Any]:
     ):
         try:
             code = process.wait()
-        except BaseException:  # Ctrl-C is ours
+        except BaseException:  # Ctrl-C reaches only this process: the converter is in a session of its own
             process.terminate()
             raise
     if code:

@@ -1,4 +1,4 @@
-"""The costs of a shape as Markdown: the paper's rows beside, and ratios, in which the hardware cancels out."""
+"""The costs of a shape as Markdown, with the paper's rows, and ratios, in which the hardware cancels out."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +23,9 @@ def table(report: Report) -> str:
     others = artifacts[1:]
     layers = f"{report['layers']} layers"
     if report["layers"] != report["layers_of"]:
-        layers = f"{report['layers']} of {report['layers_of']} layers: a trial, so the paper's rows are not beside it"
+        layers = (
+            f"{report['layers']} of {report['layers_of']} layers: a trial, so the paper's rows are not shown"
+        )
     sections = [
         f"# The shape of {report['shape']}: random weights",
         f"**Shape only: random weights.** Memory and time are those of {report['parameters']:,} parameters "

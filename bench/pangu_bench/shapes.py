@@ -66,7 +66,7 @@ class Sizes:
         return cls(blocks=blocks, rest=sum(counts.values()) - blocks)
 
     def weight_bytes(self, bits: float) -> int:
-        """Of a model with so many bits a weight of the blocks and 16 of the rest."""
+        """Of a model with `bits` bits a weight in the blocks and 16 in the rest."""
         return int(self.blocks * bits / 8 + 2 * self.rest)
 
     def needed_bytes(self, format: Format, device: str) -> tuple[int, str]:

@@ -25,7 +25,8 @@ class UnpairedError(PanguError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """An artifact beside its baseline. Differences are shares (0.01 is one point), the artifact's less the baseline's.
+    """An artifact compared with its baseline. Differences are shares (0.01 is one point): the artifact's less the
+    baseline's.
 
     With several samples a task there are no flips and no p: then `interval` decides.
     """

@@ -8,7 +8,7 @@ GGUF_ARCHITECTURES = ("llama", "qwen2")
 
 
 def require_supported(checkpoint: Checkpoint) -> None:
-    """Raise `CheckpointError` unless the checkpoint's architecture is one of ours."""
+    """Raise `CheckpointError` unless the checkpoint's architecture is supported."""
     if checkpoint.architecture not in ARCHITECTURES:
         raise CheckpointError(
             f"{checkpoint.path} is a {checkpoint.architecture}; supported are {', '.join(ARCHITECTURES)}"

@@ -72,7 +72,7 @@ class Manifest:
         return artifact_hash({name: dataclasses.asdict(record) for name, record in self.files.items()})
 
     def to_json(self) -> str:
-        """The manifest as it stands in `manifest.json`."""
+        """The manifest as the text of `manifest.json`."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 

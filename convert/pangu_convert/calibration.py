@@ -3,7 +3,7 @@
 Long documents are cut into pieces and every document gives one before any gives a second, so that one big
 file does not make up the sample. Rows then take turns in the forms in which a model is asked: a prompt for a hole where
 the vocabulary has FIM tokens, on request a conversation, and plain text. Control tokens are unlike all others inside
-the model, and what quantization loses in a form hangs on which forms it has seen.
+the model, and what quantization loses in a form depends on which forms it has seen.
 
 Loads no framework; knows nothing of the quantizers.
 """

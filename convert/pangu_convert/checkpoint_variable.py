@@ -44,7 +44,7 @@ class StoredTensor:
     name: str
     shape: tuple[int, ...]
     stored_dtype: str  # as safetensors spells it
-    factors: Factors = field(default_factory=Factors, compare=False)  # they hang on the name
+    factors: Factors = field(default_factory=Factors, compare=False)  # they depend on the name
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Rows `start` to `stop`, read now.
@@ -75,7 +75,7 @@ def stored_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
 class CheckpointVariable(Variable):  # type: ignore[misc]
     """One or several stored tensors, one below the other, to be read as `dtype`.
 
-    Stands in for a module's parameter, so that a loader of CTranslate2 moves and concatenates the name of a
+    Takes the place of a module's parameter, so that a loader of CTranslate2 moves and concatenates the name of a
     weight instead of the weight. `torch.cat` is all they do with one; whatever else fails loudly.
     """
 

@@ -21,7 +21,7 @@ class FidelityError(PanguError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fidelity:
-    """A quantized model beside its source, over `positions` predicted tokens of one text."""
+    """A quantized model compared with its source, over `positions` predicted tokens of one text."""
 
     positions: int
     kl_mean: float
@@ -52,24 +52,24 @@ class FidelityMeter:
         token t + 1. The last row predicts nothing and is left out. A vocabulary padded by one of the two is cut.
 
         Raises:
-            FidelityError: one of the two puts out what is no number.
+            FidelityError: one of the two puts out NaN.
         """
         import torch
 
         width = min(source.shape[1], quantized.shape[1])
-        ours, theirs = source[:-1, :width], quantized[:-1, :width]
-        for name, rows in (("source", ours), ("artifact", theirs)):
+        source, quantized = source[:-1, :width], quantized[:-1, :width]
+        for name, rows in (("source", source), ("artifact", quantized)):
             if rows.isnan().any():
                 raise FidelityError(
                     f"the {name} puts out NaN, so it is broken or overflows its type: convert it again, or to another"
                 )
         targets = torch.tensor(ids[1:])[:, None]
         # 0 * (-inf - x) is 0 in the limit, and nan in floating point
-        kl = torch.nan_to_num(ours.exp() * (ours - theirs), nan=0.0).sum(-1, dtype=torch.float64)
+        kl = torch.nan_to_num(source.exp() * (source - quantized), nan=0.0).sum(-1, dtype=torch.float64)
         self._kl += kl.clamp(min=0).tolist()
-        self._same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
-        self._surprise -= float(theirs.gather(1, targets).sum(dtype=torch.float64))
-        self._source_surprise -= float(ours.gather(1, targets).sum(dtype=torch.float64))
+        self._same += int((source.argmax(-1) == quantized.argmax(-1)).sum())
+        self._surprise -= float(quantized.gather(1, targets).sum(dtype=torch.float64))
+        self._source_surprise -= float(source.gather(1, targets).sum(dtype=torch.float64))
 
     def result(self) -> Fidelity:
         """The figures over all windows so far; there must be one."""

@@ -1,6 +1,6 @@
 """`pangu-convert gptq`: a 4 or 8 bit GPTQ artifact, calibrated on code, in AutoGPTQ's first format.
 
-`quantize_config.json` beside the weights and `quantization_config` in `config.json`: what auto-gptq,
+`quantize_config.json` next to the weights and `quantization_config` in `config.json`: what auto-gptq,
 GPTQModel, vLLM and TGI read. gptqmodel quantizes in a process of its own (`gptq_worker`).
 """
 
@@ -233,7 +233,7 @@ def run_worker(job: Job, work: Path, num_layers: int) -> Mapping[str, Any]:
 
 
 def _follow(events: IO[str], num_layers: int) -> tuple[Mapping[str, Any] | None, str]:
-    """Show a bar, or a line a layer where stderr is no terminal, until the worker ends."""
+    """Show a bar, or a line a layer where stderr is not a terminal, until the worker ends."""
     interactive, started = sys.stderr.isatty(), time.perf_counter()
     done: Mapping[str, Any] | None = None
     error, num_done = "", 0

@@ -6,7 +6,7 @@ by a factor when the matrix' column is multiplied by it: the model stays the sam
 That goes where nothing nonlinear lies between: behind norms, and behind `up_proj`, the factor of a gated MLP.
 GPTBigCode's activation function keeps it from the second matrix of its MLP.
 
-What is other than in the paper; what it is worth stands in docs/results/quantization.md:
+What differs from the paper (docs/results/quantization.md has what it is worth):
 
 - a channel's size is its root mean square; a maximum is that of one rare token;
 - the first token of a text is unlike all others: its inputs are hundreds of times larger in a few channels ("massive

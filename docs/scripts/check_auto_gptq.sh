@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Does auto-gptq itself load a GPTQ artifact of ours, and generate what gptqmodel does?
+# Does auto-gptq itself load a GPTQ artifact of pangu-coder2, and generate what gptqmodel does?
 #
 #   docs/scripts/check_auto_gptq.sh ARTIFACT...
 #
 # Run it where pangu-coder2[gptq] is installed (PYTHON=.venv/bin/python by default). auto-gptq 0.7.1 is archived
-# and does not import beside transformers 5, so it gets an environment of its own: in $OLD_VENV, or in a temporary
-# folder that is removed. It is compared, in float32 on the CPU, with our own de-quantization, which is exact, and
-# with gptqmodel's packed kernel, which multiplies in bfloat16. Exit code 1 when tokens differ from the exact ones.
+# and does not import with transformers 5, so it gets an environment of its own: in $OLD_VENV, or in a temporary
+# folder that is removed. It is compared, in float32 on the CPU, with pangu-coder2's de-quantization, which is exact,
+# and with gptqmodel's packed kernel, which multiplies in bfloat16. Exit code 1 when tokens differ from the exact ones.
 set -euo pipefail
 
 python=${PYTHON:-.venv/bin/python}
@@ -17,7 +17,7 @@ trap 'rm -rf "$work"' EXIT
 old=${OLD_VENV:-$work/venv}
 if [ ! -x "$old/bin/python" ]; then
   "$python" -m venv "$old"
-  # torch as pinned for us: a free choice would fetch CUDA packages
+  # the versions that pangu-coder2 pins
   grep -E '^(torch|numpy|pip)==' "$(dirname "$0")/../../constraints.txt" > "$work/constraints.txt"
   "$old/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$work/constraints.txt" \
     auto-gptq==0.7.1 transformers==4.49.0 peft==0.13.2 accelerate==1.2.1 torch numpy
@@ -89,15 +89,15 @@ from pathlib import Path
 old, new = (json.loads(Path(name).read_text()) for name in sys.argv[1:])
 print(f"{old['library']} {old['versions']} against {new['library']} {new['versions']}")
 same = True
-for prompt, theirs in old["answers"].items():
-    ours = new["answers"][prompt]
-    pairs = list(zip(theirs["logits"], ours["logits"], strict=True))
+for prompt, old_answer in old["answers"].items():
+    new_answer = new["answers"][prompt]
+    pairs = list(zip(old_answer["logits"], new_answer["logits"], strict=True))
     difference = max(abs(a - b) for a, b in pairs)
     largest = max(abs(b) for _, b in pairs)
-    equal = theirs["tokens"] == ours["tokens"]
+    equal = old_answer["tokens"] == new_answer["tokens"]
     same &= equal
     print(
-        f"{prompt!r}: {len(ours['tokens'])} greedy tokens {'equal' if equal else 'DIFFER'}, logits of the first "
+        f"{prompt!r}: {len(new_answer['tokens'])} greedy tokens {'equal' if equal else 'DIFFER'}, logits of the first "
         f"differ by at most {difference:.2g} (the largest is {largest:.3g})"
     )
 sys.exit(0 if same else 1)

@@ -21,7 +21,7 @@ root=$(realpath "$(dirname "$0")/../..")
 work=$(mktemp -d)
 environments=${HARNESSES:-$work}
 trap 'kill "${server:-}" 2> "$work/kill" || true; wait; rm -rf "$work"' EXIT
-# torch as pinned for us: a free choice would fetch CUDA packages
+# the version that pangu-coder2 pins
 grep -E '^torch==' "$root/constraints.txt" > "$work/constraints.txt"
 
 environment() { # NAME PACKAGE...

@@ -1,4 +1,4 @@
-"""What HTTP costs: a streamed completion from `pangu-serve` beside the same engine driven in this process.
+"""What HTTP costs: a streamed completion from `pangu-serve` compared with the same engine in this process.
 
     python docs/scripts/http_overhead.py ARTIFACT [--output FILE.json]
 

@@ -21,7 +21,7 @@ have teacher-int8 || pangu-convert ctranslate2 teacher --no-smooth --output teac
 have easy.jsonl || { zcat "$dataset" | grep '"difficulty": "Easy"' > easy.part && mv easy.part easy.jsonl; }
 have held-out.jsonl ||
     pangu-train problems leetcode:easy.jsonl --output problems.jsonl --held-out held-out.jsonl --held-out-count 120
-have apart.jsonl || # relatives in the same dataset share short runs, HumanEval shall share none: two rules, two passes
+have apart.jsonl || # relatives in the same dataset share short runs, HumanEval must share none: two rules, two passes
     pangu-train clean problems.jsonl --output apart.jsonl --rejected apart-rejected.jsonl \
         --against problems:held-out.jsonl --drop-words 30
 have clean.jsonl || pangu-train clean apart.jsonl --output clean.jsonl --rejected rejected.jsonl --report cleaned.md

@@ -184,7 +184,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--max-queued", type=int, default=48, help="of the server: some shall be refused")
+    parser.add_argument(
+        "--max-queued", type=int, default=48, help="of the server: some requests must be refused"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of the server: the clients need a CPU too")
     parser.add_argument("--max-growth", type=float, default=0.05, help="of resident memory")
     parser.add_argument("--output", type=Path)

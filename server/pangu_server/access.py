@@ -43,7 +43,7 @@ class Access:
         return not self.key_hashes
 
     def allows(self, key: bytes) -> bool:
-        """Whether `key` is one of ours; takes the same time whichever it is, or none."""
+        """Whether `key` is one of the server's keys; takes the same time whichever it is, or none."""
         key_hash, found = _hash(key), False
         for known in self.key_hashes:
             found |= hmac.compare_digest(key_hash, known)

@@ -31,7 +31,7 @@ def create_app(engine: Engine) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected_error)
-    # 422 is FastAPI's for a wrong body; ours is 400, and the schema must not promise the other one's form.
+    # FastAPI answers a wrong body with 422, this server with 400: the schema must not promise the form of a 422.
     statuses = (400, 401, 404, 408, 413, 422, 429, 500, 503)
     errors: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in statuses}
     app.include_router(generation_routes(engine, errors))

@@ -93,7 +93,7 @@ class Encoder:
 
     def guarded_text(self, text: str) -> list[int]:
         """The ids of a text that has guarded parts."""
-        # Cut behind its first character a name is no name any more, and the text stays the same.
+        # Cut behind its first character, a name is not a special token's any more, and the text stays the same.
         encode = self.tokenizer.encode
         return [id for piece in text.split(self._mark) for id in encode(piece, add_special_tokens=False).ids]
 
@@ -103,7 +103,7 @@ class Encoder:
         return text
 
     def token_text(self, token_id: int) -> str:
-        """One token as OpenAI writes it in `logprobs`: `bytes:\\xf0\\x9f` where it is no whole character."""
+        """One token as OpenAI writes it in `logprobs`: `bytes:\\xf0\\x9f` where it is not a whole character."""
         text, raw = self.decode([token_id]), self.token_bytes(token_id)
         if "\ufffd" not in text or raw is None:
             return text

@@ -29,7 +29,7 @@ class GenerationOptions:
 
     sampling: SamplingOptions
     n: int = 1
-    best_of: int = 1  # of so many completions the n most probable are the answer
+    best_of: int = 1  # this many completions, of which the n most probable are the answer
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     stream: bool = False
@@ -38,7 +38,7 @@ class GenerationOptions:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt, and its text when the answer shall begin with it."""
+    """A prompt, and its text when the answer is to begin with it."""
 
     ids: Sequence[int]
     echo: str | None = None

@@ -10,7 +10,7 @@
   + Overloaded              429 rate_limit_exceeded, Retry-After
   + NotReady                503 server_error, Retry-After (loading or draining)
   + DeadlineExceeded        503 timeout_error, Retry-After
-  + GenerationFailed        500 server_error (a fault of ours, logged with its traceback)
+  + GenerationFailed        500 server_error (a fault of the server, logged with its traceback)
 """
 
 from collections.abc import Mapping

@@ -13,7 +13,7 @@ class ServeError(PanguError):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on `host` and `port`; `ServeError` when it is taken or not ours."""
+    """A socket that listens on `host` and `port`; `ServeError` when it is taken or not this machine's."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=2048)

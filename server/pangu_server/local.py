@@ -1,8 +1,8 @@
 """A loaded artifact in this process: text in, text out, by the server's engine and without HTTP.
 
-A request is OpenAI's text completion, checked and encoded as the endpoint does it. The engine runs on an event loop of
-our own, on a thread of its own: a caller may have a loop too, as notebooks do, and may ask from several threads, whose
-requests are then generated together.
+A request is OpenAI's text completion, checked and encoded as the endpoint does it. The engine runs on its own event
+loop in its own thread: a caller may have a loop too, as notebooks do. Requests from several threads are generated
+together.
 """
 
 import asyncio

@@ -16,7 +16,7 @@ PLAIN = re.compile(r"[\w.:/+-]+", re.ASCII)
 
 
 def configure(format: LogFormat) -> None:
-    """Send every record of the process to stderr: ours from INFO on, others' from WARNING on."""
+    """Send every record of the process to stderr: pangu-coder2's own from INFO on, others' from WARNING on."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)

@@ -14,7 +14,7 @@ from pangu_training.stage.options import argument, counted, nested, option, whol
 def origin(text: str) -> str:
     """An argument's type: what browsers send in Origin. With a path or a slash at the end it would never match."""
     if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+", text):
-        raise ArgumentTypeError(f"{text!r} is no origin, such as https://editor.example:8443")
+        raise ArgumentTypeError(f"{text!r} is not an origin, such as https://editor.example:8443")
     return text
 
 

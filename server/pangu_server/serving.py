@@ -1,4 +1,4 @@
-"""Runs the application on uvicorn: answer at once, load the model beside, stop in order."""
+"""Runs the application on uvicorn: answer at once, load the model meanwhile, stop in order."""
 
 import contextlib
 import functools

@@ -185,7 +185,7 @@ def test_a_damaged_line_is_refused_and_nothing_is_cut(tmp_path: Path, line: str)
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path, text: str) -> None:
     path = tmp_path / "notes.txt"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(RowsError, match="no result file"):
+    with pytest.raises(RowsError, match="not a result file"):
         RowFile(path, CONFIGURATION)
     assert path.read_text(encoding="utf-8") == text
 

@@ -23,7 +23,7 @@ FP16, CT2_INT8, GPTQ_INT8, GPTQ_INT4 = 102, 106, 84, 85  # of 164
 
 
 def results(gained: int, lost: int, problems: int = 164) -> tuple[dict[str, float], dict[str, float]]:
-    """Greedy results with so many flips, all else solved by both."""
+    """Greedy results with this many flips, all else solved by both."""
     tasks = [f"HumanEval/{number}" for number in range(problems)]
     baseline, candidate = dict.fromkeys(tasks, 1.0), dict.fromkeys(tasks, 1.0)
     baseline |= dict.fromkeys(tasks[:gained], 0.0)

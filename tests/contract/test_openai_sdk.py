@@ -43,7 +43,7 @@ def sdk_tests() -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         # pip builds the metadata of what it downloads, which takes half a minute.
         pip("download", "--no-binary", ":all:", "--dest", folder.parent, requirement)
-        # Beside the sdist: in our own environment the plugin would have its say in all of our tests.
+        # Next to the sdist: in our own environment the plugin would have its say in all of our tests.
         pip("install", "--constraint", CONSTRAINTS, "--target", partial / name / "plugin", "pytest-asyncio")
         with tarfile.open(folder.parent / f"{name}.tar.gz") as archive:
             wanted = (f"{name}/tests/", f"{name}/pyproject.toml")

@@ -74,8 +74,8 @@ def write_gguf(path: Path, checkpoint: Path, *, tied: bool, **changes: Any) -> P
     if tied:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     for name, tensor in tensors.items():
-        for theirs, ours in names.items():
-            name = name.replace(theirs, ours)
+        for original, renamed in names.items():
+            name = name.replace(original, renamed)
         data = tensor.numpy()
         if data.ndim == 2:
             q8_0 = GGMLQuantizationType.Q8_0

@@ -89,7 +89,7 @@ def test_special_tokens_in_messages_stay_text(server: Server) -> None:
 )
 def test_what_it_cannot_do_is_a_400(server: Server, body: dict[str, Any], param: str) -> None:
     messages = [{"role": "user", "content": "hi"}]
-    # As JSON by hand: half a surrogate pair is no UTF-8.
+    # As JSON by hand: half a surrogate pair is not UTF-8.
     answer = server.client.post(
         "/v1/chat/completions",
         content=json.dumps({"messages": messages, **body}),

@@ -1,6 +1,6 @@
 """What editors really send: recorded bodies, what must reach the model, and what each editor reads.
 
-Shapes after the clients' sources; the code around the cursor is ours.
+Shapes after the clients' sources; the code around the cursor is made up.
 """
 
 from collections.abc import Callable, Iterator

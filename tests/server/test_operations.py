@@ -1,4 +1,4 @@
-"""What stands in front of the engine: keys, CORS, limits of bodies, request ids, logs, flags, signals."""
+"""What comes before the engine: keys, CORS, limits of bodies, request ids, logs, flags, signals."""
 
 import asyncio
 import json
@@ -293,7 +293,7 @@ def test_each_request_is_a_line_that_tells_no_secret(caplog: pytest.LogCaptureFi
     app.get('/new%0Aline%1b[31m"', headers=headers)
     assert app.get("/broken", headers=headers).status_code == 500
     lines = logged(caplog)
-    assert [line["status"] for line in lines] == [200, 401, 404, 500], "a probe that succeeds is no news"
+    assert [line["status"] for line in lines] == [200, 401, 404, 500], "a probe that succeeds is not logged"
     first = lines[0]
     assert first["time"].endswith("Z")
     assert 0 < first["duration_seconds"] < 60

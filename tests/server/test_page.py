@@ -25,7 +25,7 @@ def test_ghost_text_appears_while_it_streams_and_tab_accepts_it(scripted: Script
     tab.write("def f(n): ")
     tab.page.keyboard.press("Control+Enter")
     expect(tab.find(".ghost")).to_contain_text("ret..")
-    assert tab.text() == "def f(n): ", "a ghost is no text"
+    assert tab.text() == "def f(n): ", "a ghost is not part of the text"
     scripted.go.set()
     expect(tab.find(".ghost")).to_contain_text("urn n")
     expect(tab.page.locator("#status")).to_contain_text("Tab accepts")

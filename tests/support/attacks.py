@@ -97,7 +97,7 @@ EXHAUSTIONS = {
     "a huge result": ("return 'x' * (40 << 20)", {Outcome.ERROR}),
     "a huge number": ("return 1 << (10 ** 8)", {Outcome.FAILED, Outcome.ERROR}),
     "a result that contains itself": ("x = []\n    x.append(x)\n    return x", {Outcome.ERROR}),
-    "a result that is no data": ("return lambda: 1", {Outcome.FAILED}),
+    "a result that is not data": ("return lambda: 1", {Outcome.FAILED}),
     "an endless result": ("return iter(int, 1)", {Outcome.FAILED}),
     "a crash": ("__import__('ctypes').string_at(0)", {Outcome.KILLED}),
     "kill itself": ("os.kill(os.getpid(), 9)", {Outcome.KILLED}),
@@ -156,7 +156,7 @@ for fd in range(64):
     except OSError: pass
 def f(n): return 0""",
     "os._exit(0) when loaded": "import os\nos._exit(0)",
-    "an exit code that is no signal": "import os\ndef f(n): os._exit(255)",
+    "an exit code that is not a signal": "import os\ndef f(n): os._exit(255)",
     "an exit code like a signal": "import os\ndef f(n): os._exit(137)",
     "os._exit(0) when called": "import os\ndef f(n): os._exit(0)",
     "sys.exit(0) when loaded": "import sys\nsys.exit(0)",

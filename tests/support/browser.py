@@ -59,7 +59,7 @@ class Tab:
         self.find(".editor textarea").fill(text)
 
     def text(self) -> str:
-        """What stands in the editor, without ghosts."""
+        """The text in the editor, without ghosts."""
         return str(self.find(".editor textarea").input_value())
 
     def _on_console(self, message: "ConsoleMessage") -> None:

@@ -26,7 +26,7 @@ class Server:
         self.metrics = Metrics("scripted")
         artifact = scripted_artifact(folder)
         self.engine = Engine(artifact, byte_tokenizer(), self.metrics, **options)
-        # An exception inside the app shall become a response, as it does in production.
+        # An exception inside the app must become a response, as it does in production.
         self.client = TestClient(create_app(self.engine), raise_server_exceptions=False)
 
     def post(self, path: str, **body: Any) -> Any:

@@ -14,7 +14,7 @@ from transformers import (
     Qwen2Config,
 )
 
-# Wide enough that greedy tokens do not hang on the last bit of a logit.
+# Wide enough that greedy tokens do not depend on the last bit of a logit.
 INITIALIZER_RANGE = 0.15
 
 

@@ -13,10 +13,10 @@ const modes = {
   chat: new Chat(panel("chat")),
 };
 
-// The example's caret stands in its hole: the empty line.
+// The example's caret is in its gap: the empty line.
 const example = modes.fill.editor.area;
-const hole = example.value.indexOf("\n\n") + 1;
-example.setSelectionRange(hole, hole);
+const gap = example.value.indexOf("\n\n") + 1;
+example.setSelectionRange(gap, gap);
 
 const served = new Served(document.querySelector("#served"));
 new Board(document.querySelector("#live"), () => served.watch());

@@ -133,7 +133,7 @@ class GenerationRequest(BaseModel):
         """The ids that ask for the hole between `prefix` and `suffix`, cut to what `max_tokens` leaves room for.
 
         Raises:
-            RequestError: the model has no FIM tokens, or `prefix` is no text; names the field `param`.
+            RequestError: the model has no FIM tokens, or `prefix` is not a text; names the field `param`.
             ContextLengthExceeded: there is no room around the hole.
         """
         if engine.fim is None:
@@ -179,7 +179,7 @@ class GenerationRequest(BaseModel):
                 continue
             if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < vocabulary_size):
                 raise RequestError(
-                    f"logit_bias: {key!r} is no token id; the vocabulary has 0 to {vocabulary_size - 1}",
+                    f"logit_bias: {key!r} is not a token id; the vocabulary has 0 to {vocabulary_size - 1}",
                     param="logit_bias",
                 )
             if not -100 <= bias <= 100:

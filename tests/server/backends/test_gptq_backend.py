@@ -101,9 +101,9 @@ def test_our_de_quantization_is_that_of_gptqmodel(
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, TorchLinear)}
     assert layers
     for name, layer in layers.items():
-        ours = dequantize(*(tensors[f"{name}.{part}"] for part in PACKED_TENSORS), bits=bits)
+        own = dequantize(*(tensors[f"{name}.{part}"] for part in PACKED_TENSORS), bits=bits)
         theirs = TorchLinear.dequantize_weight(layer).t().float()  # the class's: an instance's is compiled
-        assert torch.allclose(ours, theirs, atol=2e-3)
+        assert torch.allclose(own, theirs, atol=2e-3)
 
 
 def test_eight_bits_are_close_to_the_checkpoint(artifacts: Artifacts, tiny_qwen2: Path) -> None:

@@ -112,7 +112,7 @@ def test_limits_are_options(folder: Path) -> None:
     ("arguments", "says"),
     [
         (("--against", "humaneval:absent.jsonl"), "absent.jsonl is not there"),
-        (("--against", "own.jsonl"), "is no suite"),
+        (("--against", "own.jsonl"), "is not a suite"),
         (("--against", "leetcode:leet.jsonl", "--no-decontamination"), "leave it out"),
         (("--drop-words", "9"), "--drop-words is below"),
         (("--no-decontamination", "--min-words", "99"), "no row of problems.jsonl would stay (too-short 6)"),

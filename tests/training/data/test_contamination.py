@@ -92,5 +92,5 @@ def test_problems_without_tests_are_compared_too(tmp_path: Path) -> None:
     own = read_benchmark(f"problems:{path}", Lengths())
     assert own.name == "problems:held-out.jsonl"
     assert rules(own, "Please sort a list of numbers by their digits' sum.") == {DOCSTRING}
-    with pytest.raises(SuiteError, match="is no suite"):
+    with pytest.raises(SuiteError, match="is not a suite"):
         read_benchmark("problems:", Lengths())

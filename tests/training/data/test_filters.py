@@ -31,7 +31,7 @@ def rule_of(problem: ProblemRow, **limits: Any) -> str:
         (row(": " + ADD), {}, "first-character"),
         (row("\n" + ADD), {}, ""),
         (row("Écrivez une fonction pour additionner"), {}, ""),
-        (row("`add(a, b)` shall give the sum. Write it."), {}, ""),
+        (row("`add(a, b)` must give the sum. Write it."), {}, ""),
         (row(f"#Rewritten  Task#:\n{ADD}"), {}, "label"),
         (row(f"{ADD} It is harder than the given\ntask."), {}, "label"),
         (row("Return the least time for all given tasks."), {}, ""),

@@ -138,7 +138,7 @@ def test_other_work_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFix
         ({"id": "root", "prompt": "untested"}, ANSWERS, "has tests"),
         (PROBLEM, ANSWERS[1:], "no problem gives a pair"),
         (PROBLEM, [response("root", "teacher", RIGHT, style="completion")], "choose another style"),
-        (PROBLEM, [response("root", "teacher", RIGHT, style="poem")], "'poem' is no prompt style"),
+        (PROBLEM, [response("root", "teacher", RIGHT, style="poem")], "'poem' is not a prompt style"),
     ],
 )
 def test_what_cannot_be_ranked_is_said(

@@ -1,4 +1,4 @@
-"""What is no ranked row is refused by line; what is written is read again."""
+"""What is not a ranked row is refused by line; what is written is read again."""
 
 import hashlib
 import json

@@ -241,7 +241,7 @@ def test_a_model_that_does_not_end_is_pointed_out(verb: Verb) -> None:
         ((), "nobody to ask"),
         (("--recorded", "--temperatures", 0, 0.2, "--samples", 2), "all alike"),
         (("--student", "a=http://h", "--teacher", "a=http://h"), "2 sources are called a"),
-        (("--student", "a=nowhere"), "nowhere is no artifact"),
+        (("--student", "a=nowhere"), "nowhere is not an artifact"),
     ],
 )
 def test_what_cannot_be_sampled_is_said_at_once(

@@ -126,7 +126,7 @@ def test_a_program_that_ends_early_is_judged_by_the_asserts_behind(tests: Any, t
     assert row.prompt == "Write triple(x).", "it names its function"
     assert row.tests.count("assert") == 3
     assert "candidate(-1)" not in row.tests
-    assert "math" not in row.answers[0].text, "the setup is no part of an answer"
+    assert "math" not in row.answers[0].text, "the setup is not part of an answer"
 
 
 @pytest.mark.parametrize(

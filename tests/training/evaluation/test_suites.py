@@ -139,7 +139,7 @@ def test_a_row_that_lacks_a_field_is_named(
         (b"", "is empty"),
         (b"\n\n", "is empty"),
         (b"{'task_id': 1}\n", "line 1 is not JSON"),
-        (b"[1]\n", "line 1 is no JSON object"),
+        (b"[1]\n", "line 1 is not a JSON object"),
         (b"\x1f\x8b\x08 not gzip", "get it again"),
         (b"\xff\xfe", "get it again"),
         (2 * (json.dumps(HUMAN_EVAL_ROW).encode() + b"\n"), "line 2: Own/0 is there twice"),

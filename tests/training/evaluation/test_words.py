@@ -40,9 +40,9 @@ def test_a_row_keeps_what_it_came_with(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"id": " "}, "line 1: id is missing"),
-        ({"prompt": 3}, "line 1: prompt is no text"),
+        ({"prompt": 3}, "line 1: prompt is not a text"),
         ({"entry_point": ""}, "go together"),
-        ({"answers": [{"text": "x"}]}, "answers is no list"),
+        ({"answers": [{"text": "x"}]}, "answers is not a list"),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path: Path, change: dict[str, object], message: str) -> None:

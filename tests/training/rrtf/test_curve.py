@@ -117,7 +117,7 @@ def other_problems(run: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda run: shutil.rmtree(run / "final"), "is no finished run"),
+        (lambda run: shutil.rmtree(run / "final"), "is not a finished run"),
         (other_problems, "were asked different problems"),
     ],
 )

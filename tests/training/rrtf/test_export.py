@@ -136,5 +136,5 @@ def test_what_is_not_finished_or_not_its_base_is_refused(
     shutil.copytree(run, tmp_path / "unfinished", ignore=shutil.ignore_patterns("final"))
     assert json.loads((tmp_path / "unfinished" / "run.json").read_text()) == Run(run).description
     assert pangu_train("export", tmp_path / "unfinished", "--output", tmp_path / "tuned") == 2
-    assert "no finished run" in capsys.readouterr().err
+    assert "not a finished run" in capsys.readouterr().err
     assert not (tmp_path / "tuned").exists()

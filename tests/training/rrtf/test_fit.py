@@ -141,7 +141,7 @@ def test_a_folder_is_one_run(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"global_batch": 8, "micro_batch": 3}, "no multiple of 3 pairs on 1 devices"),
+        ({"global_batch": 8, "micro_batch": 3}, "not a multiple of 3 pairs on 1 devices"),
         ({"max_length": 257}, "beyond the checkpoint's 256"),
         ({"max_length": 8}, "no row of .* fits"),
     ],

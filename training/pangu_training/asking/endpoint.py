@@ -89,7 +89,7 @@ async def post(client: "httpx.AsyncClient", path: str, body: dict[str, Any], wha
 
     Raises:
         RefusedError: the server refuses this request.
-        ServedError: the server stays busy, keeps failing, is gone, or takes no requests of ours.
+        ServedError: the server stays busy, keeps failing, is gone, or takes no requests from here.
     """
     import httpx
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import httpx
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-PRICED_TOKENS = 1e6  # a price is for so many
+PRICED_TOKENS = 1e6  # a price is for this many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +180,7 @@ def cost_words(spent: Mapping[str, Any]) -> str:
     )
 
 
-def beside(output: Path, name: str) -> Path:
+def sibling(output: Path, name: str) -> Path:
     """`output`'s sibling: `evolved.jsonl` -> `evolved.NAME.jsonl`."""
     return output.with_name(f"{output.stem}.{name}{output.suffix}")
 

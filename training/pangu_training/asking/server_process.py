@@ -51,7 +51,7 @@ class ServerProcess:
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 env=environment,
-                start_new_session=True,  # Ctrl-C is ours: we stop it
+                start_new_session=True,  # Ctrl-C reaches only this process, which stops it
             )
         return self
 

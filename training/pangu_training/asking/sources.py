@@ -59,7 +59,7 @@ def source_of(role: str, name: str, place: str, style: str) -> Source:
     """The source at `place`.
 
     Raises:
-        SourceError: the folder is no artifact, or the servers do not have the same model.
+        SourceError: the folder is not an artifact, or the servers do not have the same model.
         ServedError: no server answers. One that does not is left out, with a warning, while another does.
     """
     if not place.startswith(SCHEMES):
@@ -81,7 +81,7 @@ def source_of(role: str, name: str, place: str, style: str) -> Source:
     for other in others:
         if identity(other) != identity(first):
             raise SourceError(
-                f"{name} shall be one model, and {first.base_url} has {identity(first)} but {other.base_url} has "
+                f"{name} must be one model, but {first.base_url} has {identity(first)} and {other.base_url} has "
                 f"{identity(other)}: give each a name of its own"
             )
     return Source(role=role, name=name, style=style, identity=identity(first), endpoints=tuple(endpoints))
@@ -94,5 +94,5 @@ def _artifact_identity(folder: Path) -> dict[str, Any]:
         return {"model": manifest["name"], "sha256": artifact_hash(manifest["files"])}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise SourceError(
-            f"{folder} is no artifact: give a folder that pangu-convert wrote, or the URLs of servers"
+            f"{folder} is not an artifact: give a folder that pangu-convert wrote, or the URLs of servers"
         ) from None

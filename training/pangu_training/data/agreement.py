@@ -6,8 +6,8 @@ anything. Arguments and values are constants, signs, arithmetic, and lists, tupl
 else (variables, attributes, comprehensions, asserts that compare the function with itself) is left.
 
 **Borne out** are asserts by the dual agreement of CodeT (Chen et al. 2022, arXiv 2207.10397, section 2.3). Programs
-that hold exactly the same asserts are a consensus set; its score is the number of its programs times the number of
-those asserts; the set of the highest score wins, at a tie the one of more programs. Programs with one text are several.
+that hold exactly the same asserts are a consensus set. Its score is the number of its programs times the number of
+those asserts. The highest score wins; at a tie, the set of more programs. Programs of the same text count each.
 """
 
 import ast

@@ -53,7 +53,7 @@ class CleanOptions:
         metavar="X",
         group=NEAR,
     )
-    shingle_words: int = counted("what is compared are runs of so many words", 5, group=NEAR)
+    shingle_words: int = counted("runs of this many words are compared", 5, group=NEAR)
     against: tuple[str, ...] = option(
         "a suite besides HumanEval, as pangu-bench takes it; also problems:FILE without tests",
         (),
@@ -62,8 +62,8 @@ class CleanOptions:
         group=AGAINST,
     )
     no_decontamination: bool = option("compare with nothing, HumanEval included", False, group=AGAINST)
-    candidate_words: int = counted("a shared run of so many is reported", 10, group=AGAINST)
-    drop_words: int = counted("a shared run of so many drops the row", 13, group=AGAINST)
+    candidate_words: int = counted("a shared run of this many words is reported", 10, group=AGAINST)
+    drop_words: int = counted("a shared run of this many words drops the row", 13, group=AGAINST)
     form_tasks: int = counted(
         "what more tasks of a suite share is its form, and not compared", 2, group=AGAINST
     )

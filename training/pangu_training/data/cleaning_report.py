@@ -23,7 +23,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Cleaning:
-    """A file, why which rows of it go, and what was found beside the benchmarks."""
+    """A file, the rows of it that go and why, and what they share with the benchmarks."""
 
     file: ProblemFile
     rejections: Mapping[str, Rejection]
@@ -53,7 +53,7 @@ class Cleaning:
         return ", ".join(f"{rule} {count}" for rule, count in self.by_rule().items()) or "none rejected"
 
     def found(self, benchmark: Benchmark, *rules: str) -> list[Finding]:
-        """What was found by `rules` beside `benchmark`."""
+        """What was found by `rules` in comparison with `benchmark`."""
         return [
             finding
             for finding in self.findings

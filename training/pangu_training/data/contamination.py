@@ -4,7 +4,7 @@ Texts are compared as words: runs of letters, digits and `_`, in lower case. A t
 docstring, or the words) and its right program, a training row's its prompt and its answers.
 
 A shared run of `candidate_words` makes a row a candidate, one of `drop_words` drops it. So does a task's whole
-docstring, up to its `>>>` examples, that stands in a text (the rule of BigCode and Magicoder, who compare characters).
+docstring, up to its `>>>` examples, that a text contains (the rule of BigCode and Magicoder, who compare characters).
 What more than `form_tasks` tasks have is their suite's form, like imports that all begin with: it is cut out of both.
 """
 
@@ -19,7 +19,7 @@ from pangu_training.evaluation.styles import text_and_code
 from pangu_training.evaluation.suites import problem_of, read_suite
 from pangu_training.evaluation.words import read_problems
 
-LEAST_DOCSTRING_WORDS = 5  # "Return the sum." is no one's
+LEAST_DOCSTRING_WORDS = 5  # shorter ones, like "Return the sum.", occur anywhere
 CANDIDATE, RUN, DOCSTRING = "candidate", "run", "docstring"
 
 Words = tuple[str, ...]
@@ -108,7 +108,7 @@ def read_benchmark(text: str, lengths: Lengths) -> Benchmark:
     """The suite that `text` stands for, as `read_suite` has it; of problems in words also those without tests.
 
     Raises:
-        SuiteError, DataError: there is no such suite, or its file is not what it shall be.
+        SuiteError, DataError: there is no such suite, or its file is malformed.
     """
     form, colon, path = text.partition(":")
     name = f"{form}{colon}{Path(path).name}"

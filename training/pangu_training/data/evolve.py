@@ -1,7 +1,7 @@
 """`pangu-train evolve`: problems made harder, round by round, by a model behind an OpenAI-style endpoint.
 
 In-depth evolution after Code Evol-Instruct. An evolved problem is another problem: it has no tests and no answers
-(`pangu-train tests`). Answers are kept in a journal beside --output; the same command asks only what is missing there.
+(`pangu-train tests`). Answers are kept in a journal next to --output: the same command asks only what is missing.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_training.asking.options import AskingOptions, GenerationOptions
-from pangu_training.asking.questions import Chat, Choice, Reply, beside, cost_words, costs, journal_for
+from pangu_training.asking.questions import Chat, Choice, Reply, cost_words, costs, journal_for, sibling
 from pangu_training.data.instructions import LABELS, evolution, method_for
 from pangu_training.evaluation.words import ProblemRow, read_problems, write_problems
 from pangu_training.stage.errors import DataError
@@ -57,7 +57,7 @@ def evolve(options: EvolveOptions) -> None:
 
     originals = read_problems(options.problems).rows
     _require_free_ids(originals, options.rounds)
-    rejected_file = beside(options.output, "rejected")
+    rejected_file = sibling(options.output, "rejected")
     rounds: list[Round] = []
     with journal_for("evolve", options.output, rejected_file) as journal:
         asking = options.asking
@@ -111,7 +111,7 @@ def evolved(parents: dict[str, ProblemRow], number: int, chat: Chat, *, tries: i
 
 
 def fault(reply: Reply, parent: str, method: str) -> str:
-    """Why a reply is no harder task than `parent`, as far as its look tells; empty when it may be one."""
+    """Why a reply is not a harder task than `parent`, as far as its look tells; empty when it may be one."""
     if reply.refused:
         return "refused by the server"
     choice = reply.choices[0] if reply.choices else Choice(text="", finish_reason="")

@@ -1,4 +1,4 @@
-"""Rules for a problem in words that shall be trained on; the first one that it breaks is the reason it goes.
+"""Rules for a problem in words that is to be trained on; the first one that it breaks is the reason it goes.
 
 The paper names "several manually-defined rules" (section 3.3) and none of them. These are the public ones of its
 relatives: evol-teacher (an open Code Evol-Instruct), WizardLM, Magicoder; each rule's docstring says whose. Tokens are
@@ -79,7 +79,7 @@ class Filter:
         return f"the same as its parent {parent}" if same else ""
 
     def copied_answer(self, row: ProblemRow) -> str:
-        """Magicoder drops solutions that stand in their problem: there is nothing to solve."""
+        """Magicoder drops solutions that their problem contains: there is nothing to solve."""
         prompt = _one_line(row.prompt)
         copied = any(answer.text.strip() and _one_line(answer.text) in prompt for answer in row.answers)
         return "the prompt contains an answer" if copied else ""

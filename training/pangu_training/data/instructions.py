@@ -17,8 +17,8 @@ METHODS = {
 }
 WEIGHTS = {name: 1 if name == "complexity" else 2 for name in METHODS}
 
-# What may not occur in a new task: the labels of the paper's template, which ours does without as small models repeat
-# them, and its own name for the given task.
+# What may not occur in a new task: the labels of the paper's template, which `EVOLUTION` does without as small models
+# repeat them, and its own name for the given task.
 LABELS = ("#given task#", "#rewritten task#", "given task", "rewritten task", "task above")
 
 EVOLUTION = """\

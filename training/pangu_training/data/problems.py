@@ -3,7 +3,7 @@
 Your own are in words already and stay as they are. Of a benchmark's problems with tests the docstring becomes the
 words; imports and signature follow, so that the model knows what is there. The suite's own solution becomes a
 recorded answer, and a problem whose own solution fails in the sandbox is left out. Verdicts are kept in a journal
-beside --output; the same command goes on.
+next to --output; the same command goes on.
 """
 
 import ast
@@ -53,7 +53,7 @@ class ProblemsOptions:
         group=HELD_OUT,
         exclusive="size",
     )
-    held_out_count: int | None = counted("so many instead", None, group=HELD_OUT, exclusive="size")
+    held_out_count: int | None = counted("this many instead", None, group=HELD_OUT, exclusive="size")
     seed: int = option("draws them", 0, group=HELD_OUT)
     no_check: bool = option("do not run the suite's own solutions", False, group="sandbox")
     unsafe: bool = option("run them even where they cannot be confined", False, group="sandbox")
@@ -184,7 +184,7 @@ def failures(rows: Sequence[Mapping[str, Any]], journal: Path, policy: "Policy")
 def held_out_ids(rows: Sequence[Mapping[str, Any]], count: int, seed: int) -> set[str]:
     """`count` ids, each difficulty by its share.
 
-    Who is drawn hangs on seed and id: other problems that come or go change little.
+    Who is drawn depends on seed and id: when other problems come or go, little changes.
     """
     from pangu_training.stage.line_file import key_of
 

@@ -31,7 +31,7 @@ class RankOptions:
     problems: Path = argument("problems with tests, JSONL")
     responses: Path = argument("responses, JSONL, as `pangu-train sample` writes them")
     output: Path = option("the ranked pairs, for fit", metavar="FILE")
-    verdicts: Path | None = option("their journal (default: beside the output)", None, metavar="FILE")
+    verdicts: Path | None = option("their journal (default: next to the output)", None, metavar="FILE")
     force: bool = option("replace the output file", False)
     rule: Rule = nested(Rule)
     cpu_seconds: int = counted(

@@ -32,7 +32,7 @@ class Answer:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """As it stands in a file."""
+        """As a file has it."""
         return {"text": self.text, "score": self.score, "source": self.source, **self.details}
 
 

@@ -5,8 +5,8 @@ error, it passes some tests, it passes all. A problem gives one pair: the teache
 student's. On a tie the teacher is ranked higher; a problem where the student is better is left out.
 
 The paper gives no scores, and does not say which of several answers it takes. The scores here are CodeRL's
-(arXiv 2207.01780); in proportion to the tests passed, RLTF's (arXiv 2307.04349). The rest is ours. All functions are
-pure, and nothing depends on the order of the answers.
+(arXiv 2207.01780); in proportion to the tests passed, RLTF's (arXiv 2307.04349). The rest is this project's. All
+functions are pure, and nothing depends on the order of the answers.
 """
 
 import ast

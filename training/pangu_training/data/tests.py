@@ -1,7 +1,7 @@
 """`pangu-train tests`: tests for problems that have none, by a model that writes asserts and programs.
 
-Kept are asserts on which several of its programs agree: an opinion that the model holds repeatedly, no specification.
-Answers and verdicts are kept in a journal beside --output; the same command goes on there.
+An assert is kept when several of the programs agree on it: it is the model's repeated opinion, not a specification.
+Answers and verdicts are kept in a journal next to --output; the same command goes on there.
 """
 
 import json

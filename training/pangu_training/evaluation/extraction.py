@@ -1,6 +1,6 @@
 """From a model's answer to a program. No answer is dropped, and none is repaired but by these rules.
 
-The problem's setup is no part of the program: it comes before it when the program runs (`runnable`).
+The problem's setup is not part of the program: it comes before it when the program runs (`runnable`).
 
 **Completion** (`completion_program`): the prompt goes on with the answer. The answer ends before the first of
 `COMPLETION_STOPS`: a line that begins in the first column with `class`, `def`, `#`, `if`, `print` (the five of Chen et
@@ -14,10 +14,10 @@ al. 2021, section 2.1) or with `@` or a fence (added by bigcode-evaluation-harne
    not closed ends with the text. Text before the first fence is a block too if it defines what is asked for: the
    prompt may have opened the fence. Text without a fence is cut to its code: from its first line that is code to the
    end, or to the last line in the first column before which it parses.
-2. Of code that defines what is asked for, all stays that comes before the definition (a table filled in a loop) but
-   asserts; of what comes after it, only `import`, `def`, `class`, and assignments that something reads that stays: the
-   answer's own tests, prints and examples are not judged. It stays by whole lines, behind the prompt's imports and
-   helpers.
+2. Of code that defines what is asked for, all that comes before the definition stays (a table filled in a loop),
+   except asserts. Of what comes after it, only `import`, `def` and `class` stay, and assignments that something which
+   stays reads: the answer's own tests, prints and examples are not judged. What stays are whole lines, behind the
+   prompt's imports and helpers.
 3. Code that does not define it is the body: it follows the prompt, indented if it is not. Words have no function whose
    body it could be: there it goes on as it is.
 4. Code that does not parse goes on as it is, behind the prompt's imports: it will fail as a syntax error.
@@ -65,7 +65,7 @@ def answer_program(problem: Problem, answer: str) -> str:
 
 
 def runnable(problem: Problem, program: str) -> str:
-    """`program` as it runs: behind the problem's setup, which no model is shown and none shall write."""
+    """`program` as it runs: behind the problem's setup, which no model is shown or asked to write."""
     return _behind(problem.setup, program)
 
 

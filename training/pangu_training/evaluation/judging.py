@@ -33,7 +33,7 @@ def check_of(problem: Problem) -> Check:
         return checks.human_eval_plus({**row, **inputs, "entry_point": problem.entry_point})
     if problem.suite in ("leetcode", "problems"):
         return Check(entry_point=problem.entry_point, test=tests.source, definitions=problem.setup)
-    # The tests use the prompt's helpers; around a hole the prompt alone is no program.
+    # The tests use the prompt's helpers; around a hole the prompt alone is not a program.
     row = {"prompt": problem.canonical_program, "test": tests.source, "entry_point": problem.entry_point}
     return checks.human_eval(row)
 

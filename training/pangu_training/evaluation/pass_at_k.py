@@ -47,7 +47,7 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean over all tasks; the same for the same seed.
 
-    Whole groups are drawn: the values of a group's tasks hang together (Miller 2024, section 2.2).
+    Whole groups are drawn: the values of a group's tasks depend on each other (Miller 2024, section 2.2).
     """
     sums = np.asarray([math.fsum(group) for group in groups])
     sizes = np.asarray([len(group) for group in groups])

@@ -88,7 +88,7 @@ def ranges(rows: Sequence[tuple[int, str, Mapping[str, float]]], *, x_label: str
     """For each (colour, label, spread): a line from least to most, a thick one to the 95th percentile, the median."""
     left, height = _margin(label for _, label, _ in rows), TOP + 26 * len(rows) + BOTTOM
     right = left + RANGE_WIDTH
-    # one outlier shall not press all the others together
+    # one outlier must not press all the others together
     most = max(max(spread["p95"] for _, _, spread in rows) * 1.5, min(spread["max"] for _, _, spread in rows))
     x, x_ticks = _axis(0, most, left, right)
     marks = []

@@ -5,8 +5,8 @@
     """
     def add(a, b): …
 
-The paper (section 3.5) has the quotes and that only code is learnt; the line breaks are ours. Triple quotes within
-a problem become single ones, so that they cannot end it.
+The paper (section 3.5) has the quotes and that only code is learnt; the line breaks are this project's. Triple
+quotes within a problem become single ones, so that they cannot end it.
 '''
 
 

@@ -111,7 +111,7 @@ STYLES = {
 def style_for(problem: Problem, name: str) -> Style:
     """The style `name`; `SuiteError` when there is none, or it does not fit `problem`."""
     if name not in STYLES:
-        raise SuiteError(f"{name!r} is no prompt style: choose one of {', '.join(STYLES)}")
+        raise SuiteError(f"{name!r} is not a prompt style: choose one of {', '.join(STYLES)}")
     if (name == "infilling") != (problem.suffix is not None):
         fitting = "infilling" if problem.suffix is not None else ", ".join(set(STYLES) - {"infilling"})
         raise SuiteError(f"{problem.suite} cannot be asked in the style {name!r}: choose {fitting}")

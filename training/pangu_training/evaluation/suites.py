@@ -124,14 +124,14 @@ def read_suite(text: str) -> Suite:
     """The suite that `text` names: `humaneval`, `FORM:FILE`, or `leetcode:FILE#A-B` for question ids from A to B.
 
     Raises:
-        SuiteError: there is no such suite, or its file is not what it shall be.
+        SuiteError: there is no such suite, or its file is malformed.
     """
     form, _, file = text.partition(":")
     if text == "humaneval":
         return human_eval()
     if form not in READERS or not file:
         raise SuiteError(
-            f"{text} is no suite: give humaneval, or FORM:FILE with FORM one of {', '.join(READERS)}"
+            f"{text} is not a suite: give humaneval, or FORM:FILE with FORM one of {', '.join(READERS)}"
         )
     if form == "leetcode" and (ids := re.fullmatch(r"(.+)#(\d+)-(\d+)", file)):
         return leet_code(Path(ids[1]), range(int(ids[2]), int(ids[3]) + 1))
@@ -276,7 +276,7 @@ def _read(name: str, path: Path, problem_in: Callable[[Row], Problem], no_score:
         except ValueError:
             raise SuiteError(f"{where} is not JSON: the file is damaged, or not in JSON lines") from None
         if not isinstance(fields, dict):
-            raise SuiteError(f"{where} is no JSON object")
+            raise SuiteError(f"{where} is not a JSON object")
         problem = problem_in(Row(fields, where))
         if problem.task_id in problems:
             raise SuiteError(f"{where}: {problem.task_id} is there twice")

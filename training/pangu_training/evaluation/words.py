@@ -90,7 +90,7 @@ def problem_row(line: bytes, where: str) -> ProblemRow:
     texts = {name: fields.get(name, "") for name in ("id", "prompt", "entry_point", "tests", "setup")}
     for name, value in texts.items():
         if not isinstance(value, str):
-            raise DataError(f"{where}: {name} is no text")
+            raise DataError(f"{where}: {name} is not a text")
         if not value.strip() and name in ("id", "prompt"):
             raise DataError(f"{where}: {name} is missing or empty")
     if bool(texts["tests"].strip()) != bool(texts["entry_point"].strip()):
@@ -102,7 +102,7 @@ def problem_row(line: bytes, where: str) -> ProblemRow:
         and isinstance(answer.get("source"), str)
         for answer in answers
     ):
-        raise DataError(f"{where}: answers is no list of objects with text and source")
+        raise DataError(f"{where}: answers is not a list of objects with text and source")
     return ProblemRow(
         **texts,
         answers=tuple(RecordedAnswer(text=answer["text"], source=answer["source"]) for answer in answers),

@@ -88,7 +88,7 @@ def report_of(runs: Sequence[Run]) -> dict[str, Any]:
     """
     for one in runs:
         if not one.final.is_dir():
-            raise CurveError(f"{one.path} is no finished run: run its pangu-train fit command again")
+            raise CurveError(f"{one.path} is not a finished run: run its pangu-train fit command again")
         if not one.description.get("held_out_problems"):
             raise CurveError(f"{one.path} has no pass@1: train with --held-out-problems")
         if _asked(one) != _asked(runs[0]):

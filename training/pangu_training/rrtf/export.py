@@ -45,7 +45,9 @@ class ExportOptions:
     run_folder: Path = argument("the folder that `pangu-train fit` wrote", metavar="run")
     output: Path = option("the checkpoint folder to make")
     name: str | None = option("the model's name (default: the output folder's)", None)
-    checkpoint: Path | None = option("the base checkpoint, when it is no more where the run found it", None)
+    checkpoint: Path | None = option(
+        "the base checkpoint, when it is not where the run found it any more", None
+    )
     force: bool = option("replace the output folder", False)
 
 
@@ -58,7 +60,7 @@ def export(options: ExportOptions) -> None:
     """
     trained, output = Run(options.run_folder), options.output
     if not trained.final.is_dir():
-        raise CheckpointError(f"{trained.path} is no finished run: run its pangu-train fit command again")
+        raise CheckpointError(f"{trained.path} is not a finished run: run its pangu-train fit command again")
     description = trained.description
     base = read_checkpoint(options.checkpoint or Path(description["checkpoint"]))
     if checkpoint_hash(base) != description["checkpoint_sha256"]:
@@ -84,7 +86,7 @@ def _write_weights(base: Checkpoint, final: Path, folder: Path) -> None:
     for file in base.weight_files:
         with safe_open(file, framework="pt") as weights:
             tensors = {}
-            for name in weights.keys():  # noqa: SIM118  (it is no mapping)
+            for name in weights.keys():  # noqa: SIM118  (it is not a mapping)
                 tensor = weights.get_tensor(name)
                 names.add(name)
                 if change := trained.get(name):

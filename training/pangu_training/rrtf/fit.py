@@ -134,7 +134,7 @@ def _training_arguments(run: Run, options: Options, pairs: int, evaluate: bool) 
     accumulation, rest = divmod(options.global_batch, options.micro_batch * world)
     if rest or not accumulation:
         raise FitError(
-            f"--global-batch {options.global_batch} is no multiple of {options.micro_batch} pairs on {world} "
+            f"--global-batch {options.global_batch} is not a multiple of {options.micro_batch} pairs on {world} "
             "devices: change it or --micro-batch"
         )
     steps = -(-pairs // options.global_batch) * options.epochs
@@ -229,7 +229,7 @@ def _train(
 
     set_seed(options.seed)
     model = _load(checkpoint, options)
-    disable_progress_bar()  # one for every file saved, across ours
+    disable_progress_bar()  # transformers' own, one a file saved, which breaks up the training's bar
     trainer = PairTrainer(
         rank=options.rank_loss,
         fine_tuning=options.fine_tuning_loss,

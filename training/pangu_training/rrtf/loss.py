@@ -50,7 +50,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairLosses:
-    """The loss of each of B pairs, and what is watched beside it; all [B]."""
+    """The loss of each of B pairs, and what is watched besides; all [B]."""
 
     total: Tensor
     rank: Tensor  # as it is in `total`; when that has none, as the paper would have it

@@ -43,7 +43,7 @@ class Options:
     gradient_checkpointing: bool = option(
         "compute activations again in the backward pass instead of keeping them", True
     )
-    save_steps: int = counted("steps between checkpoints, beside one an epoch", 50)
+    save_steps: int = counted("steps between checkpoints, besides the one each epoch", 50)
     held_out_max_tokens: int = counted("of an answer to a held-out problem, at most", 512)
     held_out_batch: int = counted("held-out problems a device answers at once", 8)
     seed: int = counted("of the order of the data, dropout and LoRA's first weights", 0, least=0)

@@ -3,8 +3,8 @@
 Of a row there are two texts, prompt and chosen code, prompt and rejected code, each followed by the end of text.
 Only code and end of text are learnt. Prompt and code are tokenized apart, as they are when a server is asked.
 
-Nothing is longer than `max_length` tokens: a row whose prompt and chosen code do not fit is left out, a rejected
-code that does not fit is cut (a student that never ends is what ranking is to unlearn).
+Nothing is longer than `max_length` tokens. A row whose prompt and chosen code do not fit is left out. A rejected code
+that does not fit is cut: a student that never ends is what ranking is to unlearn.
 """
 
 from collections.abc import Iterable, Sequence

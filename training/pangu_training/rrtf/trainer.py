@@ -22,7 +22,7 @@ class PairTrainer(Trainer):  # type: ignore[misc]
     """
 
     # A model that takes **kwargs makes Trainer believe that the loss is divided by the accumulation steps already.
-    # Ours is, by `get_batch_samples`' count of pairs; said here so that it does not depend on the model.
+    # `PairTrainer`'s is, by `get_batch_samples`' count of pairs; said here so that it does not depend on the model.
     loss_is_scaled_for_ga = True
     control: Any
 

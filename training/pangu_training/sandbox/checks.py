@@ -17,7 +17,7 @@ class Check:
     """A problem's tests.
 
     Arguments reach the program as copies: a test sees what a function returns, never what it did to its
-    arguments. A result that is no plain data equals nothing.
+    arguments. A result that is not plain data equals nothing.
     """
 
     entry_point: str  # an expression in the program: "two_sum", "Solution().twoSum"

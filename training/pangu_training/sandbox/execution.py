@@ -51,7 +51,7 @@ class Policy:
     check_cpu_seconds: int = 60  # of the judge: the tests' own work, a reference solution included
     idle_seconds: float = 10  # in which neither of them runs
     memory_bytes: int = 1 << 30  # address space of each
-    packages: tuple[str, ...] = ()  # installed ones to import beside the standard library
+    packages: tuple[str, ...] = ()  # installed ones that may be imported besides the standard library
     unsafe: bool = False  # run even where nothing can be isolated
 
 

@@ -1,8 +1,8 @@
 """The system calls that a confined process may make, as a seccomp filter. All others fail with EPERM.
 
-An allow-list of what one thread of Python needs to compute, to import and to talk over pipes it was given:
-no process or thread is started, no socket or other kernel object made, no file changed, no other process
-touched. A call that a later kernel brings is refused as well.
+An allow-list of what one thread of Python needs to compute, to import and to talk over pipes it was given.
+It can start no process or thread, make no socket or other kernel object, change no file and touch no other
+process. A call that a later kernel brings is refused as well.
 """
 
 import errno

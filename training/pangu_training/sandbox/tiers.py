@@ -100,7 +100,7 @@ def readable_paths(packages: tuple[str, ...]) -> tuple[list[str], dict[str, str]
         found = importlib.util.find_spec(name)
         if found is None or found.origin is None:
             raise SandboxError(
-                f"the package {name}, which programs shall use, is not installed: pip install {name}"
+                f"the package {name}, which programs may import, is not installed: pip install {name}"
             )
         origins[name] = found.origin
         place = Path(found.origin)

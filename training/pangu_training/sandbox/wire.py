@@ -71,7 +71,7 @@ def decode(message: Any, find_class: Callable[[str], Any]) -> Any:
     """The value of a message of `encode`, built of this process's own types.
 
     Raises:
-        WireError: it is no such message.
+        WireError: it is not such a message.
     """
     try:
         return _decode(message, find_class)

@@ -16,7 +16,7 @@ from pangu_training.stage.errors import CheckpointError
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 SHARD_INDEX = "model.safetensors.index.json"
-# What a tokenizer and a generation need beside the weights; copied along by every conversion.
+# What a tokenizer and a generation need besides the weights; copied along by every conversion.
 TEXT_FILES = (
     TOKENIZER,
     "tokenizer_config.json",
@@ -88,7 +88,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read the checkpoint folder at `path`.
 
     Raises:
-        CheckpointError: it is no folder, a file is missing, or its weights are pickles.
+        CheckpointError: it is not a folder, a file is missing, or its weights are pickles.
     """
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder: give the folder that holds config.json")

@@ -84,10 +84,10 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None, *, e
         print(f"{parser.prog}: stopped; run the same command again to go on", file=sys.stderr)
         return 130
     except (PanguError, OSError, ModuleNotFoundError) as error:
-        # OSError is the machine's word, not a fault of ours: no space, no permission, no such file.
-        # A module of ours that is missing is a fault of ours.
-        ours = isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("pangu_")
-        if os.environ.get("PANGU_DEBUG") or ours:
+        # OSError comes from the machine, not from a bug: no space, no permission, no such file.
+        # A missing module of pangu-coder2 itself is a bug: its traceback is wanted.
+        own_module = isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("pangu_")
+        if os.environ.get("PANGU_DEBUG") or own_module:
             raise
         if isinstance(error, ModuleNotFoundError):
             error = MissingExtra(error, extra)

@@ -23,7 +23,7 @@
   + UnpairedError         pangu_bench.significance
   + RowsError             pangu_bench.rows
   + UsageError            pangu_bench.options
-  + RequestError          pangu_server.errors, HTTP 400; Overloaded 429 and NotReady 503 beside it
+  + RequestError          pangu_server.errors, HTTP 400; Overloaded 429 and NotReady 503 next to it
 """
 
 

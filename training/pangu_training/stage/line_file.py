@@ -121,7 +121,7 @@ def read_lines(
         try:
             row = json.loads(line)
             if not isinstance(row, dict):
-                raise ValueError("it is no JSON object")
+                raise ValueError("it is not a JSON object")
             check(row)
         except ValueError as error:
             raise LineFileError(

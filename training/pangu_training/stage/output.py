@@ -82,7 +82,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replace `path` by `rows`, a JSON object each, in one step. Half a surrogate pair is no text: it becomes "?"."""
+    """Replace `path` by `rows`, a JSON object each, in one step. Half a surrogate pair is not text: it becomes "?"."""
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_file(path, lines.encode(errors="replace"))
 

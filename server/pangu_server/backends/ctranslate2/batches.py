@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from pangu_server.backends.sampling import Logits, Sampler, token_logprobs
 from pangu_server.backends.schedule import Schedule, Ticket
 
-# A batch runs undisturbed for this long, and for so many times what resuming it would cost: interruptions
+# A batch runs undisturbed for this long, and for this many times what resuming it would cost: interruptions
 # take at most an eighth of the time.
 QUANTUM_SECONDS, QUANTUM_RESUMES = 0.25, 8
-EXPECTED_TOKENS = 64  # a row generates so many, or what it may: many end long before
+EXPECTED_TOKENS = 64  # assumed of a row that may generate more: many end long before their limit
 
 Row = tuple[int, float]  # tokens there are, tokens that are expected to come
 
@@ -268,7 +268,8 @@ def is_own(ticket: Ticket) -> bool:
 def batch_kind(ticket: Ticket) -> object:
     """Tickets of equal kind can be rows of one batch.
 
-    A prompt of one token goes alone with its like: beside it CTranslate2 4.8 does not force the longer ones.
+    Prompts of one token have batches of their own: in a batch with one, CTranslate2 4.8 does not force the
+    tokens of the longer prompts.
     """
     return native_sampling(ticket), len(ticket.tokens) == 1
 

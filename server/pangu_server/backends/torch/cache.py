@@ -33,7 +33,7 @@ class Slots(Cache):  # type: ignore[misc]
         return sum(tensor.nbytes for tensor in list(self._tensors))
 
     def reserve(self, rows: int, length: int) -> None:
-        """Make room for so many rows and positions, at least. After a failure what is held is still there."""
+        """Make room for at least `rows` rows and `length` positions. After a failure what is held is still there."""
         if rows > self.rows or length > self._length:
             rows = max(self.rows, min(self._max_rows, _power_of_two(rows)))
             length = max(self._length, min(self._max_length, _power_of_two(max(length, MIN_LENGTH_TOKENS))))

@@ -1,9 +1,9 @@
 """Loads a GPTQ artifact for the torch backend: gptqmodel's packed kernels, or de-quantized where it has none.
 
 transformers cannot load a quantized GPTBigCode by itself, so gptqmodel does. On a GPU it picks the fastest
-kernel. On a CPU it is fast for 4 bits only; for the rest its kernel unpacks every matrix at every token
-(measured: more than a second a token for 135 million weights), so there the matrices are unpacked once,
-which gives the same numbers at the speed and size of an unquantized model.
+kernel. On a CPU it is fast for 4 bits only: its kernel for the rest unpacks every matrix at every token
+(measured: more than a second a token for 135 million weights). There the matrices are unpacked once: the
+numbers are the same, at the speed and size of an unquantized model.
 """
 
 import contextlib
@@ -64,14 +64,14 @@ def load_packed(artifact: Artifact, device: str, dtype: torch.dtype) -> tuple[An
 
 
 def return_freed_memory() -> None:
-    """Give the system back what unpacking has freed; glibc keeps it (0.3 GB beside 0.7 GB of weights)."""
+    """Give the system back what unpacking has freed; glibc keeps it (0.3 GB, with 0.7 GB of weights)."""
     with contextlib.suppress(AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep gptqmodel's banner and bars off our stdout, and its logging set-up out of ours."""
+    """Keep gptqmodel's banner and bars off the server's stdout, and its logging set-up out of the server's."""
     root, placeholder = logging.getLogger(), logging.NullHandler()
     root.addHandler(placeholder)  # `basicConfig` does nothing when there is a handler
     try:

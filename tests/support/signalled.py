@@ -1,6 +1,5 @@
 """A command that sends itself a signal at a known point of its work: a test that watched it would race with it."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -32,6 +31,5 @@ def run_signalled(
         [sys.executable, "-c", PROGRAM, module, opening, mode, str(times), str(int(sent)), *arguments],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )

@@ -189,7 +189,7 @@ def test_two_fsdp_processes_have_the_losses_of_one(
             *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", FSDP),
             *command(data, without_dropout, tmp_path / "two", **options),
         ],
-        env={**os.environ, **environment, "ACCELERATE_USE_FSDP": "true", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **environment, "ACCELERATE_USE_FSDP": "true"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

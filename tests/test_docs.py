@@ -23,6 +23,7 @@ import pangu_bench.cli
 import pangu_convert.cli
 import pangu_server.cli
 import pangu_training.cli
+from pangu_convert.int8 import int8_caution
 from pangu_server.metrics import Metrics
 
 STAGES = ("training", "convert", "server", "bench")
@@ -66,12 +67,19 @@ def free_port() -> int:
 
 
 @pytest.mark.real_model
+@pytest.mark.timeout(1500)
 @pytest.mark.usefixtures("smollm2")  # what the script downloads is there: two processes cannot fetch one file
 def test_the_commands_of_usage_work_in_order(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert len(blocks) > 5
     script = "set -eu -o pipefail\n" + "".join(blocks).replace("8123", str(free_port()))
+    caution = int8_caution("int8")
+    if caution:  # int8 is outside its bounds on this CPU, which `verify` has to say
+        script, verifies = re.subn(
+            r"^pangu-convert verify .*", r"\g<0> || [ $? = 1 ]", script, flags=re.MULTILINE
+        )
+        assert verifies == 1
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     # To files, and in a group of its own: a server that a failed script leaves behind must hold nothing up.
     with (tmp_path / "stdout").open("w+") as stdout, (tmp_path / "stderr").open("w+") as stderr:
@@ -84,7 +92,7 @@ def test_the_commands_of_usage_work_in_order(tmp_path: Path) -> None:
             start_new_session=True,
         )
         try:
-            code = script_process.wait(500)
+            code = script_process.wait(1200)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(script_process.pid, signal.SIGKILL)
@@ -100,7 +108,11 @@ def test_the_commands_of_usage_work_in_order(tmp_path: Path) -> None:
     ):
         assert expected in shown
     completion = shown.rsplit("process_resident_memory_bytes", 1)[1].split("\n", 1)[1]
-    assert completion.startswith("\n    "), "an indented function body"
+    if caution:
+        assert caution in shown
+    else:
+        assert completion.startswith("\n    "), "an indented function body"
+    assert completion.strip()
 
 
 def commands_in(text: str) -> Iterator[list[str]]:

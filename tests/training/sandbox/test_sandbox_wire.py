@@ -32,7 +32,7 @@ VALUES: list[Any] = [
 VALUES += [[], [[1], [2, [3]]], (), (1, (2,)), {1, 2}, frozenset("ab"), {"a": 1, 2: {3: None}, (1, 2): [4]}]
 
 
-@pytest.mark.parametrize("value", VALUES, ids=lambda value: repr(value)[:30] if value != 10**6000 else "huge")
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_a_value_crosses_as_it_is(value: Any) -> None:
     copy = decode(encode(value, ()), NO_CLASSES.__getitem__)
     assert copy == value

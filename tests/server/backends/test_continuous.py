@@ -177,8 +177,8 @@ def test_a_row_keeps_its_slot_for_life(rig: Rig, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.real_model
 def test_a_real_model_in_company_too(smollm2: Path) -> None:
     rig = Rig(smollm2)
-    prompts = [(prompt_of(length, seed=length), 6) for length in (1, 40, 150, 300)]
-    prompts.append(([*prompts[2][0][:140], 5, 6], 6))
+    prompts = [(prompt_of(length, seed=length), 12) for length in (1, 40, 150, 300)]
+    prompts.append(([*prompts[2][0][:140], 5, 6], 12))
     listeners = [rig.submit(prompt, max_tokens=count) for prompt, count in prompts]
     for (prompt, count), listener in zip(prompts, listeners, strict=True):
         assert finished(listener).tokens == rig.expected(prompt, count)

@@ -26,7 +26,7 @@ pytestmark = [
 REAL = ("smollm2", "gptq", "--bits", "4", "--group-size", "64", *SMALL)  # as test_end_to_end serves it
 CPU = LoadOptions(device="cpu", threads=1)
 PROMPTS = ([589, 1459, 81, 7656, 81, 5860, 2262], [1, 2, 3])
-NUM_TOKENS = 8
+NUM_TOKENS = 16
 
 
 def library_greedy(model: torch.nn.Module, prompt_ids: list[int]) -> list[int]:

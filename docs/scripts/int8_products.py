@@ -7,6 +7,7 @@ CTranslate2, and in torch with weights and activations rounded as CTranslate2 ro
 of both from float32. On a CPU with exact int8 products the two are close.
 """
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -78,6 +79,9 @@ def divergence(ids: list[int], expected: torch.Tensor, found: torch.Tensor) -> f
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     print(int8_caution("int8") or "this CPU has VNNI instructions, or is not an x86")
     ids = torch.randint(1, VOCABULARY, (TOKENS,), generator=torch.Generator().manual_seed(3)).tolist()
     for kind in CONFIGS:

@@ -6,7 +6,6 @@ into the manifest's scores, which the server shows. Exit code 1 when one is outs
 """
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from pangu_convert.fidelity import Fidelity, FidelityMeter, first_difference
 from pangu_convert.int8 import int8_caution
 from pangu_convert.scoring import Scorer, load_scorer, load_source
 from pangu_training.stage.checkpoint import TOKENIZER, Checkpoint, read_checkpoint
+from pangu_training.stage.command import usable_cpus
 from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.identity import checkpoint_hash, library_versions
 from pangu_training.stage.options import argument, option
@@ -75,7 +75,7 @@ def verify(options: VerifyOptions) -> int:
     if options.against is None:
         return 0
     checkpoint = read_checkpoint(options.against)
-    threads = options.threads or len(os.sched_getaffinity(0))
+    threads = options.threads or usable_cpus()
     record = measure(
         artifact,
         checkpoint,

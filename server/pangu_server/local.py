@@ -25,6 +25,7 @@ from pangu_server.errors import NotReady, RequestError
 from pangu_server.limits import Limits
 from pangu_server.metrics import Metrics
 from pangu_server.protocol.completion import CompletionRequest
+from pangu_training.stage.command import usable_cpus
 
 # Nobody else waits: a request takes what it takes.
 LIMITS = Limits(max_request_seconds=float("inf"))
@@ -36,7 +37,7 @@ def load_model(
     """See `pangu_server.load`."""
     artifact = read_artifact(Path(path))
     engine = Engine(artifact, read_tokenizer(artifact), Metrics(artifact.manifest.name), limits=LIMITS)
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or usable_cpus()
     engine.load(load_backend(artifact, LoadOptions(device=device, threads=threads, max_batch=max_batch)))
     return Model(engine)
 

@@ -26,6 +26,7 @@ from pangu_server.logs import configure
 from pangu_server.metrics import Metrics
 from pangu_server.options import ServeOptions
 from pangu_server.protection import protect
+from pangu_training.stage.command import usable_cpus
 
 KEEP_ALIVE_SECONDS = 75  # more than proxies keep an idle connection (60), so that they close it, not we
 REPEAT_SECONDS = 1  # `timeout` and some supervisors signal a process and its group: still one stop
@@ -93,7 +94,7 @@ def serve(
         try:
             if not options.skip_verify:
                 verify(artifact)
-            threads = options.threads or len(os.sched_getaffinity(0))
+            threads = options.threads or usable_cpus()
             engine.load(
                 load_backend(
                     artifact,

@@ -68,9 +68,7 @@ def judge(
     Raises:
         SandboxError: programs cannot be confined here.
     """
-    jobs = _jobs(programs)
-    with contextlib.closing(run_as_completed(jobs, policy)) as results:
-        yield from tqdm(results, desc=description, total=len(jobs), leave=leave, unit="program", disable=None)
+    return _results(_jobs(programs), policy, description, leave)
 
 
 def verdicts(journal: Path, programs: Sequence[tuple[Problem, str]], policy: Policy) -> list[Result]:
@@ -81,11 +79,12 @@ def verdicts(journal: Path, programs: Sequence[tuple[Problem, str]], policy: Pol
         LineFileError: another process has the journal, or it is damaged.
     """
     sandbox = sandbox_configuration(policy)
-    keys = [key_of("verdict", program, asdict(check), sandbox) for program, check in _jobs(programs)]
+    jobs = _jobs(programs)
+    keys = [key_of("verdict", program, asdict(check), sandbox) for program, check in jobs]
     with Journal(journal) as done:
-        missing = {key: job for key, job in zip(keys, programs, strict=True) if key not in done.rows}
+        missing = {key: job for key, job in zip(keys, jobs, strict=True) if key not in done.rows}
         new = list(missing)
-        for at, result in judge(list(missing.values()), policy):
+        for at, result in _results(list(missing.values()), policy):
             done.append(new[at], asdict(result))
         return [_result(done.rows[key]) for key in keys]
 
@@ -99,6 +98,13 @@ def _jobs(programs: Iterable[tuple[Problem, str]]) -> list[tuple[str, Check]]:
             checks[id(problem)] = check_of(problem)
         jobs.append((runnable(problem, program), checks[id(problem)]))
     return jobs
+
+
+def _results(
+    jobs: Sequence[tuple[str, Check]], policy: Policy, description: str = "judging", leave: bool = True
+) -> Iterator[tuple[int, Result]]:
+    with contextlib.closing(run_as_completed(jobs, policy)) as results:
+        yield from tqdm(results, desc=description, total=len(jobs), leave=leave, unit="program", disable=None)
 
 
 def _result(row: Mapping[str, Any]) -> Result:

@@ -57,6 +57,11 @@ def parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -
     return verb, options_of(options, **values)
 
 
+def usable_cpus() -> int:
+    """How many CPUs this process may use: the default of every `--threads`."""
+    return len(os.sched_getaffinity(0))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
     """How an artifact is served."""
@@ -64,7 +69,7 @@ class ServerOptions:
     device: Literal["auto", "cpu", "cuda"] = option("", "auto", group="server")
     threads: int = option(
         "compute threads (default: the CPUs we may use)",
-        len(os.sched_getaffinity(0)),
+        usable_cpus(),
         group="server",
         type=whole_number(1),
     )

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from pangu_convert.artifact import Artifact, Source, read_artifact, seal
 from pangu_server.backends.sampling import Logits
 from pangu_server.backends.schedule import Schedule, Ticket
-from pangu_server.backends.seam import BackendInfo, CacheUse, Listener, SamplingOptions, TokenLogprobs
+from pangu_server.backends.seam import BackendInfo, CacheUse, Counts, Listener, SamplingOptions, TokenLogprobs
 
 SPECIAL = ["<|endoftext|>", "<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<filename>"]
 END, PREFIX, SUFFIX, MIDDLE, FILENAME = range(256, 261)
@@ -71,7 +71,9 @@ class SerialSchedule(Schedule):
 class ScriptedBackend:
     """Answers each prompt with the tokens of `script(prompt_ids)`; waits for `gate` before each token."""
 
-    info = BackendInfo(name="scripted", device="cpu", compute_type="none", weight_bytes=10, threads=1)
+    info = BackendInfo(
+        name="scripted", engine="torch", device="cpu", compute_type="none", weight_bytes=10, threads=1
+    )
 
     def __init__(self, script: Callable[[Sequence[int]], Iterable[int]]) -> None:
         self.script = script
@@ -94,6 +96,9 @@ class ScriptedBackend:
 
     def cache_use(self) -> CacheUse:
         return CacheUse(held_bytes=0, used_fraction=0.0)
+
+    def counts(self) -> Counts:
+        return Counts()
 
     def _generate(self, ticket: Ticket) -> None:
         if ticket.prompt_due:

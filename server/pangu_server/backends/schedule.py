@@ -21,6 +21,7 @@ class Ticket:
         self.prompt_tokens = len(self.tokens)
         self.cancelled = False
         self.started = False
+        self.cached_tokens = self.drafted = self.accepted = 0
         self.prompt_due = options.prompt_logprobs is not None  # its log-probabilities are still to be told
         self._sampler: Sampler | None = None
 

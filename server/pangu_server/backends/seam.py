@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 Device = Literal["auto", "cpu", "cuda"]
+EngineName = Literal["torch", "ctranslate2"]
+EngineChoice = Literal["auto", EngineName]
+Draft = Literal["prompt", "off"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +31,9 @@ class SamplingOptions:
     end_token_ids: tuple[int, ...] = ()  # generation stops after any of these
     logprobs: int | None = None  # report each new token's log-probability, and of this many best ones
     prompt_logprobs: int | None = None  # the same for the prompt's tokens, before the first new one
+    prediction: tuple[
+        int, ...
+    ] = ()  # tokens that the answer is likely to hold: drafts, never part of the answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,12 @@ class LoadOptions:
     device: Device = "auto"
     threads: int = 1  # compute threads on a CPU
     max_batch: int = 16  # completions that are generated together at most
+    engine: EngineChoice = "auto"  # auto: what measures best on this device
+    cache_bytes: int | None = (
+        None  # for keys and values; None: what the device has left, a share of it on a CPU
+    )
+    graphs: bool = True  # capture decode steps as CUDA graphs
+    draft: Draft = "prompt"  # guess tokens from the prompt and verify several in one step
     on_batch: Callable[[int], None] = lambda rows: None  # told the rows of each batch or step that runs
 
 
@@ -53,12 +65,14 @@ class BackendInfo:
     """What runs after loading, which can differ from what the artifact asks for."""
 
     name: str
+    engine: EngineName
     device: str
     compute_type: str
     weight_bytes: int  # of the weights in memory where the library tells, else of the files
     threads: int
     max_batch: int = 1
     kernel: str | None = None  # what multiplies quantized matrices, where there is a choice
+    why: str = ""  # this engine, where there was a choice
     caution: str | None = None  # why answers can be worse on this machine than the artifact's scores say
 
 
@@ -68,6 +82,25 @@ class CacheUse:
 
     held_bytes: int  # computed from shapes where the library does not tell
     used_fraction: float  # of what `max_batch` completions of full context would hold
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """What a backend has counted since it was loaded. Names of metrics are vLLM's."""
+
+    prefix_queries: int = 0  # prompt tokens that were looked up in the cache
+    prefix_hits: int = 0  # of them those whose keys and values were there
+    preemptions: int = 0  # completions that were put back into the queue for want of cache
+    drafted: int = 0  # tokens guessed
+    accepted: int = 0  # of them those that the model would have chosen
+
+
+class Submitted(Protocol):
+    """A submitted prompt. What it tells grows while it runs, and is read by other threads."""
+
+    cached_tokens: int  # prompt tokens whose keys and values were in the cache
+    drafted: int  # tokens that were guessed for it
+    accepted: int  # of them those that became part of its answer
 
 
 class Listener(Protocol):
@@ -93,7 +126,7 @@ class Backend(Protocol):
     def info(self) -> BackendInfo:
         """What runs."""
 
-    def submit(self, prompt_ids: Sequence[int], options: SamplingOptions, listener: Listener) -> Any:
+    def submit(self, prompt_ids: Sequence[int], options: SamplingOptions, listener: Listener) -> Submitted:
         """Queue a prompt; returns the ticket that `cancel` takes. Never blocks."""
 
     def cancel(self, ticket: Any) -> None:
@@ -101,6 +134,9 @@ class Backend(Protocol):
 
     def cache_use(self) -> CacheUse:
         """What the attention cache holds. Cheap: read at each scrape."""
+
+    def counts(self) -> Counts:
+        """What it has counted. Cheap: read at each scrape."""
 
     def close(self) -> None:
         """Cancel everything and release the model."""

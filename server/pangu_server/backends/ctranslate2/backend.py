@@ -19,7 +19,7 @@ from pangu_convert.artifact import Artifact, ArtifactError
 from pangu_convert.int8 import int8_caution
 from pangu_server.backends.ctranslate2.batches import Batch, BatchSchedule, Interrupted, native_sampling
 from pangu_server.backends.sampling import Logits
-from pangu_server.backends.seam import BackendInfo, CacheUse, LoadOptions
+from pangu_server.backends.seam import BackendInfo, CacheUse, Counts, LoadOptions
 
 
 class CTranslate2Backend(BatchSchedule):
@@ -40,6 +40,7 @@ class CTranslate2Backend(BatchSchedule):
         self._vocabulary: list[str] = json.loads(vocabulary)
         self.info = BackendInfo(
             name="ctranslate2",
+            engine="ctranslate2",
             device=self._generator.device,
             compute_type=self._generator.compute_type,
             weight_bytes=artifact.manifest.weight_bytes,
@@ -62,6 +63,10 @@ class CTranslate2Backend(BatchSchedule):
         """See `Backend`."""
         tokens = sum(len(ticket.tokens) for ticket in list(self.running))
         return CacheUse(held_bytes=tokens * self._token_bytes, used_fraction=tokens / self._most_tokens)
+
+    def counts(self) -> Counts:
+        """See `Backend`: the library keeps no prefix, and a preempted batch is not counted."""
+        return Counts()
 
     def run(self, batch: Batch) -> None:
         """See `BatchSchedule`."""

@@ -63,6 +63,7 @@ class TorchBackend(ContinuousSchedule):
         )
         self.info = BackendInfo(
             name=name,
+            engine="torch",
             device=device,
             compute_type=loaded.compute_type,
             kernel=loaded.kernel,

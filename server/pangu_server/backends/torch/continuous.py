@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pangu_server.backends.schedule import Schedule
-from pangu_server.backends.seam import CacheUse
+from pangu_server.backends.seam import CacheUse, Counts
 from pangu_server.backends.torch.cache import Slots
 from pangu_server.backends.torch.choosing import NextTokens, prompt_logprobs
 from pangu_server.backends.torch.rows import Row, Rows
@@ -51,6 +51,10 @@ class ContinuousSchedule(Schedule):
             held_bytes=self._slots.held_bytes,
             used_fraction=used / (self._max_batch * self._context_length),
         )
+
+    def counts(self) -> Counts:
+        """See `Backend`."""
+        return Counts()
 
     def turn(self) -> None:
         """See `Schedule`."""

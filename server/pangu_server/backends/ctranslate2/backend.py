@@ -8,15 +8,14 @@ import contextlib
 import json
 import logging
 import re
-import struct
 from collections.abc import Sequence
-from pathlib import Path
 
 import ctranslate2
 import numpy as np
 
 from pangu_convert.artifact import Artifact, ArtifactError
 from pangu_convert.int8 import int8_caution
+from pangu_convert.model_bin import MODEL_BIN, ModelBin, read_model_bin
 from pangu_server.backends.ctranslate2.batches import Batch, BatchSchedule, Interrupted, native_sampling
 from pangu_server.backends.sampling import Logits
 from pangu_server.backends.seam import BackendInfo, CacheUse, Counts, LoadOptions
@@ -50,7 +49,7 @@ class CTranslate2Backend(BatchSchedule):
         )
         self._on_batch = options.on_batch
         value_bytes = 2 if self.info.compute_type.endswith("float16") else 4  # bfloat16 too
-        self._token_bytes = cached_values(artifact.path / "model.bin") * value_bytes
+        self._token_bytes = cached_values(read_model_bin(artifact.path / MODEL_BIN)) * value_bytes
         self._most_tokens = options.max_batch * artifact.manifest.context_length
         self.start()
 
@@ -103,27 +102,14 @@ def to_numpy(view: ctranslate2.StorageView) -> Logits:
     return np.array(on_cpu)
 
 
-def cached_values(model: Path) -> int:
-    """Numbers that the attention cache holds a token, from the shapes in `model.bin`.
+def cached_values(model_bin: ModelBin) -> int:
+    """Numbers that the attention cache holds a token, from the shapes in `model_bin`.
 
     A layer's first projection gives queries, keys and values; its second takes as many as there are queries.
     """
     values = 0
-    with model.open("rb") as file:
-
-        def number(type: str) -> int:
-            [value] = struct.unpack(f"<{type}", file.read(struct.calcsize(type)))
-            return int(value)
-
-        def text() -> str:
-            return file.read(number("H"))[:-1].decode()
-
-        number("I"), text(), number("I")  # versions and name of the format
-        for _ in range(number("I")):
-            name = text()
-            shape = [number("I") for _ in range(number("B"))]
-            number("B")
-            file.seek(number("I"), 1)
-            if match := re.search(r"/self_attention/linear_([01])/weight$", name):
-                values += shape[0] if match[1] == "0" else -shape[1]
+    for name in (*model_bin.variables, *model_bin.aliases):
+        if match := re.search(r"/self_attention/linear_([01])/weight$", name):
+            shape = model_bin.variable(name).shape
+            values += shape[0] if match[1] == "0" else -shape[1]
     return values

@@ -9,49 +9,10 @@
 Files are mapped into memory, not read: a tensor costs memory once it is copied somewhere.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
-import torch
-import transformers
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
-
-from pangu_convert.artifact import Artifact, ArtifactError
-from pangu_server.backends.torch.placing import build, ignored, stored_shapes
-from pangu_server.backends.torch.quantized import Quantized
-
-Value = torch.Tensor | Quantized
-Readers = Mapping[str, Callable[[], Value]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Weights:
-    """Every parameter and stored buffer of a model; iterating reads them, in the order of the files."""
-
-    path: Path  # of the artifact
-    config: Any  # transformers' PretrainedConfig; `tie_word_embeddings` says what the files hold
-    dtype: torch.dtype  # of what is not quantized
-    shapes: Mapping[str, tuple[int, ...]]
-    readers: Readers
-    unpacked: list[str] = field(
-        default_factory=list
-    )  # quantized matrices that no `Quantized` holds, once read
-
-    def __iter__(self) -> Iterator[tuple[str, Value]]:
-        """Name and value, on the CPU; `ArtifactError` for one that is damaged or has another shape."""
-        for name, read in self.readers.items():
-            value = read()
-            shape = tuple((value.integers if isinstance(value, Quantized) else value).shape)
-            if shape != self.shapes[name]:
-                raise ArtifactError(
-                    f"{name} in {self.path} has shape {list(shape)}, not the {list(self.shapes[name])} of its "
-                    "config: convert the checkpoint again"
-                )
-            yield name, value
+from pangu_convert.artifact import Artifact
+from pangu_server.backends.torch.parameters import Weights
 
 
 def open_weights(artifact: Artifact) -> Weights:
@@ -63,76 +24,19 @@ def open_weights(artifact: Artifact) -> Weights:
     return OPENERS[artifact.manifest.format](artifact)
 
 
-def matched(artifact: Artifact, config: Any, readers: Readers, unpacked: list[str] | None = None) -> Weights:
-    """`readers` by the names of the artifact's architecture, without doubles of what is tied.
+def _open_ctranslate2(artifact: Artifact) -> Weights:
+    from pangu_server.backends.torch.ctranslate2_weights import open_ctranslate2
 
-    Raises:
-        ArtifactError: a parameter is missing, or one there that the model does not have.
-    """
-    model = build(config, artifact.manifest.architecture)
-    if any(_differ(readers, pair) for pair in model.all_tied_weights_keys.items()):
-        config.tie_word_embeddings = False  # as transformers decides, with a warning
-        model = build(config, artifact.manifest.architecture)
-    shapes, tied = stored_shapes(model), model.all_tied_weights_keys
-    found = {}
-    for name, read in readers.items():
-        source = tied.get(name, name)  # a file may hold either name, or both
-        if source in shapes:
-            found.setdefault(source, read)
-        elif not ignored(model, name):
-            raise ArtifactError(
-                f"{artifact.path} has a tensor {name}, which {type(model).__name__} does not: convert the "
-                "checkpoint again"
-            )
-    for name in shapes:
-        if name not in found:
-            raise ArtifactError(f"{artifact.path} has no tensor {name}: convert the checkpoint again")
-    return Weights(
-        path=artifact.path,
-        config=config,
-        dtype=getattr(torch, artifact.manifest.dtype),
-        shapes=shapes,
-        readers=found,
-        unpacked=[] if unpacked is None else unpacked,
-    )
-
-
-def checkpoint_config(artifact: Artifact) -> Any:
-    """The config of the checkpoint, which lies in the artifact."""
-    try:
-        config = transformers.AutoConfig.from_pretrained(artifact.path, local_files_only=True)
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        raise ArtifactError(f"{artifact.path}/config.json is damaged ({error}): convert again") from error
-    config.dtype = getattr(torch, artifact.manifest.dtype)
-    return config
-
-
-def stored_tensors(artifact: Artifact) -> dict[str, Callable[[], torch.Tensor]]:
-    """Every tensor in the artifact's safetensors files."""
-    readers: dict[str, Callable[[], torch.Tensor]] = {}
-    for name in artifact.manifest.weight_files:
-        try:
-            file = safe_open(artifact.path / name, framework="pt")
-        except SafetensorError as error:
-            raise ArtifactError(
-                f"{artifact.path / name} is damaged or cut short ({error}): convert the checkpoint again"
-            ) from None
-        readers |= {key: partial(file.get_tensor, key) for key in file.keys()}
-    return readers
+    return open_ctranslate2(artifact)
 
 
 def _open_transformers(artifact: Artifact) -> Weights:
-    return matched(artifact, checkpoint_config(artifact), stored_tensors(artifact))
+    from pangu_server.backends.torch.safetensors_weights import open_transformers
+
+    return open_transformers(artifact)
 
 
-def _differ(readers: Readers, names: tuple[str, str]) -> bool:
-    """Whether there are tensors of both `names`, and not the same."""
-    if not all(name in readers for name in names):
-        return False
-    first, second = (readers[name]() for name in names)
-    return not (
-        isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor) and torch.equal(first, second)
-    )
-
-
-OPENERS: dict[str, Callable[[Artifact], Weights]] = {"transformers": _open_transformers}
+OPENERS: dict[str, Callable[[Artifact], Weights]] = {
+    "ctranslate2": _open_ctranslate2,
+    "transformers": _open_transformers,
+}

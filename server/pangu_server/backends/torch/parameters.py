@@ -1,0 +1,84 @@
+"""A model's parameters by transformers' names, as some artifact holds them: complete, and nothing too much."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pangu_convert.artifact import Artifact, ArtifactError
+from pangu_server.backends.torch.placing import build, ignored, stored_shapes
+from pangu_server.backends.torch.quantized import Quantized
+
+Value = torch.Tensor | Quantized
+Readers = Mapping[str, Callable[[], Value]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Weights:
+    """Every parameter and stored buffer of a model; iterating reads them, in the order of the files."""
+
+    path: Path  # of the artifact
+    config: Any  # transformers' PretrainedConfig; `tie_word_embeddings` says what the files hold
+    dtype: torch.dtype  # of what is not quantized
+    shapes: Mapping[str, tuple[int, ...]]
+    readers: Readers
+    unpacked: list[str] = field(
+        default_factory=list
+    )  # quantized matrices that no `Quantized` holds, once read
+
+    def __iter__(self) -> Iterator[tuple[str, Value]]:
+        """Name and value; `ArtifactError` for one that is damaged or has another shape."""
+        for name, read in self.readers.items():
+            value = read()
+            shape = tuple((value.integers if isinstance(value, Quantized) else value).shape)
+            if shape != self.shapes[name]:
+                raise ArtifactError(
+                    f"{name} in {self.path} has shape {list(shape)}, not the {list(self.shapes[name])} of its "
+                    "config: convert the checkpoint again"
+                )
+            yield name, value
+
+
+def matched(artifact: Artifact, config: Any, readers: Readers, unpacked: list[str] | None = None) -> Weights:
+    """`readers` by the names of the artifact's architecture, without doubles of what is tied.
+
+    Raises:
+        ArtifactError: a parameter is missing, or one there that the model does not have.
+    """
+    model = build(config, artifact.manifest.architecture)
+    if any(_differ(readers, names) for names in model.all_tied_weights_keys.items()):
+        config.tie_word_embeddings = False  # as transformers decides, with a warning
+        model = build(config, artifact.manifest.architecture)
+    shapes, tied = stored_shapes(model), model.all_tied_weights_keys
+    found = {}
+    for name, read in readers.items():
+        source = tied.get(name, name)  # a file may hold either name, or both
+        if source in shapes:
+            found.setdefault(source, read)
+        elif not ignored(model, name):
+            raise ArtifactError(
+                f"{artifact.path} has a tensor {name}, which {type(model).__name__} does not: convert the "
+                "checkpoint again"
+            )
+    for name in shapes:
+        if name not in found:
+            raise ArtifactError(f"{artifact.path} has no tensor {name}: convert the checkpoint again")
+    return Weights(
+        path=artifact.path,
+        config=config,
+        dtype=getattr(torch, artifact.manifest.dtype),
+        shapes=shapes,
+        readers=found,
+        unpacked=[] if unpacked is None else unpacked,
+    )
+
+
+def _differ(readers: Readers, names: tuple[str, str]) -> bool:
+    """Whether there are tensors of both `names`, and not the same."""
+    if not all(name in readers for name in names):
+        return False
+    first, second = (readers[name]() for name in names)
+    both_plain = isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)
+    return not (both_plain and torch.equal(first, second))

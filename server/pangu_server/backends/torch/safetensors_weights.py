@@ -1,0 +1,44 @@
+"""The weights in an artifact's safetensors files, by the names that they have there."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+
+from pangu_convert.artifact import Artifact, ArtifactError
+from pangu_server.backends.torch.parameters import Weights, matched
+
+
+def open_transformers(artifact: Artifact) -> Weights:
+    """The weights of an unquantized artifact; raises as `open_weights` does."""
+    return matched(artifact, checkpoint_config(artifact), stored_tensors(artifact))
+
+
+def checkpoint_config(artifact: Artifact) -> Any:
+    """The config of the checkpoint, which lies in the artifact; `ArtifactError` when it is damaged."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(artifact.path, local_files_only=True)
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        raise ArtifactError(
+            f"{artifact.path}/config.json is damaged ({error}): convert the checkpoint again"
+        ) from error
+    config.dtype = getattr(torch, artifact.manifest.dtype)
+    return config
+
+
+def stored_tensors(artifact: Artifact) -> Mapping[str, Callable[[], torch.Tensor]]:
+    """Every tensor of the artifact, mapped into memory when it is read; `ArtifactError` when a file is damaged."""
+    readers: dict[str, Callable[[], torch.Tensor]] = {}
+    for name in artifact.manifest.weight_files:
+        try:
+            file = safe_open(artifact.path / name, framework="pt")
+        except SafetensorError as error:
+            raise ArtifactError(
+                f"{artifact.path / name} is damaged or cut short ({error}): convert the checkpoint again"
+            ) from None
+        readers |= {key: partial(file.get_tensor, key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    return readers

@@ -1,99 +1,180 @@
-"""Keys and values of the rows, each row with a length of its own."""
+"""The tensors of the attention cache: pages of keys and values, written and read by our attention function."""
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from transformers.cache_utils import Cache
+import torch.nn.functional as F
 
-MIN_LENGTH_TOKENS = 128
+PAGE_TOKENS = 16
+FEW_TOKENS = 16  # new ones of a row: up to these the pages are read where they are; above they are gathered
 
 
-class Slots(Cache):  # type: ignore[misc]
-    """Keys and values as tensors (rows, kv_heads, length, head_dim), two a layer.
+class Heads(NamedTuple):
+    """What a layer keeps of a token."""
 
-    They grow by doubling, up to `max_rows` x `max_length`. What lies beyond a row's own tokens is finite
-    and never attended to. Belongs to one thread; another may read `held_bytes`.
-    """
+    kv_heads: int
+    head_dim: int
 
-    def __init__(self, max_rows: int, max_length: int) -> None:
-        super().__init__(layers=[])  # the models only call `update`
-        self._max_rows, self._max_length = max_rows, max_length
-        self.clear()
 
-    def clear(self) -> None:
-        """Forget everything and release the memory."""
-        self._tensors: list[torch.Tensor] = []  # keys and values of layer 0, of layer 1, ...
-        self.rows = self._length = 0
+class Segment(NamedTuple):
+    """A row's new tokens in a flat batch."""
+
+    first: int  # place of the first one
+    count: int
+    length: int  # of the row with them
+    slot: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Flat:
+    """Where the tokens of one forward belong: rows one after the other. Tensors are on the model's device."""
+
+    places: torch.Tensor  # int64 (tokens,): page * PAGE_TOKENS + offset; negative: nowhere
+    segments: Sequence[Segment]
+    # The tokens of rows that have few new ones: which, whose slot, how many positions it sees.
+    tokens: torch.Tensor
+    slots: torch.Tensor
+    visible: torch.Tensor
+    even: int = 0  # new tokens of every row, where all have as many: 1 when all decode
+    tables: torch.Tensor | None = None  # int32 (rows, pages), where `even`
+
+
+class Options(NamedTuple):
+    """How a layer attends."""
+
+    scale: float
+    window: int = 0  # positions that are seen at most; 0: all
+    softcap: float = 0.0
+
+
+class PagedCache:
+    """Keys and values by layer. `tables` (slots, pages) says which pages a row has, in order; on the host."""
+
+    def __init__(
+        self, layers: Sequence[Heads], pages: int, slots: int, row_pages: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.layers, self.pages, self.dtype, self.device = list(layers), pages, dtype, device
+        self.tables = np.zeros((slots, row_pages), np.int32)
 
     @property
-    def held_bytes(self) -> int:
-        """Memory of all tensors."""
-        return sum(tensor.nbytes for tensor in list(self._tensors))
+    def nbytes(self) -> int:
+        """Memory of all pages."""
+        return self.pages * page_bytes(self.layers, self.dtype)
 
-    def reserve(self, rows: int, length: int) -> None:
-        """Make room for at least `rows` rows and `length` positions. After a failure what is held is still there."""
-        if rows > self.rows or length > self._length:
-            rows = max(self.rows, min(self._max_rows, _power_of_two(rows)))
-            length = max(self._length, min(self._max_length, _power_of_two(max(length, MIN_LENGTH_TOKENS))))
-            for index, tensor in enumerate(self._tensors):  # one after the other: only one is there twice
-                self._tensors[index] = _grown(tensor, rows, length)
-            self.rows, self._length = rows, length
+    def copy(self, source: int, target: int) -> None:
+        """Copy a page."""
+        for tensor in self._tensors():
+            tensor[target] = tensor[source]
 
-    def select(self, slots: Sequence[int], positions: torch.Tensor, length: int) -> torch.Tensor:
-        """Say which rows and positions the next forward computes, within what is reserved.
+    def _tensors(self) -> Sequence[torch.Tensor]:
+        raise NotImplementedError
 
-        `positions` (rows, tokens) are those of the rows in `slots`, which rise, all below `length`.
-        Returns the attention mask (rows, 1, tokens, length): each token sees its own row up to itself.
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options, flat: Flat
+    ) -> torch.Tensor:
+        """Write the tokens' keys and values (tokens, kv_heads, head_dim), then attend; query (tokens, heads, head_dim).
+
+        Each token sees its own row up to itself. Returns (tokens, heads, head_dim).
         """
-        device = positions.device
-        self._read = (_places(slots, device), slice(None), slice(length))
-        # `scatter_` would be as short, but in bfloat16 on a CPU it copies the whole tensor.
-        self._written = (torch.tensor(slots, device=device)[:, None], slice(None), positions)
-        return torch.arange(length, device=device) <= positions[:, None, :, None]
+        raise NotImplementedError
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Called by the model in each layer: keep the new keys and values, return those to attend to."""
-        if 2 * layer_idx == len(self._tensors):
-            # Zeros, as `wipe` leaves them.
-            self._tensors += [
-                new.new_zeros((self.rows, new.shape[1], self._length, new.shape[3]))
-                for new in (key_states, value_states)
-            ]
-        keys, values = self._tensors[2 * layer_idx : 2 * layer_idx + 2]
-        keys[self._written] = key_states.transpose(1, 2)
-        values[self._written] = value_states.transpose(1, 2)
-        return keys[self._read], values[self._read]
+    def gathered(self, layer: int, pages: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (kv_heads, length, head_dim) of a row."""
+        raise NotImplementedError
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` positions of a row to another."""
-        for tensor in self._tensors:
-            tensor[target, :, :length] = tensor[source, :, :length]
-
-    def wipe(self, row: int, start: int) -> None:
-        """Zero a row from `start` on: a masked position still multiplies, and half precision can overflow."""
-        for tensor in self._tensors:
-            tensor[row, :, start:] = 0
-
-
-def _places(slots: Sequence[int], device: torch.device) -> slice | torch.Tensor:
-    """An index of rows: without a copy where they are evenly spaced, as one or two always are."""
-    steps = {second - first for first, second in pairwise(slots)} or {1}
-    if len(steps) == 1:
-        return slice(slots[0], slots[-1] + 1, steps.pop())
-    return torch.tensor(slots, device=device)
+    def attend_gathered(self, layer: int, query: torch.Tensor, options: Options, segment: Segment) -> torch.Tensor:
+        """A row's new tokens, query (count, heads, head_dim), by torch's own attention over a copy of its pages."""
+        count, heads, dimension = query.shape
+        used = self.tables[segment.slot, : -(-segment.length // PAGE_TOKENS)]
+        pages = torch.from_numpy(used.astype(np.int64)).to(self.device)
+        keys, values = self.gathered(layer, pages, segment.length)
+        kv_heads = len(keys)
+        groups = heads // kv_heads
+        # All query heads of a key's head are as many more queries: nothing is repeated.
+        queries = query.view(count, kv_heads, groups, dimension).permute(1, 2, 0, 3)
+        queries = queries.reshape(1, kv_heads, groups * count, dimension)
+        at = torch.arange(segment.length - count, segment.length, device=self.device)[:, None]
+        seen = torch.arange(segment.length, device=self.device)
+        mask = seen <= at
+        if options.window:
+            mask &= seen > at - options.window
+        mask = mask.repeat(groups, 1)
+        if options.softcap:
+            scores = queries.float() @ keys[None].float().transpose(2, 3) * options.scale
+            scores = torch.tanh(scores / options.softcap) * options.softcap
+            weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
+            out = (weights @ values[None].float()).to(query.dtype)
+        else:
+            out = F.scaled_dot_product_attention(queries, keys[None], values[None], attn_mask=mask, scale=options.scale)
+        out = out.view(kv_heads, groups, count, dimension).permute(2, 0, 1, 3)
+        return out.reshape(count, heads, dimension)
 
 
-def _grown(tensor: torch.Tensor, rows: int, length: int) -> torch.Tensor:
-    old_rows, heads, old_length, dimension = tensor.shape
-    grown = tensor.new_zeros((max(rows, old_rows), heads, max(length, old_length), dimension))
-    grown[:old_rows, :, :old_length] = tensor
-    return grown
+class CpuCache(PagedCache):
+    """Keys lie by dimension in a page, for `kernels.cpu_attention`; without it, or in half precision, by torch."""
+
+    def __init__(self, *arguments: Any, parallel: bool = False, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._keys = [self._empty(heads.kv_heads, heads.head_dim, PAGE_TOKENS) for heads in self.layers]
+        self._values = [self._empty(heads.kv_heads, PAGE_TOKENS, heads.head_dim) for heads in self.layers]
+        self._kernels = [_kernels(heads, self.dtype, parallel) for heads in self.layers]
+
+    def _empty(self, *shape: int) -> torch.Tensor:
+        # Untouched memory costs nothing, and is never read.
+        return torch.empty((self.pages, *shape), dtype=self.dtype)
+
+    def _tensors(self) -> Sequence[torch.Tensor]:
+        return [*self._keys, *self._values]
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options, flat: Flat
+    ) -> torch.Tensor:
+        """See `PagedCache`."""
+        keys, values, kernels = self._keys[layer], self._values[layer], self._kernels[layer]
+        out = torch.empty_like(query)
+        if kernels is None:
+            pages, offsets = flat.places // PAGE_TOKENS, flat.places % PAGE_TOKENS
+            keys[pages, :, :, offsets] = key
+            values[pages, :, offsets] = value
+            for part in flat.segments:
+                tokens = slice(part.first, part.first + part.count)
+                out[tokens] = self.attend_gathered(layer, query[tokens], options, part)
+            return out
+        keys_, values_ = keys.numpy(), values.numpy()
+        kernels.store(key.numpy(), value.numpy(), flat.places.numpy(), keys_, values_)
+        for part in flat.segments:
+            if part.count > FEW_TOKENS:
+                tokens = slice(part.first, part.first + part.count)
+                out[tokens] = self.attend_gathered(layer, query[tokens], options, part)
+        if len(flat.tokens):
+            kernels.attend(
+                query.numpy(), keys_, values_,
+                flat.tokens.numpy(), flat.slots.numpy(), flat.visible.numpy(), self.tables,
+                np.float32(options.scale), np.float32(options.softcap), options.window, out.numpy(),
+            )  # fmt: skip
+        return out
+
+    def gathered(self, layer: int, pages: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `PagedCache`."""
+        keys = self._keys[layer][pages].permute(1, 0, 3, 2).flatten(1, 2)[:, :length]
+        values = self._values[layer][pages].permute(1, 0, 2, 3).flatten(1, 2)[:, :length]
+        return keys, values
 
 
-def _power_of_two(number: int) -> int:
-    """The smallest power of two that is not below `number`."""
-    return 1 << (number - 1).bit_length()
+def _kernels(heads: Heads, dtype: torch.dtype, parallel: bool) -> Any:
+    """The compiled attention for this layer; None where torch does it."""
+    if dtype != torch.float32 or heads.head_dim % 8:
+        return None
+    try:
+        from pangu_server.backends.torch.kernels.cpu_attention import cpu_attention
+    except ImportError:
+        return None
+    return cpu_attention(heads.head_dim, parallel)
+
+
+def page_bytes(layers: Sequence[Heads], dtype: torch.dtype) -> int:
+    """Memory of one page, all layers."""
+    return sum(2 * heads.kv_heads * heads.head_dim * PAGE_TOKENS * dtype.itemsize for heads in layers)

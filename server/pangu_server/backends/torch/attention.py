@@ -1,0 +1,64 @@
+"""Our function in transformers' `AttentionInterface`: it keeps the new keys and values in pages and reads from them.
+
+The modeling code calls it in each layer with what the runner gave the model's forward as `paged`; there is no other
+cache, and no mask.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+
+from pangu_server.backends.torch.cache import Flat, Heads, Options, PagedCache
+
+NAME = "pangu_paged"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Paged:
+    """What a forward has to do with the cache."""
+
+    cache: PagedCache
+    flat: Flat
+
+
+class Probe:
+    """In the place of a `Paged`: notes what each layer would keep."""
+
+    def __init__(self) -> None:
+        self.layers: dict[int, Heads] = {}
+
+
+def paged_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    paged: Paged | Probe,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of a flat batch: query (1, heads, tokens, head_dim), key and value (1, kv_heads, tokens, head_dim).
+
+    Returns (1, tokens, heads, head_dim).
+    """
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    if isinstance(paged, Probe):
+        paged.layers[module.layer_idx] = Heads(key.shape[1], key.shape[2])
+        return query[None], None
+    options = Options(
+        query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window or 0, softcap or 0.0
+    )
+    cache = paged.cache
+    out = cache.attend(
+        module.layer_idx, query.contiguous(), key.contiguous(), value.contiguous(), options, paged.flat
+    )
+    return out[None], None
+
+
+AttentionInterface.register(NAME, paged_attention)

@@ -1,159 +1,306 @@
 """Continuous batching: completions join and leave between two steps.
 
-A turn computes a piece of the prompts that wait, then one token of every completion that runs, all in one forward.
+A turn is one forward: the next token of every completion that generates, with guesses to verify where they pay, and as
+many tokens of prompts as the turn's budget has. Prompts are computed in the order of their arrival.
 """
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from pangu_server.backends.schedule import Schedule
-from pangu_server.backends.seam import CacheUse, Counts
-from pangu_server.backends.torch.cache import Slots
-from pangu_server.backends.torch.choosing import NextTokens, prompt_logprobs
-from pangu_server.backends.torch.rows import Row, Rows
+from pangu_server.backends.schedule import Schedule, Ticket
+from pangu_server.backends.seam import CacheUse, Counts, Draft, TokenLogprobs
+from pangu_server.backends.torch.cache import PAGE_TOKENS
+from pangu_server.backends.torch.choosing import Choosing, prompt_logprobs
+from pangu_server.backends.torch.drafting import Costs, Lookup, lengths
+from pangu_server.backends.torch.rows import Part, Row, Rows
 from pangu_server.backends.torch.runner import Runner
 
 logger = logging.getLogger(__name__)
 
 # Prompt tokens a turn: the others wait for no more than these between two of their tokens. A CPU is at full
-# speed with so few (SmolLM2-135M, one thread: 512 tokens take 1.5 s in pieces of 128, 2.0 s in pieces of 64,
-# 1.4 s in pieces of 256); a GPU computes some hundred in the time of one.
-PREFILL_TOKENS = {"cpu": 128, "cuda": 512}
+# speed with so few; a GPU computes some hundred in the time of one.
+PREFILL_TOKENS = {"cpu": 128, "cuda": 1024}
+SCORED_TOKENS = 256  # of a prompt whose log-probabilities are asked for: each costs a row of the vocabulary
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """A forward whose tokens have been chosen, and not read yet."""
+
+    parts: Sequence[Part]
+    tokens: torch.Tensor  # one a kept logit
+    logprobs: Any  # `Logprobs`, None if none are asked for
+    started: float
 
 
 class ContinuousSchedule(Schedule):
     """Says who gets tokens in a turn."""
 
     def __init__(
-        self, model: Any, *, max_batch: int, context_length: int, on_batch: Callable[[int], None]
+        self,
+        runner: Runner,
+        choosing: Choosing,
+        *,
+        max_batch: int,
+        on_batch: Callable[[int], None],
+        draft: Draft = "prompt",
+        costs: Costs | None = None,
     ) -> None:
         super().__init__()
-        self._max_batch, self._context_length, self._on_batch = max_batch, context_length, on_batch
-        self._slots = Slots(max_batch, context_length)
-        self._rows = Rows(self._slots, max_batch)
-        self._runner = Runner(model, self._slots)
-        self._filling: Row | None = None  # the one whose prompt is computed now
+        self._runner, self._choosing, self._on_batch = runner, choosing, on_batch
+        self._rows = Rows(runner.cache, max_batch)
+        self._drafts, self._costs = draft == "prompt", costs or Costs()
+        self._queries = self._hits = self._preemptions = self._drafted = self._accepted = 0
 
     def close(self) -> None:
         """See `Schedule`; releases model and cache too."""
         super().close()
-        self._slots.clear()
-        del self._runner
+        del self._runner, self._rows.cache
 
     def cache_use(self) -> CacheUse:
         """See `Backend`."""
-        used = sum(row.held for row in self._rows if row.ticket)
+        pages = self._rows.pages
+        page_bytes = self._rows.cache.nbytes // pages.count
         return CacheUse(
-            held_bytes=self._slots.held_bytes,
-            used_fraction=used / (self._max_batch * self._context_length),
+            held_bytes=(pages.count - pages.free) * page_bytes, used_fraction=pages.held / pages.count
         )
 
     def counts(self) -> Counts:
         """See `Backend`."""
-        return Counts()
+        return Counts(
+            prefix_queries=self._queries,
+            prefix_hits=self._hits,
+            preemptions=self._preemptions,
+            drafted=self._drafted,
+            accepted=self._accepted,
+        )
 
     def turn(self) -> None:
         """See `Schedule`."""
-        try:
-            with torch.inference_mode():
-                for row in self._rows:
-                    if row.ticket and row.ticket.cancelled:
-                        self._leave(row)
-                self._prefill()
-                if rows := self._rows.decoding:
-                    self._decode(rows)
-        except Exception:  # none that `_failing` foresees: the thread ends all tickets
-            self._filling = None
-            self._rows.clear()
-            raise
-        if not self.running:
-            self._rows.clear_if_large()
-
-    def _prefill(self) -> None:
-        """Compute prompts, one after the other, until the turn's tokens are used up."""
-        left = PREFILL_TOKENS[self._runner.device.type]
-        while left > 0:
-            if self._filling is None and not self._begin_prompt():
-                return
-            if row := self._filling:
-                with self._failing([row]):
-                    left -= self._fill(row, left)
-
-    def _begin_prompt(self) -> bool:
-        """Give the next waiting ticket a row, with the keys and values that another one has already."""
-        with self.changed:
-            head = list(self.waiting)[: self._max_batch - len(self.running)][:1]
-        admitted = self.admit(head)
-        for ticket in admitted:
-            row, source, common = self._rows.claim(ticket)
-            self._filling = row
-            with self._failing([row]):
-                self._rows.fill_from(row, source, common)
-        return bool(admitted)
-
-    def _fill(self, row: Row, limit: int) -> int:
-        """Compute up to `limit` more tokens of the prompt; returns how many it was."""
-        ticket, start = row.ticket, row.held
-        assert ticket
-        end = min(start + limit, len(row.tokens))
-        done = end == len(row.tokens)
-        if start == end - 1 and done and ticket.remaining and not ticket.prompt_due:
-            self._promote(row)  # one token is what the decode step computes, for all rows at once
-            return 0
-        logits = self._runner.forward([row], end - start, keep=0 if ticket.prompt_due else 1)[0]
-        if ticket.prompt_due:
-            assert ticket.options.prompt_logprobs is not None
-            following = row.tokens[start + 1 : end + 1]
-            row.prompt_logprobs += prompt_logprobs(logits, following, ticket.options.prompt_logprobs)
-        if done:
-            if ticket.prompt_due:
-                ticket.prompt_due = False
-                ticket.listener.on_prompt(row.prompt_logprobs)
-            if ticket.remaining:
-                self._promote(row)
-                self._take([row], logits[-1:])
-            else:
-                self._leave(row)
-        return end - start
-
-    def _promote(self, row: Row) -> None:
-        """Its prompt is computed, or all but one token: it takes part in the next step."""
-        self._filling = None
-        row.decoding = True
-
-    def _decode(self, rows: Sequence[Row]) -> None:
-        self._on_batch(len(rows))
-        with self._failing(rows):
-            self._take(rows, self._runner.forward(rows, 1, keep=1)[:, -1])
-
-    def _take(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
-        """Choose the next token of each row. `logits` has shape (rows, vocabulary)."""
-        chosen = NextTokens(logits)
-        for index, row in enumerate(rows):
-            with self._failing([row]):
-                assert row.ticket
-                if chosen.take(index, row.ticket):
+        with torch.inference_mode():
+            for row in list(self._rows.running):
+                if row.ticket.cancelled:
                     self._leave(row)
+            parts = self._plan()
+            if not parts:
+                return
+            try:
+                step = self._launch(parts)
+            except Exception as error:
+                # Out of memory, or a request that the model fails on: the newest pays, the others are computed again.
+                newest = max((part.row for part in parts), key=lambda row: row.number)
+                logger.exception("a step of %d rows failed; its newest request ends", len(parts))
+                self._leave(newest, error)
+                return
+            self._settle(step)
+
+    # ------------------------------------------------------------------ who gets tokens
+
+    def _plan(self) -> list[Part]:
+        """The parts of the next step."""
+        parts: list[Part] = []
+        running = list(self._rows.running)
+        guesses = self._guesses([row for row in running if row.pending == 1 and row.draws])
+        left = PREFILL_TOKENS[self._runner.device.type]
+        for row in running:
+            if row.ended:
+                continue  # it gave way to an older one
+            guess = guesses.get(row, [])
+            count = 1 + len(guess) if row.pending == 1 else min(row.pending, left, _most(row.ticket))
+            if count <= 0 or not self._make_room(row, row.computed + count, parts):
+                continue
+            left -= count if row.pending > 1 else 0
+            parts.append(_part(row, count, guess))
+        while left > 0 and (new := self._admit()):
+            if self._end_without_work(new):
+                continue
+            count = min(new.pending, left, _most(new.ticket))
+            if not self._make_room(new, new.computed + count, parts):
+                break
+            left -= count
+            parts.append(_part(new, count, []))
+        return [part for part in parts if not part.row.ended]
+
+    def _admit(self) -> Row | None:
+        """A row for the head of the queue, if there is a slot and room for its prompt."""
+        with self.changed:
+            head = self.waiting[0] if self.waiting else None
+        if head is None or self._rows.full or self._rows.sharing(head):
+            return None
+        if self._rows.running and -(-len(head.tokens) // PAGE_TOKENS) + 1 > self._rows.pages.available:
+            return None
+        first_time = not head.started
+        if not self.admit([head]):
+            return self._admit()  # cancelled meanwhile
+        row = self._rows.claim(head)
+        prompt = head.tokens[: head.prompt_tokens]
+        self._choosing.join(row.slot, prompt, head.tokens[head.prompt_tokens :], head.options)
+        if self._drafts and self._choosing.drafts(row.slot):
+            row.lookup = Lookup(head.tokens, head.options.prediction)
+        if first_time:
+            head.cached_tokens = min(row.computed, head.prompt_tokens)
+            self._queries += head.prompt_tokens
+            self._hits += head.cached_tokens
+        return row
+
+    def _end_without_work(self, row: Row) -> bool:
+        """Whether nothing is asked of this row, which then has ended."""
+        if row.ticket.remaining > 0 or row.ticket.prompt_due:
+            return False
+        self._leave(row)
+        return True
+
+    def _make_room(self, row: Row, tokens: int, parts: list[Part]) -> bool:
+        """Pages for the first `tokens` tokens of `row`; the newest rows give theirs back. False if it had to itself."""
+        while not self._rows.reserve(row, tokens):
+            newest = max(self._rows.running, key=lambda other: other.number)
+            self._preempt(newest)
+            parts[:] = [part for part in parts if part.row is not newest]
+            if newest is row:
+                return False
+        return True
+
+    def _preempt(self, row: Row) -> None:
+        """Put the row back into the queue, before all others: it goes on from the tokens that it has."""
+        self._preemptions += 1
+        self._choosing.leave(row.slot)
+        self._rows.leave(row)
+        self.requeue([row.ticket], front=True)
+
+    def _guesses(self, rows: Sequence[Row]) -> dict[Row, list[int]]:
+        """The guesses that pay, by row."""
+        found = []
+        for row in rows:
+            most = row.ticket.remaining - 1
+            if row.lookup and most > 0 and (guess := row.lookup.guess(most)):
+                found.append((row, row.lookup.rate, guess))
+        if not found:
+            return {}
+        others = len(rows) - len(found)
+        counts = lengths([rate for _, rate, _ in found] + [0.0] * others, self._costs)
+        return {row: guess[:count] for (row, _, guess), count in zip(found, counts, strict=False)}
+
+    # ------------------------------------------------------------------ a step
+
+    def _launch(self, parts: Sequence[Part]) -> Step:
+        """Compute the parts and choose their tokens."""
+        started = time.perf_counter()
+        self._on_batch(len(parts))
+        logits = self._runner.forward(parts)
+        at, chosen, slots, draws, tops = 0, [], [], [], []
+        for part in parts:
+            rows = range(at, at + part.kept)
+            at += part.kept
+            row, ticket = part.row, part.row.ticket
+            if ticket.prompt_due and rows:
+                self._score(part, logits[rows.start : rows.stop])
+            last = part.start + part.count - len(part.guesses) == len(ticket.tokens)
+            if not last or not ticket.remaining:
+                continue
+            rows = rows[-1 - len(part.guesses) :]
+            chosen += rows
+            slots += [row.slot] * len(rows)
+            draws += range(row.draws, row.draws + len(rows))
+            tops += [ticket.options.logprobs] * len(rows)
+        if not chosen:
+            return Step(parts, torch.empty(0, dtype=torch.long), None, started)
+        if len(chosen) < len(logits):
+            logits = logits[torch.tensor(chosen, device=logits.device)]
+        tokens = self._choosing.choose(logits, slots, draws)
+        logprobs = None
+        if any(top is not None for top in tops):
+            logprobs = self._choosing.logprobs(logits, tokens, tops)
+        plain = [index for index, part in enumerate(_choosing_parts(parts)) if not part.guesses]
+        if len(plain) == len(slots):
+            self._choosing.accept(slots, tokens)
+        return Step(parts, tokens, logprobs, started)
+
+    def _score(self, part: Part, logits: torch.Tensor) -> None:
+        """The log-probabilities of the prompt's tokens behind those that the part computed."""
+        row, ticket = part.row, part.row.ticket
+        assert ticket.options.prompt_logprobs is not None
+        following = ticket.tokens[part.start + 1 : part.start + part.count + 1]
+        row.prompt_logprobs += prompt_logprobs(logits, following, ticket.options.prompt_logprobs)
+
+    def _settle(self, step: Step) -> None:
+        """Read the tokens of a step and tell the listeners."""
+        tokens: list[int] = step.tokens.tolist()
+        scored: Sequence[TokenLogprobs | None] = step.logprobs.read() if step.logprobs else [None] * len(tokens)
+        at, decoded = 0, True
+        for part in step.parts:
+            row, ticket = part.row, part.row.ticket
+            last = part.start + part.count - len(part.guesses) == len(ticket.tokens)
+            row.computed = part.start + part.count - len(part.guesses)
+            decoded &= row.draws > 0 and part.count == 1 + len(part.guesses)
+            if not last:
+                continue
+            count = 1 + len(part.guesses) if ticket.remaining else 0
+            own = slice(at, at + count)
+            at += count
+            try:
+                if ticket.prompt_due:
+                    ticket.prompt_due = False
+                    ticket.listener.on_prompt(row.prompt_logprobs)
+                if not count or self._take(part, tokens[own], scored[own]):
+                    self._leave(row)
+                else:
+                    self._rows.share(row)
+            except Exception as error:  # of the listener: nobody else's
+                logger.exception("a listener failed")
+                self._leave(row, error)
+        if decoded:
+            self._costs.learn(sum(part.count for part in step.parts), time.perf_counter() - step.started)
+
+    def _take(self, part: Part, tokens: Sequence[int], scored: Sequence[TokenLogprobs | None]) -> bool:
+        """Give the row its tokens: those up to the first that was guessed wrong. Whether it is over."""
+        row, guesses = part.row, part.guesses
+        right = 0
+        while right < len(guesses) and guesses[right] == tokens[right]:
+            right += 1
+        if guesses:
+            assert row.lookup
+            row.lookup.learn(len(guesses), right)
+            row.ticket.drafted += len(guesses)
+            self._drafted += len(guesses)
+        for index in range(right + 1):
+            if index:  # the guess before it was right: it has been computed
+                row.computed += 1
+                row.ticket.accepted += 1
+                self._accepted += 1
+            if row.lookup:
+                row.lookup.append(tokens[index])
+            if row.ticket.tell(tokens[index], scored[index]):
+                return True
+        return False
 
     def _leave(self, row: Row, error: Exception | None = None) -> None:
         """The row's ticket ends."""
-        if row is self._filling:
-            self._filling = None
-        self.finish(self._rows.leave(row), error)
+        self._choosing.leave(row.slot)
+        self._rows.leave(row, sound=error is None)
+        self.finish(row.ticket, error)
 
-    @contextlib.contextmanager
-    def _failing(self, rows: Sequence[Row]) -> Iterator[None]:
-        """An exception, such as out of memory, ends these rows' tickets and no others."""
-        try:
-            yield
-        except Exception as error:
-            logger.exception("generation failed")
-            running = [row for row in rows if row.ticket]
-            for row in running:
-                row.held = 0
-            for row in running:
-                self._leave(row, error)
+
+def _part(row: Row, count: int, guesses: Sequence[int]) -> Part:
+    ticket = row.ticket
+    done = row.computed + count - len(guesses) == len(ticket.tokens)
+    keep: Any = "all" if ticket.prompt_due or guesses else "last" if done and ticket.remaining else "none"
+    return Part(row, row.computed, count, keep, guesses)
+
+
+def _most(ticket: Ticket) -> int:
+    return SCORED_TOKENS if ticket.prompt_due else 1 << 30
+
+
+def _choosing_parts(parts: Sequence[Part]) -> list[Part]:
+    """Those whose next token is chosen, once for each token that is."""
+    return [
+        part
+        for part in parts
+        if part.start + part.count - len(part.guesses) == len(part.row.ticket.tokens) and part.row.ticket.remaining
+        for _ in range(1 + len(part.guesses))
+    ]

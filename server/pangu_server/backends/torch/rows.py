@@ -1,108 +1,149 @@
-"""Rows: who has which slot of the cache, and what it holds.
+"""Rows: the completions that run, what each holds of the cache, and what a step computes of them."""
 
-A row keeps its slot for life: when others end, nothing moves. A row whose ticket has ended stays for a while, because
-the next prompt may begin like it.
-"""
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from pangu_server.backends.schedule import Ticket
 from pangu_server.backends.seam import TokenLogprobs
-from pangu_server.backends.torch.cache import Slots
+from pangu_server.backends.torch.cache import PAGE_TOKENS, PagedCache
+from pangu_server.backends.torch.drafting import Lookup
+from pangu_server.backends.torch.pages import Page, Pages
 
-# What the cache may hold only because a later prompt may begin like an earlier one.
-KEPT_BYTES = 1 << 30
+Keep = Literal["none", "last", "all"]  # the logits that a part of a step is for
 
 
 @dataclass(eq=False, slots=True)
 class Row:
-    """One row of the cache: what it holds and for whom."""
+    """A completion that runs: its slot, its pages, how far it is computed."""
 
+    ticket: Ticket
     slot: int
-    ticket: Ticket | None = None  # None: idle
-    tokens: list[int] = field(default_factory=list)  # the ticket's, or those of the one that ended
-    held: int = 0  # how many of them have keys and values
-    left_at: int = 0  # counts the tickets that had ended before its last one
-    decoding: bool = False  # its prompt is computed: it takes part in every step
-    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)  # of those before `held`
+    number: int  # counts admissions: the newest gives way first
+    pages: list[Page] = field(default_factory=list)
+    listed: int = 0  # the first of them that others can find
+    computed: int = 0  # tokens whose keys and values are there, or on their way
+    flying: int = 0  # tokens that the device has chosen and the host has not read
+    ended: bool = False
+    lookup: Lookup | None = None
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
+
+    @property
+    def pending(self) -> int:
+        """Tokens to compute before the next one can be chosen; 1 while it generates."""
+        return len(self.ticket.tokens) + self.flying - self.computed
+
+    @property
+    def draws(self) -> int:
+        """Tokens that have been chosen, read or not."""
+        return self.ticket.generated + self.flying
+
+
+class Part(NamedTuple):
+    """What a step computes of a row: `count` tokens, from its position `start` on; the last ones are guesses."""
+
+    row: Row
+    start: int
+    count: int
+    keep: Keep
+    guesses: Sequence[int] = ()
+
+    @property
+    def kept(self) -> int:
+        """Its logits."""
+        return {"none": 0, "last": 1, "all": self.count}[self.keep]
 
 
 class Rows:
-    """The rows of a cache, at most `max_rows`. Belongs to one thread; another may iterate over them."""
+    """Slots and pages of the rows that run. Belongs to one thread; another may read the figures."""
 
-    def __init__(self, slots: Slots, max_rows: int) -> None:
-        self._slots, self._max_rows = slots, max_rows
-        self._rows: list[Row] = []  # each at the place of its slot
-        self._left = 0
-
-    def __iter__(self) -> Iterator[Row]:
-        return iter(list(self._rows))
+    def __init__(self, cache: PagedCache, slots: int) -> None:
+        self.cache, self.pages = cache, Pages(cache.pages, PAGE_TOKENS)
+        self.running: list[Row] = []  # in the order of their admission
+        self._slots = list(range(slots - 1, -1, -1))
+        self._admitted = 0
 
     @property
-    def decoding(self) -> list[Row]:
-        """Those that take part in a step, in the order of their slots."""
-        return [row for row in self._rows if row.decoding]
+    def full(self) -> bool:
+        """Whether there is no slot left."""
+        return not self._slots
 
-    def clear(self) -> None:
-        """Forget all rows, and release the cache's memory."""
-        self._slots.clear()
-        self._rows.clear()
-
-    def clear_if_large(self) -> None:
-        """The same when the cache holds more than is worth keeping. All rows are idle."""
-        if self._slots.held_bytes > KEPT_BYTES:
-            self.clear()
-
-    def claim(self, ticket: Ticket) -> tuple[Row, Row, int]:
-        """A row for `ticket`, and the row that has keys and values for its first tokens, and for how many.
-
-        The row holds nothing until `fill_from` has been called.
-        """
+    def claim(self, ticket: Ticket) -> Row:
+        """A row for `ticket`, with all pages that the cache has of its tokens. There is a slot."""
+        row = Row(ticket, self._slots.pop(), self._admitted)
+        self._admitted += 1
+        self.running.append(row)
         # The last token is always computed, and all are when their log-probabilities are asked for.
-        wanted = [] if ticket.prompt_due else ticket.tokens[:-1]
-        common, source = max(
-            ((_common(row.tokens[: row.held], wanted), row) for row in self._rows),
-            key=lambda pair: (pair[0], pair[1].ticket is None),
-            default=(0, Row(slot=-1)),
+        match = self.pages.find([] if ticket.prompt_due else ticket.tokens[:-1])
+        for page in (*match.whole, *([match.partial] if match.partial else [])):
+            self.pages.hold(page)
+        self._append(row, match.whole)
+        row.listed, row.computed = len(match.whole), len(match.whole) * PAGE_TOKENS
+        if match.partial:
+            if own := self.pages.take():
+                self.cache.copy(match.partial.index, own.index)
+                self._append(row, [own])
+                row.computed += match.partial_tokens
+            self.pages.release([match.partial])
+        return row
+
+    def sharing(self, ticket: Ticket) -> bool:
+        """Whether a row computes right now what `ticket` could find in the cache a turn later."""
+        if ticket.prompt_due:
+            return False
+        known = len(self.pages.find(ticket.tokens[:-1]).whole)
+        return any(
+            row.pending > 1 and _common_pages(row.ticket.tokens, ticket.tokens[:-1]) > known for row in self.running
         )
-        row = self._row_for(source, common)
-        row.ticket, row.tokens, row.held, row.prompt_logprobs = ticket, ticket.tokens, 0, [None]
-        return row, source, common
 
-    def fill_from(self, row: Row, source: Row, common: int) -> None:
-        """Give `row` the first `common` keys and values of `source`, and zeros behind them."""
-        self._slots.reserve(len(self._rows), common)
-        if common and source is not row:
-            self._slots.copy(source.slot, row.slot, common)
-        self._slots.wipe(row.slot, common)
-        row.held = common
+    def reserve(self, row: Row, tokens: int) -> bool:
+        """Make room for the first `tokens` tokens of `row`; False if all pages are held."""
+        while len(row.pages) * PAGE_TOKENS < tokens:
+            page = self.pages.take()
+            if page is None:
+                return False
+            self._append(row, [page])
+        return True
 
-    def leave(self, row: Row) -> Ticket:
-        """The row's ticket has ended; what the row holds stays for others."""
-        ticket, row.ticket, row.decoding = row.ticket, None, False
-        assert ticket
-        self._left += 1
-        row.left_at = self._left
-        return ticket
+    def share(self, row: Row) -> None:
+        """Let others find what `row` has computed, in whole pages."""
+        known = min(row.computed, len(row.ticket.tokens))
+        while (row.listed + 1) * PAGE_TOKENS <= known:
+            self._keep(row, PAGE_TOKENS)
 
-    def _row_for(self, source: Row, common: int) -> Row:
-        """An idle row: `source` itself when little is lost with it, else a new one, else the oldest."""
-        idle = [row for row in self._rows if row.ticket is None]
-        if source in idle and 2 * common >= source.held:
-            return source
-        roomy = len(self._rows) < self._slots.rows or 2 * self._slots.held_bytes <= KEPT_BYTES
-        if not idle or (roomy and len(self._rows) < self._max_rows):
-            self._rows.append(Row(slot=len(self._rows)))
-            return self._rows[-1]
-        return min(idle, key=lambda row: row.left_at)
+    def leave(self, row: Row, *, sound: bool = True) -> None:
+        """The row is over or put back; `sound`: what it computed can be trusted and stays for others."""
+        if sound:
+            self.share(row)
+            known = min(row.computed, len(row.ticket.tokens))
+            if rest := known - row.listed * PAGE_TOKENS:
+                self._keep(row, rest)
+        self.pages.release(row.pages)
+        row.pages, row.ended = [], True
+        self.running.remove(row)
+        self._slots.append(row.slot)
+
+    def _keep(self, row: Row, count: int) -> None:
+        index = row.listed
+        parent = row.pages[index - 1] if index else None
+        first = index * PAGE_TOKENS
+        page = self.pages.keep(row.pages[index], parent, row.ticket.tokens[first : first + count])
+        row.pages[index] = page
+        self.cache.tables[row.slot, index] = page.index
+        row.listed += 1
+
+    def _append(self, row: Row, pages: Sequence[Page]) -> None:
+        first = len(row.pages)
+        row.pages += pages
+        self.cache.tables[row.slot, first : first + len(pages)] = [page.index for page in pages]
 
 
-def _common(held: Sequence[int], wanted: Sequence[int]) -> int:
-    """Length of the common prefix."""
-    length = 0
-    for a, b in zip(held, wanted, strict=False):
-        if a != b:
+def _common_pages(a: Sequence[int], b: Sequence[int]) -> int:
+    """Whole pages that both begin with."""
+    pages = 0
+    while (pages + 1) * PAGE_TOKENS <= min(len(a), len(b)):
+        part = slice(pages * PAGE_TOKENS, (pages + 1) * PAGE_TOKENS)
+        if a[part] != b[part]:
             break
-        length += 1
-    return length
+        pages += 1
+    return pages

@@ -1,47 +1,72 @@
-"""One forward of the model for several rows over the cache."""
+"""One forward of the model for a flat batch: the tokens of all rows one after the other, over the paged cache."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from pangu_server.backends.torch.cache import Slots
-from pangu_server.backends.torch.rows import Row
+from pangu_server.backends.torch.attention import NAME, Paged, Probe
+from pangu_server.backends.torch.cache import FEW_TOKENS, PAGE_TOKENS, Flat, Heads, PagedCache, Segment
+from pangu_server.backends.torch.rows import Part
+
+
+def heads_of(model: Any) -> list[Heads]:
+    """What each layer of `model` keeps of a token, learned from a forward of one token."""
+    model.set_attn_implementation(NAME)
+    probe = Probe()
+    ids = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+    with torch.inference_mode():
+        model(input_ids=ids, position_ids=ids, use_cache=False, paged=probe, logits_to_keep=1)
+    return [probe.layers[layer] for layer in range(len(probe.layers))]
 
 
 class Runner:
-    """A transformers model that reads and writes keys and values in `slots`."""
+    """A transformers model over `cache`."""
 
-    def __init__(self, model: Any, slots: Slots) -> None:
-        model.set_attn_implementation("sdpa")  # which the masks of the cache are for
-        self._model, self._slots = model, slots
+    def __init__(self, model: Any, cache: PagedCache) -> None:
+        self.model, self.cache = model, cache
+        self.device: torch.device = model.device
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        device: torch.device = self._model.device
-        return device
+    def forward(self, parts: Sequence[Part]) -> torch.Tensor:
+        """Compute these parts of their rows, which have pages for them.
 
-    def forward(self, rows: Sequence[Row], count: int, *, keep: int) -> torch.Tensor:
-        """Compute the next `count` tokens of each row, which then holds them.
-
-        Returns the logits (rows, tokens, vocabulary) in float32 of the last `keep` tokens, or of all for 0.
+        Returns the logits (kept tokens, vocabulary) in the model's type, part after part.
         """
-        device = self.device
-        length = max(row.held for row in rows) + count
-        slots = [row.slot for row in rows]
-        self._slots.reserve(max(slots) + 1, length)
-        positions = torch.tensor([range(row.held, row.held + count) for row in rows], device=device)
-        ids = torch.tensor([row.tokens[row.held : row.held + count] for row in rows], device=device)
-        output = self._model(
-            input_ids=ids,
-            attention_mask=self._slots.select(slots, positions, length),
-            position_ids=positions,
-            past_key_values=self._slots,
-            use_cache=True,
-            logits_to_keep=keep,
+        ids, positions, places = [], [], []
+        segments, few, slots, visible, kept = [], [], [], [], []
+        first = 0
+        for row, start, count, keep, guesses in parts:
+            stop = start + count
+            known = row.ticket.tokens[start:stop]
+            ids += [*known, *guesses]
+            positions.append(np.arange(start, stop))
+            pages = self.cache.tables[row.slot, start // PAGE_TOKENS : -(-stop // PAGE_TOKENS)]
+            offsets = positions[-1] - start // PAGE_TOKENS * PAGE_TOKENS
+            places.append(pages[offsets // PAGE_TOKENS].astype(np.int64) * PAGE_TOKENS + offsets % PAGE_TOKENS)
+            segments.append(Segment(first, count, stop, row.slot))
+            if count <= FEW_TOKENS:
+                few += range(first, first + count)
+                slots += [row.slot] * count
+                visible += range(start + 1, stop + 1)
+            if keep == "all":
+                kept += range(first, first + count)
+            elif keep == "last":
+                kept.append(first + count - 1)
+            first += count
+        flat = Flat(
+            places=torch.from_numpy(np.concatenate(places)),
+            segments=segments,
+            tokens=torch.tensor(few),
+            slots=torch.tensor(slots),
+            visible=torch.tensor(visible),
         )
-        for row in rows:
-            row.held += count
-        logits: torch.Tensor = output.logits
-        return logits.float()
+        output = self.model(
+            input_ids=torch.tensor([ids]),
+            position_ids=torch.from_numpy(np.concatenate(positions))[None],
+            use_cache=False,
+            paged=Paged(self.cache, flat),
+            logits_to_keep=torch.tensor(kept) if kept else 1,
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits

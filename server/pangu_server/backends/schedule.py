@@ -46,12 +46,16 @@ class Ticket:
 
         `logits` (vocabulary,) are needed when the options ask for log-probabilities.
         """
-        if self.cancelled:
-            return True
         logprobs: TokenLogprobs | None = None
         if self.options.logprobs is not None:
             assert logits is not None
             logprobs = token_logprobs(logits, token_id, self.options.logprobs)
+        return self.tell(token_id, logprobs)
+
+    def tell(self, token_id: int, logprobs: TokenLogprobs | None) -> bool:
+        """The same for a token whose log-probabilities are known, where they are asked for."""
+        if self.cancelled:
+            return True
         self.tokens.append(token_id)
         stop = self.listener.on_token(token_id, logprobs)
         return stop or token_id in self.options.end_token_ids or self.remaining <= 0

@@ -1,49 +1,31 @@
-"""The torch backend: transformers' models, an unquantized one or a GPTQ one (`gptq`)."""
+"""The torch engine: any artifact, on a CPU or a GPU, behind the `Backend` seam."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import gc
+import time
 from typing import Any
 
+import psutil
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from pangu_convert.artifact import Artifact, ArtifactError
 from pangu_server.backends.seam import BackendInfo, LoadOptions
-from pangu_server.backends.torch.continuous import ContinuousSchedule
+from pangu_server.backends.torch.cache import PAGE_TOKENS, CpuCache, Heads, PagedCache, page_bytes
+from pangu_server.backends.torch.choosing import Choosing
+from pangu_server.backends.torch.continuous import PREFILL_TOKENS, ContinuousSchedule
+from pangu_server.backends.torch.drafting import Costs
+from pangu_server.backends.torch.loading import Load, load_model, memory_bytes
+from pangu_server.backends.torch.runner import Runner, heads_of
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """A model ready to generate, and how it computes."""
-
-    model: Any
-    compute_type: str
-    kernel: str | None = None
-
-
-Load = Callable[[Artifact, str], Loaded]  # the artifact, the device
-
-
-def load_unquantized(artifact: Artifact, device: str) -> Loaded:
-    """Load a `transformers` artifact on `device` in its own type."""
-    model = AutoModelForCausalLM.from_pretrained(
-        artifact.path, dtype="auto", local_files_only=True, use_safetensors=True
-    )
-    return Loaded(model=model.to(device).eval(), compute_type=str(model.dtype).removeprefix("torch."))
+CPU_SHARE = 8  # of the memory that is free, this part may hold keys and values
+GPU_RESERVE_BYTES = 1 << 30  # that stays free beside the cache: what a forward needs for itself
 
 
 class TorchBackend(ContinuousSchedule):
-    """A causal language model in torch behind the `Backend` seam."""
+    """A causal language model of transformers with our cache, kernels and schedule."""
 
     def __init__(
-        self,
-        artifact: Artifact,
-        options: LoadOptions,
-        *,
-        name: str = "transformers",
-        load: Load = load_unquantized,
+        self, artifact: Artifact, options: LoadOptions, *, name: str = "torch", load: Load = load_model
     ) -> None:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
@@ -51,15 +33,19 @@ class TorchBackend(ContinuousSchedule):
         device = options.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            loaded = load(artifact, device)
-        except (SafetensorError, RuntimeError, ValueError, KeyError, OSError) as error:
-            raise ArtifactError(f"{name} cannot load {artifact.path}: {error}") from error
+        loaded = load(artifact, device)
+        model = loaded.model
+        gc.collect()
+        runner = Runner(model, _cache(model, artifact, options))
+        vocabulary = model.config.get_text_config().vocab_size
+        costs = Costs()
         super().__init__(
-            loaded.model,
+            runner,
+            Choosing(vocabulary, options.max_batch, runner.device),
             max_batch=options.max_batch,
-            context_length=artifact.manifest.context_length,
             on_batch=options.on_batch,
+            draft=options.draft,
+            costs=costs,
         )
         self.info = BackendInfo(
             name=name,
@@ -67,14 +53,29 @@ class TorchBackend(ContinuousSchedule):
             device=device,
             compute_type=loaded.compute_type,
             kernel=loaded.kernel,
-            weight_bytes=memory_bytes(loaded.model),
+            weight_bytes=memory_bytes(model) + loaded.quantized_bytes,
             threads=options.threads,
             max_batch=options.max_batch,
         )
         self.start()
 
 
-def memory_bytes(model: Any) -> int:
-    """Bytes of all parameters and buffers in memory; what several names share counts once."""
-    storages = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+def _cache(model: Any, artifact: Artifact, options: LoadOptions) -> PagedCache:
+    """The pages that the memory allows; `ArtifactError` if not even one request of full context fits."""
+    layers, dtype = heads_of(model), model.dtype
+    context = artifact.manifest.context_length
+    row_pages = -(-context // PAGE_TOKENS) + 1
+    size = page_bytes(layers, dtype)
+    given = options.cache_bytes
+    if given is None:
+        most = options.max_batch * row_pages  # more would only keep what nobody asks for
+        free = psutil.virtual_memory().available // CPU_SHARE
+        pages = max(row_pages, min(most, free // size))
+    else:
+        pages = given // size
+    if pages < row_pages:
+        raise ArtifactError(
+            f"a cache of {given} bytes cannot hold one request of {context} tokens: give --cache-memory at least "
+            f"{row_pages * size}"
+        )
+    return CpuCache(layers, pages, options.max_batch, row_pages, dtype, model.device, parallel=options.threads > 1)

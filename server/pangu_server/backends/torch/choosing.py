@@ -88,6 +88,10 @@ class Choosing:
         """The completion of `slot` is over, or has to wait: `join` takes it up again."""
         del self._seats[slot]
 
+    def drafts(self, slot: int) -> bool:
+        """Whether several tokens of `slot` can be chosen in one step: penalties would have to know those before."""
+        return not self._seats[slot].penalized
+
     def plain(self, slots: Sequence[int]) -> bool:
         """Whether the choice is the argmax of the model's logits for all of these."""
         return all(self._seats[slot].plain for slot in slots)

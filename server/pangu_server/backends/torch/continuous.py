@@ -115,7 +115,7 @@ class ContinuousSchedule(Schedule):
             if count <= 0 or not self._make_room(row, row.computed + count, parts):
                 continue
             left -= count if row.pending > 1 else 0
-            parts.append(_part(row, count, guess))
+            parts.append(Part.of(row, count, guess))
         while left > 0 and (new := self._admit()):
             if self._end_without_work(new):
                 continue
@@ -123,7 +123,7 @@ class ContinuousSchedule(Schedule):
             if not self._make_room(new, new.computed + count, parts):
                 break
             left -= count
-            parts.append(_part(new, count, []))
+            parts.append(Part.of(new, count))
         return [part for part in parts if not part.row.ended]
 
     def _admit(self) -> Row | None:
@@ -192,33 +192,28 @@ class ContinuousSchedule(Schedule):
         started = time.perf_counter()
         self._on_batch(len(parts))
         logits = self._runner.forward(parts)
-        at, chosen, slots, draws, tops = 0, [], [], [], []
+        at = 0
+        chosen: list[int] = []  # rows of the logits
+        slots: list[int] = []
+        draws: list[int] = []
+        tops: list[int | None] = []
         for part in parts:
-            rows = range(at, at + part.kept)
-            at += part.kept
-            row, ticket = part.row, part.row.ticket
-            if ticket.prompt_due and rows:
-                self._score(part, logits[rows.start : rows.stop])
-            last = part.start + part.count - len(part.guesses) == len(ticket.tokens)
-            if not last or not ticket.remaining:
-                continue
-            rows = rows[-1 - len(part.guesses) :]
-            chosen += rows
-            slots += [row.slot] * len(rows)
-            draws += range(row.draws, row.draws + len(rows))
-            tops += [ticket.options.logprobs] * len(rows)
+            row, end = part.row, at + part.kept
+            if row.ticket.prompt_due and part.kept:
+                self._score(part, logits[at:end])
+            chosen += range(end - part.choices, end)
+            slots += [row.slot] * part.choices
+            draws += range(row.draws, row.draws + part.choices)
+            tops += [row.ticket.options.logprobs] * part.choices
+            at = end
         if not chosen:
             return Step(parts, torch.empty(0, dtype=torch.long), None, started)
         if len(chosen) < len(logits):
             logits = logits[torch.tensor(chosen, device=logits.device)]
         tokens = self._choosing.choose(logits, slots, draws)
-        logprobs = None
-        if any(top is not None for top in tops):
-            logprobs = self._choosing.logprobs(logits, tokens, tops)
-        plain = [index for index, part in enumerate(_choosing_parts(parts)) if not part.guesses]
-        if len(plain) == len(slots):
-            self._choosing.accept(slots, tokens)
-        return Step(parts, tokens, logprobs, started)
+        self._choosing.accept(slots, tokens)
+        asked = any(top is not None for top in tops)
+        return Step(parts, tokens, self._choosing.logprobs(logits, tokens, tops) if asked else None, started)
 
     def _score(self, part: Part, logits: torch.Tensor) -> None:
         """The log-probabilities of the prompt's tokens behind those that the part computed."""
@@ -234,19 +229,17 @@ class ContinuousSchedule(Schedule):
         at, decoded = 0, True
         for part in step.parts:
             row, ticket = part.row, part.row.ticket
-            last = part.start + part.count - len(part.guesses) == len(ticket.tokens)
-            row.computed = part.start + part.count - len(part.guesses)
-            decoded &= row.draws > 0 and part.count == 1 + len(part.guesses)
-            if not last:
+            row.computed = part.start + part.known
+            decoded &= part.choices > 0 and part.known == 1
+            own = slice(at, at + part.choices)
+            at += part.choices
+            if row.pending:
                 continue
-            count = 1 + len(part.guesses) if ticket.remaining else 0
-            own = slice(at, at + count)
-            at += count
             try:
                 if ticket.prompt_due:
                     ticket.prompt_due = False
                     ticket.listener.on_prompt(row.prompt_logprobs)
-                if not count or self._take(part, tokens[own], scored[own]):
+                if not part.choices or self._take(part, tokens[own], scored[own]):
                     self._leave(row)
                 else:
                     self._rows.share(row)
@@ -285,22 +278,6 @@ class ContinuousSchedule(Schedule):
         self.finish(row.ticket, error)
 
 
-def _part(row: Row, count: int, guesses: Sequence[int]) -> Part:
-    ticket = row.ticket
-    done = row.computed + count - len(guesses) == len(ticket.tokens)
-    keep: Any = "all" if ticket.prompt_due or guesses else "last" if done and ticket.remaining else "none"
-    return Part(row, row.computed, count, keep, guesses)
-
-
 def _most(ticket: Ticket) -> int:
+    """Tokens of its prompt that a step may compute."""
     return SCORED_TOKENS if ticket.prompt_due else 1 << 30
-
-
-def _choosing_parts(parts: Sequence[Part]) -> list[Part]:
-    """Those whose next token is chosen, once for each token that is."""
-    return [
-        part
-        for part in parts
-        if part.start + part.count - len(part.guesses) == len(part.row.ticket.tokens) and part.row.ticket.remaining
-        for _ in range(1 + len(part.guesses))
-    ]

@@ -46,6 +46,11 @@ class Pages:
         return len(self._free) + len(self._kept)
 
     @property
+    def free(self) -> int:
+        """Pages that nobody holds and nothing is kept in."""
+        return len(self._free)
+
+    @property
     def held(self) -> int:
         """Pages that sequences hold."""
         return self.count - self.available

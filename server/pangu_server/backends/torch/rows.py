@@ -46,7 +46,22 @@ class Part(NamedTuple):
     start: int
     count: int
     keep: Keep
+    choices: int = 0  # tokens chosen from it: the row's next one, and one behind each guess
     guesses: Sequence[int] = ()
+
+    @classmethod
+    def of(cls, row: Row, count: int, guesses: Sequence[int] = ()) -> "Part":
+        """The next `count` tokens of `row`, guesses included."""
+        ticket = row.ticket
+        done = count - len(guesses) == row.pending
+        choices = 1 + len(guesses) if done and ticket.remaining > row.flying else 0
+        keep: Keep = "all" if ticket.prompt_due or guesses else "last" if choices else "none"
+        return cls(row, row.computed, count, keep, choices, guesses)
+
+    @property
+    def known(self) -> int:
+        """Its tokens but for the guesses."""
+        return self.count - len(self.guesses)
 
     @property
     def kept(self) -> int:

@@ -36,7 +36,7 @@ class Runner:
         ids, positions, places = [], [], []
         segments, few, slots, visible, kept = [], [], [], [], []
         first = 0
-        for row, start, count, keep, guesses in parts:
+        for row, start, count, keep, _, guesses in parts:
             stop = start + count
             known = row.ticket.tokens[start:stop]
             ids += [*known, *guesses]

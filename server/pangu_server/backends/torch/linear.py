@@ -12,7 +12,7 @@ from torch import nn
 
 from pangu_convert.artifact import ArtifactError
 from pangu_server.backends.torch.quantized import Quantized
-from pangu_server.backends.torch.weights import Weights
+from pangu_server.backends.torch.parameters import Weights
 
 # Names of modules of one parent that multiply the same input, in the order of their calls.
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))

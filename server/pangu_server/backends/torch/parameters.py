@@ -30,15 +30,19 @@ class Weights:
 
     def __iter__(self) -> Iterator[tuple[str, Value]]:
         """Name and value; `ArtifactError` for one that is damaged or has another shape."""
-        for name, read in self.readers.items():
-            value = read()
-            shape = tuple((value.integers if isinstance(value, Quantized) else value).shape)
-            if shape != self.shapes[name]:
-                raise ArtifactError(
-                    f"{name} in {self.path} has shape {list(shape)}, not the {list(self.shapes[name])} of its "
-                    "config: convert the checkpoint again"
-                )
-            yield name, value
+        for name in self.readers:
+            yield name, self.read(name)
+
+    def read(self, name: str) -> Value:
+        """The value of `name`, on the CPU; `ArtifactError` if it is damaged or has another shape."""
+        value = self.readers[name]()
+        shape = tuple((value.integers if isinstance(value, Quantized) else value).shape)
+        if shape != self.shapes[name]:
+            raise ArtifactError(
+                f"{name} in {self.path} has shape {list(shape)}, not the {list(self.shapes[name])} of its "
+                "config: convert the checkpoint again"
+            )
+        return value
 
 
 def matched(artifact: Artifact, config: Any, readers: Readers, unpacked: list[str] | None = None) -> Weights:

@@ -1,21 +1,26 @@
 """The torch engine: any artifact, on a CPU or a GPU, behind the `Backend` seam."""
 
 import gc
+import logging
 import time
 from typing import Any
 
 import psutil
 import torch
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from pangu_convert.artifact import Artifact, ArtifactError
-from pangu_server.backends.seam import BackendInfo, LoadOptions
-from pangu_server.backends.torch.cache import PAGE_TOKENS, CpuCache, Heads, PagedCache, page_bytes
+from pangu_server.backends.schedule import Ticket
+from pangu_server.backends.seam import BackendInfo, LoadOptions, SamplingOptions
+from pangu_server.backends.torch.cache import PAGE_TOKENS, CpuCache, PagedCache, page_bytes
 from pangu_server.backends.torch.choosing import Choosing
 from pangu_server.backends.torch.continuous import PREFILL_TOKENS, ContinuousSchedule
 from pangu_server.backends.torch.drafting import Costs
 from pangu_server.backends.torch.loading import Load, load_model, memory_bytes
+from pangu_server.backends.torch.rows import Part, Row
 from pangu_server.backends.torch.runner import Runner, heads_of
+
+logger = logging.getLogger(__name__)
 
 CPU_SHARE = 8  # of the memory that is free, this part may hold keys and values
 GPU_RESERVE_BYTES = 1 << 30  # that stays free beside the cache: what a forward needs for itself
@@ -27,8 +32,8 @@ class TorchBackend(ContinuousSchedule):
     def __init__(
         self, artifact: Artifact, options: LoadOptions, *, name: str = "torch", load: Load = load_model
     ) -> None:
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
         torch.set_num_threads(options.threads)
         device = options.device
         if device == "auto":
@@ -57,6 +62,7 @@ class TorchBackend(ContinuousSchedule):
             threads=options.threads,
             max_batch=options.max_batch,
         )
+        _warm(runner, self._choosing, costs, options)
         self.start()
 
 
@@ -66,16 +72,69 @@ def _cache(model: Any, artifact: Artifact, options: LoadOptions) -> PagedCache:
     context = artifact.manifest.context_length
     row_pages = -(-context // PAGE_TOKENS) + 1
     size = page_bytes(layers, dtype)
+    cuda = model.device.type == "cuda"
     given = options.cache_bytes
-    if given is None:
-        most = options.max_batch * row_pages  # more would only keep what nobody asks for
-        free = psutil.virtual_memory().available // CPU_SHARE
-        pages = max(row_pages, min(most, free // size))
-    else:
+    if given is not None:
         pages = given // size
+    elif cuda:
+        pages = (torch.cuda.mem_get_info()[0] - GPU_RESERVE_BYTES) * 9 // 10 // size
+    else:
+        most = options.max_batch * row_pages  # more would only keep what nobody asks for
+        pages = max(row_pages, min(most, psutil.virtual_memory().available // CPU_SHARE // size))
     if pages < row_pages:
+        held = f"{pages * size} bytes" if given is None else "--cache-memory"
         raise ArtifactError(
-            f"a cache of {given} bytes cannot hold one request of {context} tokens: give --cache-memory at least "
-            f"{row_pages * size}"
+            f"{held} of attention cache cannot hold one request of {context} tokens: {row_pages * size} bytes are "
+            "needed; raise --cache-memory, or take a smaller model or a larger device"
         )
-    return CpuCache(layers, pages, options.max_batch, row_pages, dtype, model.device, parallel=options.threads > 1)
+    if cuda:
+        from pangu_server.backends.torch.cuda_cache import CudaCache
+
+        return CudaCache(layers, pages, options.max_batch, row_pages, dtype, model.device)
+    return CpuCache(
+        layers, pages, options.max_batch, row_pages, dtype, model.device, parallel=options.threads > 1
+    )
+
+
+def _warm(runner: Runner, choosing: Choosing, costs: Costs, options: LoadOptions) -> None:
+    """One prefill, a step of each size, sampled ones too: what a first request would wait for, and what steps cost.
+
+    Raises:
+        ArtifactError: it does not work here; says what to do.
+    """
+    try:
+        with torch.inference_mode():
+            if runner.device.type == "cuda" and options.graphs:
+                try:
+                    runner.capture(options.max_batch)
+                except RuntimeError as error:
+                    logger.warning("no CUDA graphs: %s", " ".join(str(error).split())[:200])
+            sampled = SamplingOptions(max_tokens=1, temperature=0.8, top_p=0.95)
+            for slot in range(options.max_batch):
+                choosing.join(slot, [0], [], sampled)
+            for size in sorted({*(2**n for n in range(8) if 2**n < options.max_batch), options.max_batch}):
+                slots = list(range(size))
+                choosing.choose(_forward(runner, [1] * size), slots, [0] * size).tolist()
+                started = time.perf_counter()
+                _forward(runner, [1] * size).argmax(-1).tolist()
+                costs.learn(size, time.perf_counter() - started)
+            for slot in range(options.max_batch):
+                choosing.leave(slot)
+            _forward(runner, [min(PREFILL_TOKENS[runner.device.type], runner.cache.row_tokens)]).argmax(
+                -1
+            ).tolist()
+    except torch.OutOfMemoryError as error:
+        raise ArtifactError(
+            f"the GPU's memory is too small for the model and its cache: lower --cache-memory or --max-batch ({error})"
+        ) from error
+    except RuntimeError as error:
+        raise ArtifactError(f"the model does not run on {runner.device}: {error}") from error
+
+
+def _forward(runner: Runner, counts: list[int]) -> torch.Tensor:
+    """The logits behind rows of so many new tokens; nobody has a page yet, so they may write anywhere."""
+    parts = []
+    for slot, count in enumerate(counts):
+        ticket = Ticket([0] * count, SamplingOptions(max_tokens=1), None)  # type: ignore[arg-type]
+        parts.append(Part.of(Row(ticket, slot, 0), count))
+    return runner.forward(parts)

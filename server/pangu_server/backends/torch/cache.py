@@ -19,7 +19,8 @@ class Heads(NamedTuple):
     head_dim: int
 
 
-class Segment(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Segment:
     """A row's new tokens in a flat batch."""
 
     first: int  # place of the first one
@@ -33,13 +34,12 @@ class Flat:
     """Where the tokens of one forward belong: rows one after the other. Tensors are on the model's device."""
 
     places: torch.Tensor  # int64 (tokens,): page * PAGE_TOKENS + offset; negative: nowhere
-    segments: Sequence[Segment]
-    # The tokens of rows that have few new ones: which, whose slot, how many positions it sees.
-    tokens: torch.Tensor
+    segments: Sequence[Segment]  # of rows with more than FEW_TOKENS new ones
+    # The tokens of the other rows: which, whose slot, how many positions it sees. `tokens` None: all there are.
+    tokens: torch.Tensor | None
     slots: torch.Tensor
     visible: torch.Tensor
-    even: int = 0  # new tokens of every row, where all have as many: 1 when all decode
-    tables: torch.Tensor | None = None  # int32 (rows, pages), where `even`
+    tables: torch.Tensor | None = None  # int32 (of those tokens, pages); on a GPU
 
 
 class Options(NamedTuple):
@@ -54,10 +54,32 @@ class PagedCache:
     """Keys and values by layer. `tables` (slots, pages) says which pages a row has, in order; on the host."""
 
     def __init__(
-        self, layers: Sequence[Heads], pages: int, slots: int, row_pages: int, dtype: torch.dtype, device: torch.device
+        self,
+        layers: Sequence[Heads],
+        pages: int,
+        slots: int,
+        row_pages: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self.layers, self.pages, self.dtype, self.device = list(layers), pages, dtype, device
         self.tables = np.zeros((slots, row_pages), np.int32)
+
+    def give(self, slot: int, first: int, pages: Sequence[int]) -> None:
+        """The row in `slot` has these pages, from its page `first` on."""
+        self.tables[slot, first : first + len(pages)] = pages
+
+    def update_tables(self) -> None:
+        """Tell the device what has changed; before a forward."""
+
+    def rows(self, slots: torch.Tensor) -> torch.Tensor | None:
+        """The tables of these slots, on the device; None where it is the host."""
+        return None
+
+    @property
+    def row_tokens(self) -> int:
+        """The longest row."""
+        return int(self.tables.shape[1]) * PAGE_TOKENS
 
     @property
     def nbytes(self) -> int:
@@ -73,7 +95,13 @@ class PagedCache:
         raise NotImplementedError
 
     def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options, flat: Flat
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        options: Options,
+        flat: Flat,
     ) -> torch.Tensor:
         """Write the tokens' keys and values (tokens, kv_heads, head_dim), then attend; query (tokens, heads, head_dim).
 
@@ -85,7 +113,9 @@ class PagedCache:
         """Keys and values (kv_heads, length, head_dim) of a row."""
         raise NotImplementedError
 
-    def attend_gathered(self, layer: int, query: torch.Tensor, options: Options, segment: Segment) -> torch.Tensor:
+    def attend_gathered(
+        self, layer: int, query: torch.Tensor, options: Options, segment: Segment
+    ) -> torch.Tensor:
         """A row's new tokens, query (count, heads, head_dim), by torch's own attention over a copy of its pages."""
         count, heads, dimension = query.shape
         used = self.tables[segment.slot, : -(-segment.length // PAGE_TOKENS)]
@@ -108,7 +138,9 @@ class PagedCache:
             weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
             out = (weights @ values[None].float()).to(query.dtype)
         else:
-            out = F.scaled_dot_product_attention(queries, keys[None], values[None], attn_mask=mask, scale=options.scale)
+            out = F.scaled_dot_product_attention(
+                queries, keys[None], values[None], attn_mask=mask, scale=options.scale
+            )
         out = out.view(kv_heads, groups, count, dimension).permute(2, 0, 1, 3)
         return out.reshape(count, heads, dimension)
 
@@ -130,7 +162,13 @@ class CpuCache(PagedCache):
         return [*self._keys, *self._values]
 
     def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options, flat: Flat
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        options: Options,
+        flat: Flat,
     ) -> torch.Tensor:
         """See `PagedCache`."""
         keys, values, kernels = self._keys[layer], self._values[layer], self._kernels[layer]
@@ -139,20 +177,27 @@ class CpuCache(PagedCache):
             pages, offsets = flat.places // PAGE_TOKENS, flat.places % PAGE_TOKENS
             keys[pages, :, :, offsets] = key
             values[pages, :, offsets] = value
-            for part in flat.segments:
+            few = torch.arange(len(query)) if flat.tokens is None else flat.tokens
+            single = [
+                Segment(token, 1, length, slot)
+                for token, length, slot in zip(
+                    few.tolist(), flat.visible.tolist(), flat.slots.tolist(), strict=True
+                )
+            ]
+            for part in (*flat.segments, *single):
                 tokens = slice(part.first, part.first + part.count)
                 out[tokens] = self.attend_gathered(layer, query[tokens], options, part)
             return out
         keys_, values_ = keys.numpy(), values.numpy()
         kernels.store(key.numpy(), value.numpy(), flat.places.numpy(), keys_, values_)
         for part in flat.segments:
-            if part.count > FEW_TOKENS:
-                tokens = slice(part.first, part.first + part.count)
-                out[tokens] = self.attend_gathered(layer, query[tokens], options, part)
-        if len(flat.tokens):
+            tokens = slice(part.first, part.first + part.count)
+            out[tokens] = self.attend_gathered(layer, query[tokens], options, part)
+        if len(flat.visible):
+            few = torch.arange(len(query)) if flat.tokens is None else flat.tokens
             kernels.attend(
                 query.numpy(), keys_, values_,
-                flat.tokens.numpy(), flat.slots.numpy(), flat.visible.numpy(), self.tables,
+                few.numpy(), flat.slots.numpy(), flat.visible.numpy(), self.tables,
                 np.float32(options.scale), np.float32(options.softcap), options.window, out.numpy(),
             )  # fmt: skip
         return out

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pangu_server.backends.sampling import Sampler, Uniforms, pick
+from pangu_server.backends.sampling import Sampler, Uniforms
 from pangu_server.backends.schedule import Ticket
 from pangu_server.backends.seam import SamplingOptions, TokenLogprobs
 
@@ -133,9 +133,7 @@ class Choosing:
             part = tokens if len(rows) == len(slots) else tokens.index_select(0, self._upload(np.array(rows)))
             self._count([slots[row] for row in rows], part)
 
-    def logprobs(
-        self, logits: torch.Tensor, tokens: torch.Tensor, tops: Sequence[int | None]
-    ) -> "Logprobs":
+    def logprobs(self, logits: torch.Tensor, tokens: torch.Tensor, tops: Sequence[int | None]) -> "Logprobs":
         """What `tokens` (n,) were worth, with the `tops[i]` best ones of row i; None: row i is not asked for."""
         raise NotImplementedError
 
@@ -157,7 +155,9 @@ class Choosing:
     def _upload(self, array: npt.NDArray[Any]) -> torch.Tensor:
         """`array` on the device. The host does not wait for it."""
         tensor = torch.from_numpy(array)
-        return tensor if self._device.type == "cpu" else tensor.pin_memory().to(self._device, non_blocking=True)
+        return (
+            tensor if self._device.type == "cpu" else tensor.pin_memory().to(self._device, non_blocking=True)
+        )
 
 
 class Logprobs:

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 # Prompt tokens a turn: the others wait for no more than these between two of their tokens. A CPU is at full
 # speed with so few; a GPU computes some hundred in the time of one.
 PREFILL_TOKENS = {"cpu": 128, "cuda": 1024}
+TRIED_STEPS, RETRY_STEPS = 16, 128  # guesses are tried for so many steps of so many, until one is right
 SCORED_TOKENS = 256  # of a prompt whose log-probabilities are asked for: each costs a row of the vocabulary
 
 
@@ -55,6 +56,8 @@ class ContinuousSchedule(Schedule):
         self._runner, self._choosing, self._on_batch = runner, choosing, on_batch
         self._rows = Rows(runner.cache, max_batch)
         self._drafts, self._costs = draft == "prompt", costs or Costs()
+        self._flying: Step | None = None  # its tokens are not read yet
+        self._quiet = 0  # steps since a guess was right
         self._queries = self._hits = self._preemptions = self._drafted = self._accepted = 0
 
     def close(self) -> None:
@@ -86,17 +89,32 @@ class ContinuousSchedule(Schedule):
             for row in list(self._rows.running):
                 if row.ticket.cancelled:
                     self._leave(row)
+            if not self._ahead:
+                self._land()
             parts = self._plan()
-            if not parts:
-                return
-            try:
-                step = self._launch(parts)
-            except Exception as error:
-                # Out of memory, or a request that the model fails on: the newest pays, the others are computed again.
-                newest = max((part.row for part in parts), key=lambda row: row.number)
-                logger.exception("a step of %d rows failed; its newest request ends", len(parts))
-                self._leave(newest, error)
-                return
+            step = None
+            if parts:
+                try:
+                    step = self._launch(parts)
+                except Exception as error:
+                    # Out of memory, or a request that the model fails on: the newest pays, the others go on.
+                    logger.exception("a step of %d rows failed; its newest request ends", len(parts))
+                    self._leave(max((part.row for part in parts), key=lambda row: row.number), error)
+            self._land()
+            self._flying = step
+            if step and (not self._ahead or any(part.guesses for part in step.parts)):
+                self._land()
+
+    @property
+    def _ahead(self) -> bool:
+        """Whether the next step starts before the tokens of this one are read: not on a CPU, nor where guesses pay."""
+        cuda = self._runner.device.type == "cuda"
+        return cuda and not (self._drafts and self._quiet % RETRY_STEPS < TRIED_STEPS)
+
+    def _land(self) -> None:
+        """Read the tokens of the step that is under way."""
+        step, self._flying = self._flying, None
+        if step:
             self._settle(step)
 
     # ------------------------------------------------------------------ who gets tokens
@@ -105,11 +123,11 @@ class ContinuousSchedule(Schedule):
         """The parts of the next step."""
         parts: list[Part] = []
         running = list(self._rows.running)
-        guesses = self._guesses([row for row in running if row.pending == 1 and row.draws])
+        guesses = self._guesses([row for row in running if row.pending == 1 and row.draws and not row.flying])
         left = PREFILL_TOKENS[self._runner.device.type]
         for row in running:
-            if row.ended:
-                continue  # it gave way to an older one
+            if row.ended or (row.flying and row.ticket.remaining <= row.flying):
+                continue  # it gave way to an older one, or has its last token under way
             guess = guesses.get(row, [])
             count = 1 + len(guess) if row.pending == 1 else min(row.pending, left, _most(row.ticket))
             if count <= 0 or not self._make_room(row, row.computed + count, parts):
@@ -158,6 +176,11 @@ class ContinuousSchedule(Schedule):
     def _make_room(self, row: Row, tokens: int, parts: list[Part]) -> bool:
         """Pages for the first `tokens` tokens of `row`; the newest rows give theirs back. False if it had to itself."""
         while not self._rows.reserve(row, tokens):
+            if self._flying:
+                self._land()  # it may end some, and a row that gives way goes on from tokens that are known
+                if row.ended:
+                    return False
+                continue
             newest = max(self._rows.running, key=lambda other: other.number)
             self._preempt(newest)
             parts[:] = [part for part in parts if part.row is not newest]
@@ -206,12 +229,16 @@ class ContinuousSchedule(Schedule):
             draws += range(row.draws, row.draws + part.choices)
             tops += [row.ticket.options.logprobs] * part.choices
             at = end
+            row.computed = part.start + part.known
+            row.flying += min(part.choices, 1)
         if not chosen:
             return Step(parts, torch.empty(0, dtype=torch.long), None, started)
         if len(chosen) < len(logits):
             logits = logits[torch.tensor(chosen, device=logits.device)]
         tokens = self._choosing.choose(logits, slots, draws)
         self._choosing.accept(slots, tokens)
+        if self._runner.device.type == "cuda":
+            self._runner.remember(slots, tokens)
         asked = any(top is not None for top in tops)
         return Step(parts, tokens, self._choosing.logprobs(logits, tokens, tops) if asked else None, started)
 
@@ -225,15 +252,17 @@ class ContinuousSchedule(Schedule):
     def _settle(self, step: Step) -> None:
         """Read the tokens of a step and tell the listeners."""
         tokens: list[int] = step.tokens.tolist()
-        scored: Sequence[TokenLogprobs | None] = step.logprobs.read() if step.logprobs else [None] * len(tokens)
+        scored: Sequence[TokenLogprobs | None] = (
+            step.logprobs.read() if step.logprobs else [None] * len(tokens)
+        )
         at, decoded = 0, True
         for part in step.parts:
             row, ticket = part.row, part.row.ticket
-            row.computed = part.start + part.known
             decoded &= part.choices > 0 and part.known == 1
             own = slice(at, at + part.choices)
             at += part.choices
-            if row.pending:
+            row.flying -= min(part.choices, 1)
+            if row.ended or not part.last:
                 continue
             try:
                 if ticket.prompt_due:
@@ -246,7 +275,8 @@ class ContinuousSchedule(Schedule):
             except Exception as error:  # of the listener: nobody else's
                 logger.exception("a listener failed")
                 self._leave(row, error)
-        if decoded:
+        self._quiet += 1
+        if decoded and not self._flying:
             self._costs.learn(sum(part.count for part in step.parts), time.perf_counter() - step.started)
 
     def _take(self, part: Part, tokens: Sequence[int], scored: Sequence[TokenLogprobs | None]) -> bool:
@@ -265,6 +295,7 @@ class ContinuousSchedule(Schedule):
                 row.computed += 1
                 row.ticket.accepted += 1
                 self._accepted += 1
+                self._quiet = 0
             if row.lookup:
                 row.lookup.append(tokens[index])
             if row.ticket.tell(tokens[index], scored[index]):

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from pangu_convert.artifact import ArtifactError
-from pangu_server.backends.torch.quantized import Quantized
 from pangu_server.backends.torch.parameters import Weights
+from pangu_server.backends.torch.quantized import Quantized
 
 # Names of modules of one parent that multiply the same input, in the order of their calls.
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -131,7 +131,9 @@ class QuantizedEmbedding(nn.Module):
 class Installer:
     """Puts weights into a model on the meta device, module by module. `kernels` counts what multiplies them."""
 
-    def __init__(self, model: Any, weights: Weights, device: torch.device, dtype: torch.dtype, threads: int) -> None:
+    def __init__(
+        self, model: Any, weights: Weights, device: torch.device, dtype: torch.dtype, threads: int
+    ) -> None:
         self._model, self._weights = model, weights
         self._device, self._dtype, self._threads = device, dtype, threads
         self._done: set[str] = set()
@@ -158,7 +160,9 @@ class Installer:
         if isinstance(self._model.get_submodule(owner), nn.Embedding):
             self._replace(owner, QuantizedEmbedding(weight, self._device, self._dtype))
             self.quantized_bytes += weight.integers.nbytes
-            for tied in (tied for tied, source in self._model.all_tied_weights_keys.items() if source == name):
+            for tied in (
+                tied for tied, source in self._model.all_tied_weights_keys.items() if source == name
+            ):
                 self._replace(tied.removesuffix(".weight"), self._linear([weight], [None]))
             return
         parent, _, last = owner.rpartition(".")
@@ -168,7 +172,9 @@ class Installer:
                 parts = [weight, *(self._weights.read(f"{member}.weight") for member in owners[1:])]
                 if joinable(parts):
                     self._done.update(f"{member}.weight" for member in owners)
-                    shared = _Shared(self._kernel(parts, [self._bias(member) for member in owners]), sizes(parts))
+                    shared = _Shared(
+                        self._kernel(parts, [self._bias(member) for member in owners]), sizes(parts)
+                    )
                     for index, member in enumerate(owners):
                         self._replace(member, JoinedLinear(shared, index))
                     return

@@ -38,7 +38,9 @@ class Pages:
         self.count, self.page_tokens = count, page_tokens
         self._root = Page(index=-1)
         self._free = list(range(count - 1, -1, -1))
-        self._kept: OrderedDict[Page, None] = OrderedDict()  # held by nobody, oldest first; a leaf comes first
+        self._kept: OrderedDict[Page, None] = (
+            OrderedDict()
+        )  # held by nobody, oldest first; a leaf comes first
 
     @property
     def available(self) -> int:

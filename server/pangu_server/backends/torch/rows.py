@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pangu_server.backends.schedule import Ticket
 from pangu_server.backends.seam import TokenLogprobs
@@ -39,14 +39,16 @@ class Row:
         return self.ticket.generated + self.flying
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
     """What a step computes of a row: `count` tokens, from its position `start` on; the last ones are guesses."""
 
     row: Row
     start: int
     count: int
     keep: Keep
-    choices: int = 0  # tokens chosen from it: the row's next one, and one behind each guess
+    last: bool  # nothing of the row is left to compute
+    choices: int  # tokens chosen from it: the row's next one, and one behind each guess
     guesses: Sequence[int] = ()
 
     @classmethod
@@ -56,7 +58,7 @@ class Part(NamedTuple):
         done = count - len(guesses) == row.pending
         choices = 1 + len(guesses) if done and ticket.remaining > row.flying else 0
         keep: Keep = "all" if ticket.prompt_due or guesses else "last" if choices else "none"
-        return cls(row, row.computed, count, keep, choices, guesses)
+        return cls(row, row.computed, count, keep, done, choices, guesses)
 
     @property
     def known(self) -> int:
@@ -108,7 +110,8 @@ class Rows:
             return False
         known = len(self.pages.find(ticket.tokens[:-1]).whole)
         return any(
-            row.pending > 1 and _common_pages(row.ticket.tokens, ticket.tokens[:-1]) > known for row in self.running
+            row.pending > 1 and _common_pages(row.ticket.tokens, ticket.tokens[:-1]) > known
+            for row in self.running
         )
 
     def reserve(self, row: Row, tokens: int) -> bool:
@@ -144,13 +147,13 @@ class Rows:
         first = index * PAGE_TOKENS
         page = self.pages.keep(row.pages[index], parent, row.ticket.tokens[first : first + count])
         row.pages[index] = page
-        self.cache.tables[row.slot, index] = page.index
+        self.cache.give(row.slot, index, [page.index])
         row.listed += 1
 
     def _append(self, row: Row, pages: Sequence[Page]) -> None:
         first = len(row.pages)
         row.pages += pages
-        self.cache.tables[row.slot, first : first + len(pages)] = [page.index for page in pages]
+        self.cache.give(row.slot, first, [page.index for page in pages])
 
 
 def _common_pages(a: Sequence[int], b: Sequence[int]) -> int:

@@ -40,7 +40,18 @@ def cpu_attention(head_dim: int, parallel: bool) -> CpuAttention:
     page_scores, add_values = _page_scores(head_dim), _add_values(head_dim)
 
     @numba.njit(nogil=True, fastmath=True)  # type: ignore[untyped-decorator]
-    def one(query: Any, keys: Any, values: Any, head: Any, pages: Any, first: Any, last: Any, scale: Any, softcap: Any, out: Any) -> None:
+    def one(
+        query: Any,
+        keys: Any,
+        values: Any,
+        head: Any,
+        pages: Any,
+        first: Any,
+        last: Any,
+        scale: Any,
+        softcap: Any,
+        out: Any,
+    ) -> None:
         start, stop = first // PAGE_TOKENS, (last + PAGE_TOKENS - 1) // PAGE_TOKENS
         scores = np.empty(stop * PAGE_TOKENS, np.float32)
         for at in range(start, stop):
@@ -55,29 +66,83 @@ def cpu_attention(head_dim: int, parallel: bool) -> CpuAttention:
         for d in range(head_dim):
             out[d] = np.float32(0)
         for at in range(start, stop):
-            add_values(scores, at * PAGE_TOKENS, values[pages[at], head], out, min(PAGE_TOKENS, last - at * PAGE_TOKENS))
+            add_values(
+                scores,
+                at * PAGE_TOKENS,
+                values[pages[at], head],
+                out,
+                min(PAGE_TOKENS, last - at * PAGE_TOKENS),
+            )
         for d in range(head_dim):
             out[d] /= total
 
     @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-    def item(index: Any, queries: Any, keys: Any, values: Any, tokens: Any, rows: Any, visible: Any, tables: Any, scale: Any, softcap: Any, window: Any, out: Any) -> None:
+    def item(
+        index: Any,
+        queries: Any,
+        keys: Any,
+        values: Any,
+        tokens: Any,
+        rows: Any,
+        visible: Any,
+        tables: Any,
+        scale: Any,
+        softcap: Any,
+        window: Any,
+        out: Any,
+    ) -> None:
         heads = queries.shape[1]
         at, head = index // heads, index % heads
         last = visible[at]
         first = max(0, last - window) if window > 0 else 0
         kv_head = head // (heads // keys.shape[1])
-        one(queries[tokens[at], head], keys, values, kv_head, tables[rows[at]], first, last, scale, softcap, out[tokens[at], head])
+        one(
+            queries[tokens[at], head],
+            keys,
+            values,
+            kv_head,
+            tables[rows[at]],
+            first,
+            last,
+            scale,
+            softcap,
+            out[tokens[at], head],
+        )
 
     if parallel:
 
         @numba.njit(nogil=True, parallel=True)  # type: ignore[untyped-decorator]
-        def attend(queries: Any, keys: Any, values: Any, tokens: Any, rows: Any, visible: Any, tables: Any, scale: Any, softcap: Any, window: Any, out: Any) -> None:
+        def attend(
+            queries: Any,
+            keys: Any,
+            values: Any,
+            tokens: Any,
+            rows: Any,
+            visible: Any,
+            tables: Any,
+            scale: Any,
+            softcap: Any,
+            window: Any,
+            out: Any,
+        ) -> None:
             for index in numba.prange(len(tokens) * queries.shape[1]):
                 item(index, queries, keys, values, tokens, rows, visible, tables, scale, softcap, window, out)
     else:
 
         @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-        def attend(queries: Any, keys: Any, values: Any, tokens: Any, rows: Any, visible: Any, tables: Any, scale: Any, softcap: Any, window: Any, out: Any) -> None:
+        def attend(
+            queries: Any,
+            keys: Any,
+            values: Any,
+            tokens: Any,
+            rows: Any,
+            visible: Any,
+            tables: Any,
+            scale: Any,
+            softcap: Any,
+            window: Any,
+            out: Any,
+        ) -> None:
             for index in range(len(tokens) * queries.shape[1]):
                 item(index, queries, keys, values, tokens, rows, visible, tables, scale, softcap, window, out)
 

@@ -88,7 +88,17 @@ def _multiplier(bits: int, parallel: bool) -> Any:
     tile = TILE_ROWS[0]
 
     @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-    def span(x: Any, x_scales: Any, weights: Any, scales: Any, bias: Any, group: Any, out: Any, first: Any, last: Any) -> None:
+    def span(
+        x: Any,
+        x_scales: Any,
+        weights: Any,
+        scales: Any,
+        bias: Any,
+        group: Any,
+        out: Any,
+        first: Any,
+        last: Any,
+    ) -> None:
         rows = x.shape[0]
         for start in range(first, last, OUTPUTS):
             stop = min(last, start + OUTPUTS)
@@ -105,13 +115,17 @@ def _multiplier(bits: int, parallel: bool) -> Any:
     if not parallel:
 
         @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-        def multiply(x: Any, x_scales: Any, weights: Any, scales: Any, bias: Any, group: Any, out: Any) -> None:
+        def multiply(
+            x: Any, x_scales: Any, weights: Any, scales: Any, bias: Any, group: Any, out: Any
+        ) -> None:
             span(x, x_scales, weights, scales, bias, group, out, 0, weights.shape[0])
 
         return multiply
 
     @numba.njit(nogil=True, parallel=True)  # type: ignore[untyped-decorator]
-    def multiply_spread(x: Any, x_scales: Any, weights: Any, scales: Any, bias: Any, group: Any, out: Any) -> None:
+    def multiply_spread(
+        x: Any, x_scales: Any, weights: Any, scales: Any, bias: Any, group: Any, out: Any
+    ) -> None:
         outputs = weights.shape[0]
         for part in numba.prange((outputs + SPREAD_OUTPUTS - 1) // SPREAD_OUTPUTS):
             first = part * SPREAD_OUTPUTS

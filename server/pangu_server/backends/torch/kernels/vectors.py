@@ -30,7 +30,9 @@ def dot_products(rows: int, bits: int) -> Any:
     """
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def products(typing: Any, weights: Any, x: Any, x_scales: Any, scales: Any, n: Any, m: Any, group: Any) -> Any:
+    def products(
+        typing: Any, weights: Any, x: Any, x_scales: Any, scales: Any, n: Any, m: Any, group: Any
+    ) -> Any:
         signature = types.UniTuple(types.float32, rows)(weights, x, x_scales, scales, n, m, group)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -45,7 +47,9 @@ def dot_products(rows: int, bits: int) -> Any:
 class _Code:
     """Writes the loop over the inputs: blocks outside, registers inside."""
 
-    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any, rows: int, bits: int) -> None:
+    def __init__(
+        self, context: Any, builder: Any, signature: Any, arguments: Any, rows: int, bits: int
+    ) -> None:
         self.builder, self.rows, self.bits = builder, rows, bits
         arrays = [
             context.make_array(kind)(context, builder, value)
@@ -107,7 +111,9 @@ class _Code:
         """The 16-bit integers of inputs `start + offset` on."""
         builder, octets = self.builder, ir.VectorType(_I8, STEP)
         if self.bits == 8:
-            return builder.sext(self._load(self.weight, builder.add(start, _I64(offset)), octets, 1), self.words)
+            return builder.sext(
+                self._load(self.weight, builder.add(start, _I64(offset)), octets, 1), self.words
+            )
         # A block of 64 inputs is 32 bytes: low halves are the first 32 inputs, high halves the others.
         half = BLOCK // 2
         place = builder.add(builder.udiv(start, _I64(2)), _I64(offset % half))
@@ -128,4 +134,6 @@ class _Code:
         """A vector of this number."""
         undefined, lanes = ir.Constant(self.floats, ir.Undefined), STEP // 2
         first = self.builder.insert_element(undefined, value, _I32(0))
-        return self.builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
+        return self.builder.shuffle_vector(
+            first, undefined, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes)
+        )

@@ -137,14 +137,15 @@ def pick(logits: Logits, temperature: float, top_k: int, top_p: float, min_p: fl
     if 0 < top_k < logits.size:
         ids = _top(logits, top_k)
         logits = logits[ids]
-    # Probabilities times a constant. Double precision would cost more than all the rest.
-    weights = np.exp((logits - logits.max()) / np.float32(temperature))
+    weights = logits - logits.max()
+    weights /= np.float32(temperature)
+    np.exp(weights, out=weights)  # probabilities times a constant
     if top_p < 1:
         kept = _nucleus(weights, top_p)
         ids = kept if ids is None else ids[kept]
         weights = weights[kept]
     if min_p:
-        weights *= weights >= min_p
+        weights *= weights >= np.float32(min_p)
     index = _reach(weights, uniform * weights.sum(dtype=np.float64), "right")
     return index if ids is None else int(ids[index])
 

@@ -2,12 +2,13 @@
 
 The order is vLLM's: bias, minimum length, penalties, temperature, top-k, top-p, min-p. A seeded draw takes
 one uniform number a token from a counter-based generator, so it does not depend on what else is running.
-Every rule can be followed without sorting the vocabulary: tokens as likely as the last one that is kept are kept
-too, and the number falls on what is kept in the order of token ids. A device that draws a whole batch does the same.
+Nothing depends on the order of equally likely tokens: those tied with the last one that top-k or top-p keeps are
+kept, and the number falls on what is kept in the order of ids. So a GPU can do the same without sorting.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from pangu_server.backends.seam import SamplingOptions, TokenLogprobs
 
 Logits = npt.NDArray[np.float32]
-Weights = npt.NDArray[np.floating]  # probabilities times a constant
+Ids = npt.NDArray[np.int64]
 
 GROUP = 32  # logits of which only the highest is looked at first
 BLOCK = 512  # weights that are summed before they are cumulated
@@ -24,7 +25,10 @@ BLOCK = 512  # weights that are summed before they are cumulated
 class Sampler:
     """The choice of one completion's tokens. Call it once a token, in order."""
 
-    def __init__(self, prompt_ids: Sequence[int], options: SamplingOptions) -> None:
+    def __init__(
+        self, prompt_ids: Sequence[int], options: SamplingOptions, generated_ids: Sequence[int] = ()
+    ) -> None:
+        """A completion that has `generated_ids` already goes on from them."""
         self._options = options
         self._uniforms = Uniforms(options.seed)
         self._bias_ids = np.array([token_id for token_id, _ in options.logit_bias], dtype=np.int64)
@@ -33,7 +37,10 @@ class Sampler:
         self._seen = set(prompt_ids) if options.repetition_penalty != 1 else set()
         self._counts: Counter[int] = Counter()
         self._drawn = 0
-        self._changes = self.changes_logits(options)
+        self._changes, self._greedy = self.changes_logits(options), self.is_greedy(options)
+        self.plain = self.is_argmax(options)
+        for token_id in generated_ids:
+            self.accept(token_id)
 
     @staticmethod
     def is_argmax(options: SamplingOptions) -> bool:
@@ -58,35 +65,55 @@ class Sampler:
 
     def __call__(self, logits: Logits) -> int:
         """The next token's id. `logits` has shape (vocabulary,) and is left as it is."""
-        options = self._options
-        if self._changes:
-            logits = self._changed(logits)
-        if self.is_greedy(options):
-            token_id = int(logits.argmax())
-        else:
-            token_id = draw(logits, options, self._uniforms[self._drawn])
-        self._drawn += 1
-        self._counts[token_id] += 1
-        if options.repetition_penalty != 1:
-            self._seen.add(token_id)
+        token_id = self.choose(logits, self._drawn)
+        self.accept(token_id)
         return token_id
 
-    def _changed(self, logits: Logits) -> Logits:
+    def choose(self, logits: Logits, draw: int, assumed: Sequence[int] = ()) -> int:
+        """Token number `draw`, from 0 on, if those not accepted yet are `assumed`. Changes nothing."""
+        if self._changes:
+            logits = self._changed(logits, draw, assumed)
+        if self._greedy:
+            return int(logits.argmax())
+        options = self._options
+        uniform = self._uniforms[draw]
+        return pick(logits, options.temperature, options.top_k, options.top_p, options.min_p, uniform)
+
+    def accept(self, token_id: int) -> None:
+        """This is the next token."""
+        self._drawn += 1
+        self._counts[token_id] += 1
+        if self._options.repetition_penalty != 1:
+            self._seen.add(token_id)
+
+    def _changed(self, logits: Logits, draw: int, assumed: Sequence[int]) -> Logits:
         options, logits = self._options, logits.copy()
         if self._bias_ids.size:
             logits[self._bias_ids] += self._bias
-        if self._drawn < options.min_tokens:
+        if draw < options.min_tokens:
             logits[self._end_ids] = -np.inf
-        if self._seen:
-            seen = np.fromiter(self._seen, dtype=np.int64)
+        if options.repetition_penalty != 1:
+            seen = _ids(self._seen.union(assumed))
             values = logits[seen]
             penalty = np.float32(options.repetition_penalty)
             logits[seen] = np.where(values > 0, values / penalty, values * penalty)
-        if self._counts and (options.presence_penalty or options.frequency_penalty):
-            generated = np.fromiter(self._counts, dtype=np.int64)
-            counts = np.fromiter(self._counts.values(), dtype=np.float32)
-            logits[generated] -= options.presence_penalty + options.frequency_penalty * counts
+        if options.presence_penalty or options.frequency_penalty:
+            counts = self._counts + Counter(assumed) if assumed else self._counts
+            times = np.fromiter(counts.values(), dtype=np.float32, count=len(counts))
+            logits[_ids(counts)] -= options.presence_penalty + options.frequency_penalty * times
         return logits
+
+
+def check_ids(options: SamplingOptions, vocabulary: int) -> None:
+    """Refuse options that name a token beyond the logits, which a GPU would follow into foreign memory.
+
+    Raises:
+        IndexError: with the token's id.
+    """
+    ends = options.end_token_ids if options.min_tokens else ()
+    for token_id in (*(token_id for token_id, _ in options.logit_bias), *ends):
+        if not 0 <= token_id < vocabulary:
+            raise IndexError(f"token {token_id} is not one of the model's {vocabulary}")
 
 
 class Uniforms:
@@ -95,7 +122,7 @@ class Uniforms:
     def __init__(self, seed: int | None) -> None:
         """The same seed gives the same numbers; None: fresh ones."""
         self._random = np.random.Generator(np.random.Philox(seed))
-        self._numbers = np.empty(0)
+        self._numbers: npt.NDArray[np.float64] = np.empty(0)
 
     def __getitem__(self, draw: int) -> float:
         if draw >= self._numbers.size:
@@ -104,87 +131,83 @@ class Uniforms:
         return float(self._numbers[draw])
 
 
-def draw(logits: Logits, options: SamplingOptions, uniform: float) -> int:
-    """The token on which `uniform`, in [0, 1), falls. `logits` (vocabulary,) are final but for the temperature."""
-    weights = logits - logits.max()
-    weights /= np.float32(options.temperature)
-    np.exp(weights, out=weights)
-    return pick(logits, weights, options, uniform)
-
-
-def pick(logits: Logits, weights: Weights, options: SamplingOptions, uniform: float) -> int:
-    """The same with `weights` computed: exp((logits - the best one) / temperature), in single precision."""
+def pick(logits: Logits, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float) -> int:
+    """The token on which `uniform`, in [0, 1), falls. `logits` (vocabulary,) have all changes behind them."""
     ids = None
-    if 0 < options.top_k < logits.size or options.top_p < 1:
-        ids = _kept(logits, weights, options)
-        weights = _exact(logits[ids], logits.max(), options.temperature)
-    if options.min_p:
-        weights = np.where(weights < options.min_p, 0, weights)
-    index = _fall(weights, uniform)
+    if 0 < top_k < logits.size:
+        ids = _top(logits, top_k)
+        logits = logits[ids]
+    weights = logits - logits.max()
+    weights /= np.float32(temperature)
+    np.exp(weights, out=weights)  # probabilities times a constant
+    if top_p < 1:
+        kept = _nucleus(weights, top_p)
+        ids = kept if ids is None else ids[kept]
+        weights = weights[kept]
+    if min_p:
+        weights *= weights >= np.float32(min_p)
+    index = _reach(weights, uniform * weights.sum(dtype=np.float64), "right")
     return index if ids is None else int(ids[index])
 
 
-def _kept(logits: Logits, weights: Weights, options: SamplingOptions) -> npt.NDArray[np.int64]:
-    """Ids that top-k and then top-p keep, in order; tokens tied with the last one of them are kept."""
-    total = None
-    if options.top_k:
-        ids = _candidates(logits, options.top_k)
-    else:
-        # All tokens below this have together less than top_p leaves out: what is kept is above.
-        total = weights.sum(dtype=np.float64)
-        ids = np.flatnonzero(weights >= (1 - options.top_p) * total / logits.size)
-    best_first = -np.sort(-logits[ids])
-    if 0 < options.top_k < best_first.size:
-        best_first = best_first[best_first >= best_first[options.top_k - 1]]
-    mass = _exact(best_first, best_first[0], options.temperature).cumsum()
-    enough = np.searchsorted(mass, options.top_p * (mass[-1] if total is None else total))
-    return ids[logits[ids] >= best_first[min(enough, mass.size - 1)]]
+def _nucleus(weights: Logits, top_p: float) -> Ids:
+    """Indices, in order, of the fewest best ones that reach `top_p` of all; of those tied with the last too."""
+    total = weights.sum(dtype=np.float64)
+    # Those below this have together less than `top_p` leaves out, so the fewest are among the others.
+    candidates = np.flatnonzero(weights >= np.float32((1 - top_p) * total / weights.size))
+    likely = weights[candidates]
+    best_first = np.sort(likely)[::-1]
+    kept: Ids = candidates[likely >= best_first[_reach(best_first, top_p * total, "left")]]
+    return kept
 
 
-def _exact(logits: Logits, best: np.float32, temperature: float) -> npt.NDArray[np.float64]:
-    """Weights in double precision."""
-    return np.exp((logits.astype(np.float64) - best) / temperature)
+def _reach(weights: npt.NDArray[np.floating], target: float, side: Literal["left", "right"]) -> int:
+    """The index at which the cumulated weights reach `target` (left) or exceed it (right).
 
-
-def _fall(weights: Weights, uniform: float) -> int:
-    """The index at which the cumulated weights exceed `uniform` of their sum. Never one of weight 0."""
-    start = 0
-    if weights.size > 2 * BLOCK:  # cumulating 150 000 numbers would take longer than all the rest
+    Whatever is rounded, it is one at which they grow.
+    """
+    if weights.size > BLOCK:  # cumulating 150 000 numbers takes longer than computing them
         sums = np.add.reduceat(weights, np.arange(0, weights.size, BLOCK), dtype=np.float64)
-        cumulated = sums.cumsum()
-        block = int(np.searchsorted(cumulated, uniform * cumulated[-1], side="right"))
-        before = cumulated[block] - sums[block]
-        uniform = min(max(0.0, (uniform * cumulated[-1] - before) / sums[block]), 1 - 2**-53)
+        block = _reach(sums, target, side)
         start = block * BLOCK
-        weights = weights[start : start + BLOCK]
-    cumulated = weights.cumsum(dtype=np.float64)
-    return start + int(np.searchsorted(cumulated, uniform * cumulated[-1], side="right"))
+        return start + _reach(weights[start : start + BLOCK], target - sums[:block].sum(), side)
+    cumulated = weights.astype(np.float64).cumsum()
+    target = min(max(target, 0.0), np.nextafter(cumulated[-1], 0.0))
+    return int(np.searchsorted(cumulated, target, side))
+
+
+def _ids(tokens: Collection[int]) -> Ids:
+    return np.fromiter(tokens, dtype=np.int64, count=len(tokens))
 
 
 def token_logprobs(logits: Logits, token_id: int, top: int) -> TokenLogprobs:
     """The log-probability of `token_id`, and of the `top` best tokens. `logits` has shape (vocabulary,)."""
-    shifted = logits.astype(np.float64) - logits.max()
-    logs = shifted - np.log(np.exp(shifted).sum())
-    best = highest(logits, top)
-    return TokenLogprobs(float(logs[token_id]), tuple((int(i), float(logs[i])) for i in best))
+    best = logits.max()
+    # The sum alone has to be in double precision for a logarithm that is right to 1e-7.
+    total = float(best) + float(np.log(np.exp(logits - best).sum(dtype=np.float64)))
+    return TokenLogprobs(
+        float(logits[token_id]) - total,
+        tuple((int(i), float(logits[i]) - total) for i in highest(logits, top)),
+    )
 
 
-def highest(logits: Logits, count: int) -> npt.NDArray[np.int64]:
+def highest(logits: Logits, count: int) -> Ids:
     """Ids of the `count` highest logits, highest first; of equal ones the lower id comes first."""
     count = min(count, logits.size)
     if not count:
         return np.empty(0, dtype=np.int64)
-    candidates = _candidates(logits, count)
-    order = np.argsort(-logits[candidates], kind="stable")
-    return candidates[order][:count]
+    ids = _top(logits, count)
+    return ids[np.argsort(-logits[ids], kind="stable")][:count]
 
 
-def _candidates(logits: Logits, count: int) -> npt.NDArray[np.int64]:
-    """Ids of the `count` highest logits, of those tied with them, and maybe of a few more; in order."""
-    if count >= logits.size:
-        return np.arange(logits.size)
-    # The best of groups are fewer to look through, and `count` of them are `count` logits.
+def _top(logits: Logits, count: int) -> Ids:
+    """Ids, in order, of the `count` highest logits and of those tied with the last of them."""
+    # `count` groups have a best one above the last of their bests, so few others have to be looked at.
     groups = logits[: logits.size // GROUP * GROUP].reshape(GROUP, -1).max(0)
-    if count > groups.size:
-        groups = logits
-    return np.flatnonzero(logits >= np.partition(groups, -count)[-count])
+    if count <= groups.size:
+        candidates = np.flatnonzero(logits >= np.partition(groups, -count)[-count])
+    else:
+        candidates = np.arange(logits.size)
+    values = logits[candidates]
+    best: Ids = candidates[values >= np.partition(values, -count)[-count]]
+    return best

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_server.backends.sampling import Logits, Sampler, highest, token_logprobs
+from pangu_server.backends.sampling import Logits, Sampler, highest, pick, token_logprobs
 from pangu_server.backends.seam import SamplingOptions
 
 LOGITS = np.array([2.0, 1.0, 0.5, 0.0, -1.0, -4.0], dtype=np.float32)
@@ -84,20 +84,87 @@ def test_end_tokens_may_come_after_the_least_number_of_tokens() -> None:
     assert [sampler(LOGITS) for _ in range(3)] == [1, 1, 0]
 
 
-@given(st.integers(0, 2**64 - 1), st.floats(0.1, 2), st.floats(0.05, 1), st.integers(0, 40))
-@settings(max_examples=50)
-def test_a_seed_repeats_and_large_vocabularies_agree_with_sorting(
-    seed: int, temperature: float, top_p: float, top_k: int
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"top_k": 2}, [0, 2, 3]),
+        ({"top_k": 3}, [0, 2, 3]),
+        ({"top_p": 0.6}, [0, 2, 3]),  # 0.45 is not enough, and one more has two equals
+        ({"top_p": 0.4}, [2]),
+        ({"top_k": 1}, [2]),
+    ],
+)
+def test_tokens_tied_with_the_last_one_kept_are_kept(values: dict[str, Any], expected: list[int]) -> None:
+    logits = np.array([2.0, 1.0, 3.0, 2.0, 0.5], dtype=np.float32)
+    drawn = frequencies(logits, **values)
+    probabilities = cut(softmax(logits), expected)
+    assert np.flatnonzero(drawn).tolist() == expected
+    assert drawn == pytest.approx(probabilities, abs=4.5 * np.sqrt(0.25 / DRAWS))
+
+
+def test_of_equal_best_tokens_a_top_k_of_one_takes_the_lowest_id() -> None:
+    logits = np.array([1.0, 3.0, 3.0], dtype=np.float32)
+    assert frequencies(logits, top_k=1).tolist() == [0, 1, 0]
+
+
+def by_definition(logits: Logits, cuts: tuple[float, int, float, float], uniform: float) -> int:
+    """What `pick` must give, in double precision, and sorted."""
+    temperature, top_k, top_p, min_p = cuts
+    weights = softmax((logits - logits.max()) / temperature)
+    if 0 < top_k < logits.size:
+        weights[logits < np.sort(logits)[-top_k]] = 0
+    if top_p < 1:
+        best_first = np.sort(weights)[::-1]
+        reached = np.searchsorted(best_first.cumsum(), top_p * weights.sum())
+        weights[weights < best_first[min(reached, logits.size - 1)]] = 0
+    weights[weights < min_p * weights.max()] = 0
+    return int(np.searchsorted(weights.cumsum(), uniform * weights.sum(), side="right"))
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1, 3, 40, 700, 5000]),
+    st.sampled_from([0.0, 0.25]),  # distance between logits: some are equal
+    st.floats(0.1, 2),
+    st.integers(0, 800),
+    st.floats(0.01, 1),
+    st.sampled_from([0.0, 0.01, 0.3]),
+    st.floats(0, 1, exclude_max=True),
+)
+@settings(max_examples=300)
+def test_a_number_falls_on_the_token_that_the_definition_says(
+    seed: int,
+    vocabulary: int,
+    grid: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    uniform: float,
 ) -> None:
-    logits = np.random.default_rng(seed).normal(0, 3, 3000).astype(np.float32)
-    wanted = options(seed=seed, temperature=temperature, top_p=top_p, top_k=top_k)
-    first, second = Sampler([], wanted), Sampler([], wanted)
-    tokens = [first(logits) for _ in range(5)]
-    assert tokens == [second(logits) for _ in range(5)]
-    order = np.argsort(-logits, kind="stable")[: top_k or None]
-    sorted_probabilities = softmax(logits[order].astype(np.float64) / temperature)
-    keep = int(np.searchsorted(sorted_probabilities.cumsum(), top_p - 1e-12)) + 1
-    assert set(tokens) <= set(order[:keep].tolist())
+    logits = np.random.default_rng(seed).normal(0, 3, vocabulary).astype(np.float32)
+    if grid:
+        logits = np.round(logits / grid) * np.float32(grid)
+    token = pick(logits, temperature, top_k, top_p, min_p, uniform)
+    near = 3e-6  # single precision: on the edge of two tokens it may be either of them
+    spans = [
+        [by_definition(logits, (temperature, top_k, p, m), u) for u in (uniform - near, uniform + near)]
+        for p in (top_p, top_p * (1 - near), min(1, top_p * (1 + near)))
+        for m in (min_p, min_p * (1 - near), min_p * (1 + near))
+    ]
+    assert any(first <= token <= last for first, last in spans)
+
+
+def test_a_completion_goes_on_from_the_tokens_it_has() -> None:
+    wanted = options(seed=5, repetition_penalty=1.3, frequency_penalty=0.4, min_tokens=3, end_token_ids=(1,))
+    rows = np.random.default_rng(0).normal(0, 3, (6, 40)).astype(np.float32)
+    whole = Sampler([1, 2], wanted)
+    tokens = [whole(logits) for logits in rows]
+    late = Sampler([1, 2], wanted, tokens[:2])
+    assert [late(logits) for logits in rows[2:]] == tokens[2:]
+    # The same as a draft that is verified at once.
+    first = Sampler([1, 2], wanted, tokens[:2])
+    assert [first.choose(rows[d], d, tokens[2:d]) for d in range(2, 6)] == tokens[2:]
 
 
 def test_logits_are_left_as_they_are() -> None:
@@ -114,9 +181,18 @@ def test_logprobs_are_the_models_own() -> None:
     assert token_logprobs(LOGITS, 0, 0).top == ()
 
 
+def test_logprobs_of_a_large_vocabulary_are_right_to_1e_6() -> None:
+    logits = np.random.default_rng(0).normal(0, 3, 100_000).astype(np.float32)
+    expected = np.log(softmax(logits))
+    for token_id in (0, 70_000, int(logits.argmax())):
+        assert token_logprobs(logits, token_id, 0).logprob == pytest.approx(expected[token_id], abs=1e-6)
+
+
 def test_equal_logits_are_ordered_by_id() -> None:
     assert highest(np.array([1, 3, 3, 2, 3], dtype=np.float32), 3).tolist() == [1, 2, 4]
     assert highest(np.zeros(4, dtype=np.float32), 9).tolist() == [0, 1, 2, 3]
+    many = np.tile(np.array([0, 5, 1, 5], dtype=np.float32), 50)
+    assert highest(many, 3).tolist() == [1, 3, 5]
 
 
 @pytest.mark.parametrize(
@@ -125,6 +201,7 @@ def test_equal_logits_are_ordered_by_id() -> None:
         ({}, True),
         ({"seed": 3}, True),  # an argmax draws nothing
         ({"top_p": 0.5}, True),
+        ({"temperature": 0.9, "top_k": 1}, True),
         ({"temperature": 0.1}, False),
         ({"logit_bias": ((1, 1.0),)}, False),
         ({"min_tokens": 1}, False),

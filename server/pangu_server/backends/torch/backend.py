@@ -13,7 +13,7 @@ from pangu_convert.artifact import Artifact, ArtifactError
 from pangu_server.backends.schedule import Ticket
 from pangu_server.backends.seam import BackendInfo, LoadOptions, SamplingOptions
 from pangu_server.backends.torch.cache import PAGE_TOKENS, CpuCache, PagedCache, page_bytes
-from pangu_server.backends.torch.choosing import Choosing
+from pangu_server.backends.torch.choosing import Choosing, choosing_for
 from pangu_server.backends.torch.continuous import PREFILL_TOKENS, ContinuousSchedule
 from pangu_server.backends.torch.drafting import Costs
 from pangu_server.backends.torch.loading import Load, load_model, memory_bytes
@@ -46,7 +46,7 @@ class TorchBackend(ContinuousSchedule):
         costs = Costs()
         super().__init__(
             runner,
-            Choosing(vocabulary, options.max_batch, runner.device),
+            choosing_for(vocabulary, options.max_batch, runner.device),
             max_batch=options.max_batch,
             on_batch=options.on_batch,
             draft=options.draft,

@@ -158,7 +158,7 @@ class ContinuousSchedule(Schedule):
         row = self._rows.claim(head)
         prompt = head.tokens[: head.prompt_tokens]
         self._choosing.join(row.slot, prompt, head.tokens[head.prompt_tokens :], head.options)
-        if self._drafts and self._choosing.drafts(row.slot):
+        if self._drafts:
             row.lookup = Lookup(head.tokens, head.options.prediction)
         if first_time:
             head.cached_tokens = min(row.computed, head.prompt_tokens)
@@ -220,6 +220,7 @@ class ContinuousSchedule(Schedule):
         slots: list[int] = []
         draws: list[int] = []
         tops: list[int | None] = []
+        inputs: list[int] = []  # the tokens that they were computed from
         for part in parts:
             row, end = part.row, at + part.kept
             if row.ticket.prompt_due and part.kept:
@@ -228,6 +229,8 @@ class ContinuousSchedule(Schedule):
             slots += [row.slot] * part.choices
             draws += range(row.draws, row.draws + part.choices)
             tops += [row.ticket.options.logprobs] * part.choices
+            if part.choices:
+                inputs += [row.ticket.tokens[-1], *part.guesses]
             at = end
             row.computed = part.start + part.known
             row.flying += min(part.choices, 1)
@@ -235,9 +238,11 @@ class ContinuousSchedule(Schedule):
             return Step(parts, torch.empty(0, dtype=torch.long), None, started)
         if len(chosen) < len(logits):
             logits = logits[torch.tensor(chosen, device=logits.device)]
-        tokens = self._choosing.choose(logits, slots, draws)
-        self._choosing.accept(slots, tokens)
-        if self._runner.device.type == "cuda":
+        guessed = any(part.guesses for part in parts)
+        given = torch.tensor(inputs, device=logits.device) if guessed else None
+        tokens = self._choosing.choose(logits, slots, draws, given)
+        if not guessed:  # else some may not come to be
+            self._choosing.accept(slots, tokens)
             self._runner.remember(slots, tokens)
         asked = any(top is not None for top in tops)
         return Step(parts, tokens, self._choosing.logprobs(logits, tokens, tops) if asked else None, started)
@@ -256,6 +261,7 @@ class ContinuousSchedule(Schedule):
             step.logprobs.read() if step.logprobs else [None] * len(tokens)
         )
         at, decoded = 0, True
+        guessed = any(part.guesses for part in step.parts)
         for part in step.parts:
             row, ticket = part.row, part.row.ticket
             decoded &= part.choices > 0 and part.known == 1
@@ -268,7 +274,7 @@ class ContinuousSchedule(Schedule):
                 if ticket.prompt_due:
                     ticket.prompt_due = False
                     ticket.listener.on_prompt(row.prompt_logprobs)
-                if not part.choices or self._take(part, tokens[own], scored[own]):
+                if not part.choices or self._take(part, tokens[own], scored[own], guessed=guessed):
                     self._leave(row)
                 else:
                     self._rows.share(row)
@@ -279,7 +285,9 @@ class ContinuousSchedule(Schedule):
         if decoded and not self._flying:
             self._costs.learn(sum(part.count for part in step.parts), time.perf_counter() - step.started)
 
-    def _take(self, part: Part, tokens: Sequence[int], scored: Sequence[TokenLogprobs | None]) -> bool:
+    def _take(
+        self, part: Part, tokens: Sequence[int], scored: Sequence[TokenLogprobs | None], *, guessed: bool
+    ) -> bool:
         """Give the row its tokens: those up to the first that was guessed wrong. Whether it is over."""
         row, guesses = part.row, part.guesses
         right = 0
@@ -290,6 +298,9 @@ class ContinuousSchedule(Schedule):
             row.lookup.learn(len(guesses), right)
             row.ticket.drafted += len(guesses)
             self._drafted += len(guesses)
+        if guessed:
+            taken = torch.tensor(tokens[: right + 1], device=self._runner.device)
+            self._choosing.accept([row.slot] * len(taken), taken)
         for index in range(right + 1):
             if index:  # the guess before it was right: it has been computed
                 row.computed += 1

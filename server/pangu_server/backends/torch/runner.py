@@ -87,7 +87,8 @@ class Runner:
 
     def remember(self, slots: Sequence[int], tokens: torch.Tensor) -> None:
         """`tokens`, on the device, are the last of these slots: the next forward takes them where ids are UNREAD."""
-        self._chosen.index_copy_(0, self._upload(np.array(slots, np.int64)), tokens)
+        if self.device.type == "cuda":
+            self._chosen.index_copy_(0, self._upload(np.array(slots, np.int64)), tokens)
 
     def forward(self, parts: Sequence[Part]) -> torch.Tensor:
         """Compute these parts of their rows, which have pages for them.

@@ -1,29 +1,22 @@
-"""Continuous batching: company, chunks, reused prefixes and failures change nobody's tokens."""
+"""Continuous batching: company, pieces, reused prefixes, guesses, a full cache and failures change no tokens."""
 
 import random
 import threading
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.collector import Collector
+from support.rig import CONTEXT_TOKENS, MAX_BATCH, Rig, finished, prompt_of, repeating, tiny_model
 from support.served import wait_for
-from transformers import AutoModelForCausalLM
 
 from pangu_server.backends.schedule import Ticket
 from pangu_server.backends.seam import SamplingOptions
-from pangu_server.backends.torch import rows
-from pangu_server.backends.torch.continuous import ContinuousSchedule
-from pangu_server.backends.torch.rows import Row
+from pangu_server.backends.torch.cache import PAGE_TOKENS
+from pangu_server.backends.torch.rows import Part
 
-CONTEXT_TOKENS = 512  # of the tiny models here; more than two chunks
-VOCABULARY = 300  # of the ids that prompts are made of
-MAX_BATCH = 4
 Prompts = list[tuple[list[int], int]]  # token ids, new tokens
 
 
@@ -43,62 +36,9 @@ class Watched(Collector):
         return stop
 
 
-class Rig:
-    """A model, its schedule, and what transformers says."""
-
-    def __init__(self, folder: Path, max_batch: int = MAX_BATCH) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self.model.generation_config.repetition_penalty = 1.0
-        self.batches: list[int] = []
-        self.schedule = ContinuousSchedule(
-            self.model, max_batch=max_batch, context_length=CONTEXT_TOKENS, on_batch=self.batches.append
-        )
-        self.schedule.start()
-
-    def submit(self, prompt: list[int], listener: Collector | None = None, **options: Any) -> Collector:
-        listener = listener or Collector()
-        self.schedule.submit(prompt, SamplingOptions(**{"temperature": 0, **options}), listener)
-        return listener
-
-    def run(self, prompt: list[int], **options: Any) -> Collector:
-        return finished(self.submit(prompt, **options))
-
-    def expected(self, prompt: list[int], count: int) -> list[int]:
-        """transformers' own greedy tokens."""
-        ids = torch.tensor([prompt])
-        whole = self.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=count,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        return [int(token_id) for token_id in whole[0, len(prompt) :]]
-
-    def logs(self, tokens: list[int]) -> torch.Tensor:
-        """transformers' own log-probabilities (tokens, vocabulary)."""
-        with torch.inference_mode():
-            logs: torch.Tensor = self.model(torch.tensor([tokens])).logits[0].float().log_softmax(-1)
-        return logs
-
-
-def finished(listener: Collector) -> Collector:
-    assert listener.ended.wait(120)
-    assert listener.error is None
-    return listener
-
-
 @pytest.fixture(scope="module", params=["gpt_bigcode", "llama", "qwen2"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from support.tiny import tiny_config
-
-    length = "n_positions" if request.param == "gpt_bigcode" else "max_position_embeddings"
-    torch.manual_seed(1)
-    config = tiny_config(request.param, 400, **{length: CONTEXT_TOKENS})
-    path = tmp_path_factory.mktemp("tiny") / str(request.param)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(path)
-    return path
+    return tiny_model(request.param, tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
@@ -106,11 +46,6 @@ def rig(folder: Path) -> Iterator[Rig]:
     rig = Rig(folder)
     yield rig
     rig.schedule.close()
-
-
-def prompt_of(length: int, seed: int = 0) -> list[int]:
-    draw = random.Random(seed)
-    return [draw.randrange(1, VOCABULARY) for _ in range(length)]
 
 
 @pytest.mark.parametrize("length", [1, 2, 127, 128, 129, 130, 257, 300])
@@ -141,37 +76,7 @@ def test_in_company_the_tokens_are_those_of_generate(rig: Rig, seed: int) -> Non
     for (prompt, count), listener in zip(prompts, listeners, strict=True):
         assert finished(listener).tokens == rig.expected(prompt, count)
     assert 1 < max(rig.batches) <= MAX_BATCH
-
-
-def test_a_row_keeps_its_slot_for_life(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody moves when one in the middle ends, whose place the next prompt takes."""
-    slots: dict[Ticket, set[int]] = defaultdict(set)
-    gaps: set[tuple[int, ...]] = set()
-    forward = rig.schedule._runner.forward
-
-    def watched(rows: Sequence[Row], count: int, *, keep: int) -> torch.Tensor:
-        for row in rows:
-            assert row.ticket
-            slots[row.ticket].add(row.slot)
-        gaps.add(tuple(second.slot - first.slot for first, second in pairwise(rows)))
-        return forward(rows, count, keep=keep)
-
-    monkeypatch.setattr(rig.schedule._runner, "forward", watched)
-    hold = threading.Event()
-    prompts = [(prompt_of(20, seed=seed), 4 if seed == 1 else 40) for seed in range(MAX_BATCH)]
-    listeners = [
-        rig.submit(prompt, Watched(hold if seed == 0 else None), max_tokens=count)
-        for seed, (prompt, count) in enumerate(prompts)
-    ]
-    hold.set()
-    # A turn computes all four prompts, so by then the others have gone on without the second one.
-    wait_for(lambda: len(listeners[0].tokens) >= 10)
-    prompts.append((prompt_of(30, seed=9), 8))
-    listeners.append(rig.submit(prompts[-1][0], max_tokens=8))
-    for (prompt, count), listener in zip(prompts, listeners, strict=True):
-        assert finished(listener).tokens == rig.expected(prompt, count)
-    assert all(len(places) == 1 for places in slots.values())
-    assert {(1, 1, 1), (2, 1)} <= gaps, "all in a row, and without the second one"
+    assert rig.schedule.cache_use().used_fraction == 0
 
 
 @pytest.mark.real_model
@@ -185,22 +90,105 @@ def test_a_real_model_in_company_too(smollm2: Path) -> None:
     rig.schedule.close()
 
 
-def test_samples_of_one_prompt_compute_it_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_of_one_prompt_compute_it_once(rig: Rig) -> None:
     computed: list[int] = []
-    forward = rig.model.forward
+    forward = rig.runner.forward
 
-    def counted(**inputs: Any) -> Any:
-        computed.append(inputs["input_ids"].numel())
-        return forward(**inputs)
+    def counted(parts: Sequence[Part]) -> torch.Tensor:
+        computed.append(sum(part.count for part in parts))
+        return forward(parts)
 
-    monkeypatch.setattr(rig.model, "forward", counted)
+    rig.runner.forward = counted  # type: ignore[method-assign]
     prompt = prompt_of(200)
     listeners = [rig.submit(prompt, max_tokens=4) for _ in range(4)]
     tokens = [finished(listener).tokens for listener in listeners]
-    assert sum(computed) <= len(prompt) + 4 * 4
+    assert sum(computed) <= len(prompt) + 4 * (4 + PAGE_TOKENS)
+    computed.clear()
     finished(rig.submit([*prompt, *tokens[0], 7], max_tokens=1))
-    assert sum(computed) <= len(prompt) + 4 * 4 + 2, "nor after they have ended, with one of the answers"
+    assert sum(computed) <= 2, (
+        "nor after they have ended, with one of the answers: to the token, not to the page"
+    )
     assert all(sample == tokens[0] for sample in tokens)
+
+
+def test_cached_tokens_are_counted(rig: Rig) -> None:
+    prompt = prompt_of(100)
+    first = rig.schedule.submit(prompt, SamplingOptions(max_tokens=1, temperature=0), Collector())
+    wait_for(lambda: not rig.schedule.running and not rig.schedule.waiting)
+    listener = Collector()
+    second = rig.schedule.submit([*prompt, 5, 6], SamplingOptions(max_tokens=1, temperature=0), listener)
+    finished(listener)
+    assert (first.cached_tokens, second.cached_tokens) == (0, 100)
+    counts = rig.schedule.counts()
+    assert (counts.prefix_queries, counts.prefix_hits) == (202, 100)
+
+
+def test_a_full_cache_puts_the_newest_back_and_fails_nobody(folder: Path) -> None:
+    """Pages for one request of full context and a little more, for four that each want most of it."""
+    rig = Rig(folder, pages=CONTEXT_TOKENS // PAGE_TOKENS + 2)
+    prompts: Prompts = [(prompt_of(150 + 20 * number, seed=number), 90) for number in range(6)]
+    listeners = [rig.submit(prompt, max_tokens=count) for prompt, count in prompts]
+    for (prompt, count), listener in zip(prompts, listeners, strict=True):
+        assert finished(listener).tokens == rig.expected(prompt, count)
+    assert rig.schedule.counts().preemptions > 0
+    assert rig.schedule.cache_use().used_fraction == 0
+    rig.schedule.close()
+
+
+def every_guess_pays(rig: Rig) -> None:
+    rig.costs.step = lambda tokens: 1 + tokens / 100  # type: ignore[method-assign]
+
+
+def test_right_guesses_save_steps_and_wrong_ones_change_nothing(rig: Rig) -> None:
+    every_guess_pays(rig)
+    prompt, answer = repeating(rig)
+    assert rig.run(prompt, max_tokens=40).tokens == answer
+    listener = Collector()
+    options = SamplingOptions(max_tokens=40, temperature=0, prediction=tuple(answer))
+    ticket = rig.schedule.submit(prompt, options, listener)
+    assert finished(listener).tokens == answer
+    assert ticket.drafted >= ticket.accepted >= 20
+    lying = tuple(token % 299 + 1 for token in answer)
+    for prediction in (lying, (answer[0], answer[1], answer[2], *lying), answer[:3] * 9):
+        assert rig.run(prompt, max_tokens=40, prediction=tuple(prediction)).tokens == answer
+    for end in (answer[7], answer[20]):
+        stopped = rig.run(prompt, max_tokens=40, prediction=tuple(answer), end_token_ids=(end,)).tokens
+        assert stopped == answer[: answer.index(end) + 1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.9, "top_p": 0.9, "seed": 3},
+        {"temperature": 0.7, "seed": 4, "repetition_penalty": 1.3, "frequency_penalty": 0.4},
+        {"temperature": 0, "presence_penalty": 0.5, "min_tokens": 5},
+    ],
+)
+def test_guesses_do_not_change_what_a_seed_draws(rig: Rig, options: dict[str, Any]) -> None:
+    every_guess_pays(rig)
+    prompt = prompt_of(30)
+    plain = rig.run(prompt, max_tokens=40, **options).tokens
+    listener = Collector()
+    guessed = SamplingOptions(max_tokens=40, prediction=tuple(plain), logprobs=1, **options)
+    ticket = rig.schedule.submit(prompt, guessed, listener)
+    assert finished(listener).tokens == plain
+    assert ticket.accepted > 10
+    logs = rig.logs(prompt + plain)[len(prompt) - 1 : -1]
+    for token_id, given, row in zip(plain, listener.logprobs, logs, strict=True):
+        assert given
+        assert given.logprob == pytest.approx(float(row[token_id]), abs=1e-4)
+
+
+def test_a_newcomer_waits_for_no_generation(rig: Rig) -> None:
+    hold = threading.Event()
+    running = Watched(hold)
+    rig.submit(prompt_of(50), running, max_tokens=400)
+    assert running.first.wait(60)
+    newcomer = rig.submit(prompt_of(20, seed=5), max_tokens=4)
+    hold.set()
+    assert finished(newcomer).tokens == rig.expected(prompt_of(20, seed=5), 4)
+    assert len(running.tokens) < 60
+    finished(running)
 
 
 def test_seeded_sampling_does_not_depend_on_company(rig: Rig) -> None:
@@ -261,14 +249,14 @@ def cancel_in_prefill(rig: Rig, prompt: list[int], listener: Watched, hold: thre
     assert blocker.first.wait(60)
     ticket: Ticket = rig.schedule.submit(prompt, SamplingOptions(max_tokens=100), listener)
     blocker.hold = step = threading.Event()
-    forward = rig.model.forward
+    forward = rig.runner.forward
 
-    def cancelling(**inputs: Any) -> Any:
-        if inputs["input_ids"].numel() > 100:  # its first chunk
+    def cancelling(parts: Sequence[Part]) -> torch.Tensor:
+        if any(part.count > 100 for part in parts):  # its first piece
             rig.schedule.cancel(ticket)
-        return forward(**inputs)
+        return forward(parts)
 
-    rig.model.forward = cancelling
+    rig.runner.forward = cancelling  # type: ignore[method-assign]
     step.set()
     hold.set()
     finished(blocker)
@@ -290,66 +278,72 @@ def test_a_cancelled_one_leaves_and_the_next_one_runs(rig: Rig, cancel: Callable
     assert listener.error is None
     assert len(listener.tokens) == (cancel is cancel_in_decode)
     assert rig.run(prompt, max_tokens=8).tokens == rig.expected(prompt, 8)
-    assert rig.schedule.cache_use().used_fraction == 0
+    wait_for(lambda: rig.schedule.cache_use().used_fraction == 0)
 
 
-@pytest.mark.parametrize("at_prompt", [True, False])
-def test_a_failure_ends_its_own_rows_only(
-    rig: Rig, at_prompt: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_failed_step_ends_its_newest_request_only(
+    rig: Rig, times: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A forward that fails after it has written half of the layers."""
-    update, armed = rig.schedule._slots.update, threading.Event()
+    attend, left = rig.runner.cache.attend, [0]
 
-    def failing(key: torch.Tensor, value: torch.Tensor, layer: int) -> Any:
-        if layer == 1 and armed.is_set() and (key.shape[2] > 1) == at_prompt:
-            armed.clear()
+    def failing(layer: int, *arguments: Any) -> torch.Tensor:
+        if layer == 1 and left[0]:
+            left[0] -= 1
             raise torch.OutOfMemoryError("fault")
-        return update(key, value, layer)
+        return attend(layer, *arguments)
 
-    monkeypatch.setattr(rig.schedule._slots, "update", failing)
+    monkeypatch.setattr(rig.runner.cache, "attend", failing)
     hold = threading.Event()
     running = Watched(hold)
     rig.submit(prompt_of(50), running, max_tokens=20)
     assert running.first.wait(60)
-    armed.set()
+    left[0] = times
     other = rig.submit(prompt_of(300, seed=1), max_tokens=5)
     hold.set()
-    assert running.ended.wait(60)
-    assert other.ended.wait(60)
-    failed, fine = (other, running) if at_prompt else (running, other)
-    assert isinstance(failed.error, torch.OutOfMemoryError)
-    assert "generation failed" in caplog.text
-    if fine is running:
+    for listener in (running, other):
+        assert listener.ended.wait(60)
+    assert isinstance(other.error, torch.OutOfMemoryError)
+    assert "its newest request ends" in caplog.text
+    if times == 1:
         assert finished(running).tokens == rig.expected(prompt_of(50), 20)
+    else:
+        assert isinstance(running.error, torch.OutOfMemoryError)
     for seed, length in ((0, 50), (1, 300)):
         prompt = prompt_of(length, seed=seed)
         assert rig.run(prompt, max_tokens=8).tokens == rig.expected(prompt, 8)
+    assert rig.schedule.cache_use().used_fraction == 0
 
 
 class Broken(Collector):
     """A listener with a fault of its own."""
 
+    def __init__(self, at_start: bool) -> None:
+        super().__init__()
+        self.at_start = at_start
+
     def on_start(self) -> None:
+        if self.at_start:
+            raise ValueError("fault")
+
+    def on_token(self, token_id: int, logprobs: Any) -> bool:
         raise ValueError("fault")
 
 
-def test_after_a_fault_of_the_server_s_own_the_next_one_runs(
-    rig: Rig, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("at_start", [True, False])
+def test_after_a_fault_of_a_listener_the_next_one_runs(
+    rig: Rig, at_start: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    hold = threading.Event()
-    running = Watched(hold)
-    rig.submit(prompt_of(50), running, max_tokens=400)
-    assert running.first.wait(60)
-    broken = rig.submit(prompt_of(20), Broken(), max_tokens=5)
-    hold.set()
-    for listener in (running, broken):
-        assert listener.ended.wait(60)
-        assert isinstance(listener.error, ValueError)
-    assert "generation failed" in caplog.text
+    broken = rig.submit(prompt_of(20), Broken(at_start), max_tokens=5)
+    assert broken.ended.wait(60)
+    assert isinstance(broken.error, ValueError)
+    assert "failed" in caplog.text
     assert rig.run(prompt_of(50), max_tokens=8).tokens == rig.expected(prompt_of(50), 8)
+    assert rig.schedule.cache_use().used_fraction == 0
 
 
-def test_the_cache_is_counted_kept_and_released(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_counted_and_kept(rig: Rig) -> None:
     hold = threading.Event()
     watched = Watched(hold)
     assert rig.schedule.cache_use().held_bytes == 0
@@ -358,20 +352,7 @@ def test_the_cache_is_counted_kept_and_released(rig: Rig, monkeypatch: pytest.Mo
     use = rig.schedule.cache_use()
     hold.set()
     finished(watched)
-    assert use.used_fraction == pytest.approx(100 / (MAX_BATCH * CONTEXT_TOKENS))
-    small = rig.schedule.cache_use()
-    assert small.used_fraction == 0
-    assert use.held_bytes == small.held_bytes > 0, "kept for a prompt like it"
-    listeners = [rig.submit(prompt_of(300, seed=seed), max_tokens=60) for seed in range(8)]
-    for listener in listeners:
-        finished(listener)
-    full = rig.schedule.cache_use().held_bytes
-    assert full == small.held_bytes * MAX_BATCH * CONTEXT_TOKENS // 128, "all rows, twice doubled"
-    monkeypatch.setattr(rows, "KEPT_BYTES", 0)
-    rig.run(prompt_of(100), max_tokens=1)
-    deadline = time.monotonic() + 60
-    while rig.schedule.cache_use().held_bytes and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert rig.schedule.cache_use().held_bytes == 0
-    prompt = prompt_of(200)
-    assert rig.run(prompt, max_tokens=8).tokens == rig.expected(prompt, 8)
+    wait_for(lambda: rig.schedule.cache_use().used_fraction == 0)
+    assert use.used_fraction == pytest.approx(7 / (4 * CONTEXT_TOKENS // PAGE_TOKENS)), "pages for 100 tokens"
+    page_bytes = rig.runner.cache.nbytes // rig.runner.cache.pages
+    assert rig.schedule.cache_use().held_bytes == 7 * page_bytes, "kept for a prompt like it"

@@ -53,6 +53,8 @@ class Options(NamedTuple):
 class PagedCache:
     """Keys and values by layer. `tables` (slots, pages) says which pages a row has, in order; on the host."""
 
+    on_device = False  # whether the tables are on the device too, and a step can run ahead of the host
+
     def __init__(
         self,
         layers: Sequence[Heads],

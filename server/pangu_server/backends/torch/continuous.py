@@ -108,8 +108,8 @@ class ContinuousSchedule(Schedule):
     @property
     def _ahead(self) -> bool:
         """Whether the next step starts before the tokens of this one are read: not on a CPU, nor where guesses pay."""
-        cuda = self._runner.device.type == "cuda"
-        return cuda and not (self._drafts and self._quiet % RETRY_STEPS < TRIED_STEPS)
+        on_device = self._rows.cache.on_device
+        return on_device and not (self._drafts and self._quiet % RETRY_STEPS < TRIED_STEPS)
 
     def _land(self) -> None:
         """Read the tokens of the step that is under way."""

@@ -7,11 +7,14 @@ import numpy as np
 import torch
 
 from pangu_server.backends.torch.cache import PAGE_TOKENS, Flat, Options, PagedCache, Segment
+from pangu_server.backends.torch.device_choosing import upload
 from pangu_server.backends.torch.kernels import triton_attention
 
 
 class CudaCache(PagedCache):
     """Keys and values (pages, PAGE_TOKENS, kv_heads, head_dim) a layer; the tables are on the device too."""
+
+    on_device = True
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -40,7 +43,7 @@ class CudaCache(PagedCache):
         if self._changes:
             # Of two changes of a place the later one counts.
             changes = np.array(list(dict(self._changes).items()), np.int64).T.copy()
-            places, pages = torch.from_numpy(changes).pin_memory().to(self.device, non_blocking=True)
+            places, pages = upload(self.device, changes)
             self._tables.view(-1).index_copy_(0, places, pages.int())
             self._changes.clear()
 
@@ -85,7 +88,7 @@ class CudaCache(PagedCache):
         if self.dtype == torch.float32 or options.softcap or query.shape[-1] > 256:
             return self.attend_gathered(layer, query, options, segment)
         used = self.tables[segment.slot, : -(-segment.length // PAGE_TOKENS)]
-        pages = torch.from_numpy(used.astype(np.int64)).pin_memory().to(self.device, non_blocking=True)
+        pages = upload(self.device, used.astype(np.int64))
         keys, values = (
             tensor.index_select(0, pages).flatten(0, 1)[None, : segment.length]
             for tensor in (self._keys[layer], self._values[layer])

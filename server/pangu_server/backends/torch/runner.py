@@ -10,6 +10,7 @@ import torch
 
 from pangu_server.backends.torch.attention import NAME, Paged, Probe
 from pangu_server.backends.torch.cache import FEW_TOKENS, PAGE_TOKENS, Flat, Heads, PagedCache, Segment
+from pangu_server.backends.torch.device_choosing import upload
 from pangu_server.backends.torch.rows import Part
 
 GRAPH_TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)  # sizes of captured steps
@@ -87,7 +88,7 @@ class Runner:
 
     def remember(self, slots: Sequence[int], tokens: torch.Tensor) -> None:
         """`tokens`, on the device, are the last of these slots: the next forward takes them where ids are UNREAD."""
-        if self.device.type == "cuda":
+        if self.cache.on_device:
             self._chosen.index_copy_(0, self._upload(np.array(slots, np.int64)), tokens)
 
     def forward(self, parts: Sequence[Part]) -> torch.Tensor:
@@ -96,8 +97,8 @@ class Runner:
         Returns the logits (kept tokens, vocabulary) in the model's type, part after part.
         """
         tokens = Tokens.of(parts, self.cache.tables)
-        if self.device.type == "cuda":
-            return self._on_cuda(tokens)
+        if self.cache.on_device:
+            return self._on_device(tokens)
         few = np.flatnonzero(tokens.few)
         flat = Flat(
             places=torch.from_numpy(tokens.places),
@@ -122,7 +123,7 @@ class Runner:
         logits: torch.Tensor = output.logits[0]
         return logits
 
-    # ------------------------------------------------------------------ CUDA
+    # ------------------------------------------------------------------ on a GPU
 
     def capture(self, most: int) -> None:
         """Capture steps of up to `most` tokens as CUDA graphs; `RuntimeError` where that does not work."""
@@ -147,12 +148,12 @@ class Runner:
     def _step(self, numbers: torch.Tensor) -> torch.Tensor:
         """The logits of tokens that are all of rows with few new ones."""
         ids, positions, places, slots = numbers
-        return self._logits(self._known(ids, slots), positions, self._cuda_flat(places, slots, positions), 0)
+        return self._logits(self._known(ids, slots), positions, self._flat(places, slots, positions), 0)
 
     def _known(self, ids: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         return torch.where(ids < 0, self._chosen.index_select(0, slots), ids)
 
-    def _cuda_flat(
+    def _flat(
         self,
         places: torch.Tensor,
         slots: torch.Tensor,
@@ -171,7 +172,7 @@ class Runner:
             tables=self.cache.rows(slots),
         )
 
-    def _on_cuda(self, tokens: Tokens) -> torch.Tensor:
+    def _on_device(self, tokens: Tokens) -> torch.Tensor:
         self.cache.update_tables()
         count = len(tokens.ids)
         numbers = np.stack(tokens[:4])
@@ -184,19 +185,18 @@ class Runner:
             uploaded = self._upload(numbers)
             ids, positions, places, slots = uploaded
             few = self._upload(np.flatnonzero(tokens.few)) if tokens.segments else None
-            flat = self._cuda_flat(places, slots, positions, few, tokens.segments)
+            flat = self._flat(places, slots, positions, few, tokens.segments)
             kept = self._upload(np.array(tokens.kept or [0]))
             return self._logits(self._known(ids, slots), positions, flat, kept)
         captured = self._captured[size]
         padded = np.zeros((4, size), np.int64)
         padded[2] = -1
         padded[:, :count] = numbers
-        captured.numbers.copy_(torch.from_numpy(padded).pin_memory(), non_blocking=True)
+        captured.numbers.copy_(self._upload(padded))
         captured.graph.replay()
         if tokens.kept == list(range(count)):
             return captured.logits[:count]
         return captured.logits.index_select(0, self._upload(np.array(tokens.kept or [0])))
 
     def _upload(self, array: npt.NDArray[np.int64]) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
+        return upload(self.device, array)

@@ -276,7 +276,9 @@ def store(
     `slots`, int64 (tokens,), are page * page_tokens + offset; -1 writes nothing.
     """
     count = new_keys.shape[1] * new_keys.shape[2]
-    new_keys, new_values = (new if new[0].is_contiguous() else new.contiguous() for new in (new_keys, new_values))
+    new_keys, new_values = (
+        new if new[0].is_contiguous() else new.contiguous() for new in (new_keys, new_values)
+    )
     _store[(len(slots),)](
         new_keys,
         new_values,

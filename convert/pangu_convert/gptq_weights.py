@@ -44,7 +44,8 @@ def dequantize(
 
     `qweight` packs along the inputs, `qzeros` along the outputs and holds the zero points less one.
     """
-    shifts, mask = torch.arange(0, 32, bits, dtype=torch.int32), (1 << bits) - 1
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=qweight.device)
+    mask = (1 << bits) - 1
     weights = ((qweight[:, None, :] >> shifts[None, :, None]) & mask).reshape(-1, qweight.shape[1])
     zeros = ((qzeros[:, :, None] >> shifts) & mask).reshape(qzeros.shape[0], -1) + 1
     groups = g_idx.long()

@@ -83,34 +83,35 @@ def read_model_bin(path: Path) -> ModelBin:
 
 
 def _parse(path: Path, file: IO[bytes]) -> ModelBin:
-    def number(type: str) -> Any:
-        [value] = struct.unpack(f"<{type}", file.read(struct.calcsize(f"<{type}")))
+    def unpacked(form: str) -> Any:
+        [value] = struct.unpack(f"<{form}", file.read(struct.calcsize(f"<{form}")))
         return value
 
     def text() -> str:
-        return file.read(number("H"))[:-1].decode()
+        value: bytes = unpacked(f"{unpacked('H')}s")
+        return value[:-1].decode()
 
     dtypes = list(ITEM_BYTES)
-    version = number("I")
+    version = unpacked("I")
     if version != VERSION:
         raise ArtifactError(
             f"{path} is of CTranslate2's format {version}, this program reads {VERSION}: convert the checkpoint again"
         )
-    specification, revision = text(), number("I")
+    specification, revision = text(), unpacked("I")
     variables = {}
-    for _ in range(number("I")):
+    for _ in range(unpacked("I")):
         name = text()
-        shape = tuple(number("I") for _ in range(number("B")))
-        dtype, num_bytes = dtypes[number("B")], number("I")
+        shape = tuple(unpacked("I") for _ in range(unpacked("B")))
+        dtype, num_bytes = dtypes[unpacked("B")], unpacked("I")
         variable = BinVariable(dtype=dtype, shape=shape, offset=file.tell())
         if num_bytes != variable.num_bytes:
             raise ValueError(f"{name} has {num_bytes} bytes, not {variable.num_bytes}")
         if not shape and dtype in NUMBER_FORMATS:
-            variable = replace(variable, number=number(NUMBER_FORMATS[dtype]))
+            variable = replace(variable, number=unpacked(NUMBER_FORMATS[dtype]))
         else:
             file.seek(num_bytes, 1)
         variables[name] = variable
-    aliases = {text(): text() for _ in range(number("I"))}
+    aliases = {text(): text() for _ in range(unpacked("I"))}
     if file.read(1):
         raise ValueError("it goes on after its end")
     return ModelBin(

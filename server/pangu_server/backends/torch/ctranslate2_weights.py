@@ -26,8 +26,8 @@ from pangu_server.backends.torch.quantized import Quantized
 SCALE = "_scale"
 
 
-def open_ctranslate2(artifact: Artifact) -> Weights:
-    """The weights in `model.bin`; raises as `open_weights` does."""
+def open_ctranslate2(artifact: Artifact, device: str) -> Weights:
+    """The weights in `model.bin`; as `open_weights`."""
     model_bin = read_model_bin(artifact.path / MODEL_BIN)
     config = model_config(artifact, model_bin)
     try:
@@ -37,7 +37,7 @@ def open_ctranslate2(artifact: Artifact) -> Weights:
             f"{model_bin.path} does not describe a model ({error}): convert the checkpoint again"
         ) from error
     require_understood(model_bin, specified)
-    readers = dict(_readers(model_bin, specified, tied=config.tie_word_embeddings))
+    readers = dict(_readers(model_bin, specified, device, tied=config.tie_word_embeddings))
     return matched(artifact, config, readers)
 
 
@@ -95,9 +95,9 @@ def not_understood(model_bin: ModelBin, what: str) -> ArtifactError:
 
 
 def _readers(
-    model_bin: ModelBin, specified: Mapping[str, Any], *, tied: bool
+    model_bin: ModelBin, specified: Mapping[str, Any], device: str, *, tied: bool
 ) -> Iterator[tuple[str, Callable[[], Value]]]:
-    """How to read each parameter: some rows of a variable."""
+    """How to read each parameter: some rows of a variable. What is tied, once."""
     size = model_bin.path.stat().st_size
     data = torch.from_file(str(model_bin.path), size=size, dtype=torch.uint8)  # mapped, not read
     for name, variable in specified.items():
@@ -106,15 +106,15 @@ def _readers(
         start = 0
         for part in variable.parts:
             rows = slice(start, start := start + part.shape[0])
-            yield part.name, partial(_read, model_bin, data, name, rows)
+            yield part.name, partial(_read, model_bin, data, name, rows, device)
 
 
-def _read(model_bin: ModelBin, data: torch.Tensor, name: str, rows: slice) -> Value:
-    matrix = _tensor(data, model_bin.variable(name))[rows]
+def _read(model_bin: ModelBin, data: torch.Tensor, name: str, rows: slice, device: str) -> Value:
+    matrix = _tensor(data, model_bin.variable(name))[rows].to(device)
     if matrix.is_floating_point():
         return matrix
     # What is stored has been multiplied by the scale: for int8, by 127 over the largest weight of the row.
-    scales = _tensor(data, model_bin.variable(model_bin.target(name) + SCALE)).reciprocal()
+    scales = _tensor(data, model_bin.variable(model_bin.target(name) + SCALE)).to(device).reciprocal()
     if matrix.dtype == torch.int8:
         return Quantized(integers=matrix, scales=scales[rows, None], bits=8)
     return matrix * scales

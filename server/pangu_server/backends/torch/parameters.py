@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -11,8 +11,8 @@ from pangu_convert.artifact import Artifact, ArtifactError
 from pangu_server.backends.torch.placing import build, ignored, stored_shapes
 from pangu_server.backends.torch.quantized import Quantized
 
-Value = torch.Tensor | Quantized
-Readers = Mapping[str, Callable[[], Value]]
+Value: TypeAlias = torch.Tensor | Quantized
+Readers: TypeAlias = Mapping[str, Callable[[], Value]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,7 +56,7 @@ def matched(artifact: Artifact, config: Any, readers: Readers, unpacked: list[st
         config.tie_word_embeddings = False  # as transformers decides, with a warning
         model = build(config, artifact.manifest.architecture)
     shapes, tied = stored_shapes(model), model.all_tied_weights_keys
-    found = {}
+    found: dict[str, Callable[[], Value]] = {}
     for name, read in readers.items():
         source = tied.get(name, name)  # a file may hold either name, or both
         if source in shapes:

@@ -13,9 +13,9 @@ from pangu_convert.artifact import Artifact, ArtifactError
 from pangu_server.backends.torch.parameters import Weights, matched
 
 
-def open_transformers(artifact: Artifact) -> Weights:
-    """The weights of an unquantized artifact; raises as `open_weights` does."""
-    return matched(artifact, checkpoint_config(artifact), stored_tensors(artifact))
+def open_transformers(artifact: Artifact, device: str) -> Weights:
+    """The weights of an unquantized artifact; as `open_weights`."""
+    return matched(artifact, checkpoint_config(artifact), stored_tensors(artifact, device))
 
 
 def checkpoint_config(artifact: Artifact) -> Any:
@@ -30,12 +30,16 @@ def checkpoint_config(artifact: Artifact) -> Any:
     return config
 
 
-def stored_tensors(artifact: Artifact) -> Mapping[str, Callable[[], torch.Tensor]]:
-    """Every tensor of the artifact, mapped into memory when it is read; `ArtifactError` when a file is damaged."""
+def stored_tensors(artifact: Artifact, device: str) -> Mapping[str, Callable[[], torch.Tensor]]:
+    """How to read each tensor of the artifact onto `device`: on the CPU it is mapped, not copied.
+
+    Raises:
+        ArtifactError: a file is damaged.
+    """
     readers: dict[str, Callable[[], torch.Tensor]] = {}
     for name in artifact.manifest.weight_files:
         try:
-            file = safe_open(artifact.path / name, framework="pt")
+            file: Any = safe_open(artifact.path / name, framework="pt", device=device)
         except SafetensorError as error:
             raise ArtifactError(
                 f"{artifact.path / name} is damaged or cut short ({error}): convert the checkpoint again"

@@ -1,0 +1,91 @@
+"""Weights by transformers' names: the model is the one that transformers loads, or one line says why there is none."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from support.commands import pangu_convert
+from support.models import MODELS, assert_same_model, changed, loaded
+from transformers import AutoModelForCausalLM
+
+from pangu_convert.artifact import ArtifactError, read_artifact
+from pangu_server.backends.torch.placing import build, complete, place
+from pangu_server.backends.torch.weights import open_weights
+
+Make = Callable[..., Path]
+NORM = "model.norm.weight"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_an_unquantized_artifact_is_what_transformers_loads(model: str, converted: Make) -> None:
+    artifact = read_artifact(converted(model, "transformers"))
+    assert_same_model(loaded(artifact), AutoModelForCausalLM.from_pretrained(artifact.path))
+
+
+def test_shards_and_another_type_are_loaded(tmp_path: Path, converted: Make) -> None:
+    model = AutoModelForCausalLM.from_pretrained(converted("llama"))
+    shutil.copytree(converted("llama"), tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / "model.safetensors").unlink()
+    model.save_pretrained(tmp_path / "checkpoint", max_shard_size="40KB")
+    pangu_convert(
+        "transformers", tmp_path / "checkpoint", "--output", tmp_path / "out", "--dtype", "bfloat16"
+    )
+    artifact = read_artifact(tmp_path / "out")
+    assert len(artifact.manifest.weight_files) > 2
+    expected = AutoModelForCausalLM.from_pretrained(artifact.path, dtype="auto")
+    assert_same_model(loaded(artifact, open_weights(artifact).dtype), expected)
+
+
+@pytest.mark.parametrize("differ", [False, True])
+def test_a_tied_embedding_that_is_there_twice_is_loaded_as_transformers_does(
+    tmp_path: Path, converted: Make, differ: bool
+) -> None:
+    def write_both(weights: dict[str, torch.Tensor]) -> None:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + differ
+
+    artifact = changed(converted("qwen2_tied", "transformers"), tmp_path / "copy", write_both)
+    weights = open_weights(artifact)
+    assert weights.config.tie_word_embeddings is not differ
+    assert ("lm_head.weight" in dict(weights)) is differ
+    assert_same_model(loaded(artifact), AutoModelForCausalLM.from_pretrained(artifact.path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop(NORM), "has no tensor model.norm.weight"),
+        (lambda weights: weights.update(more=weights[NORM] + 1), "has a tensor more, which LlamaForCausalLM"),
+        (
+            lambda weights: weights.update({NORM: torch.ones(9)}),
+            r"model.norm.weight .* has shape \[9\], not the \[64\]",
+        ),
+    ],
+    ids=["missing", "superfluous", "of another shape"],
+)
+def test_tensors_that_do_not_fit_are_refused_by_name(
+    converted: Make, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], object], message: str
+) -> None:
+    artifact = changed(converted("llama", "transformers"), tmp_path / "copy", change)
+    with pytest.raises(ArtifactError, match=message):
+        loaded(artifact)
+
+
+def test_frequencies_that_older_versions_stored_are_passed_over(converted: Make, tmp_path: Path) -> None:
+    def store(weights: dict[str, torch.Tensor]) -> None:
+        weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+
+    artifact = changed(converted("llama", "transformers"), tmp_path / "copy", store)
+    assert_same_model(loaded(artifact), AutoModelForCausalLM.from_pretrained(converted("llama")))
+
+
+def test_a_parameter_that_was_not_put_in_place_is_named(converted: Make) -> None:
+    weights = open_weights(read_artifact(converted("llama", "transformers")))
+    model = build(weights.config, "LlamaForCausalLM")
+    for name, value in weights:
+        if name != NORM:
+            assert isinstance(value, torch.Tensor)
+            place(model, name, value, "cpu", torch.float32)
+    with pytest.raises(ArtifactError, match=rf"was left without {NORM}"):
+        complete(model, "cpu")

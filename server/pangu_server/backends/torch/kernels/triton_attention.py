@@ -52,11 +52,9 @@ def _attend(
     length = tl.load(lengths + row)
     start = chunk * CHUNK
     end = tl.minimum(length, start + CHUNK)
-    if WINDOW:
-        # The row's first new token sees furthest back.
+    begin = start
+    if WINDOW:  # the row's first new token sees furthest back
         begin = tl.maximum(start, (length - T - window + 1) // TOKENS * TOKENS)
-    else:
-        begin = start
     if begin < end:
         parts: tl.constexpr = (SHARED * T + TILE - 1) // TILE
         head = part // parts
@@ -276,7 +274,9 @@ def store(
     `slots`, int64 (tokens,), are page * page_tokens + offset; -1 writes nothing.
     """
     count = new_keys.shape[1] * new_keys.shape[2]
-    new_keys, new_values = (new if new[0].is_contiguous() else new.contiguous() for new in (new_keys, new_values))
+    new_keys, new_values = (
+        new if new[0].is_contiguous() else new.contiguous() for new in (new_keys, new_values)
+    )
     _store[(len(slots),)](
         new_keys,
         new_values,

@@ -1,7 +1,8 @@
 """How the quantized product is launched: rules that fit most cards, and what a search on this card found."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 PADDED_ROWS = (16, 32, 64)
 PROGRAMS = 384  # enough to keep a large card busy
@@ -26,6 +27,28 @@ class Plan:
 
     split: int  # programs that share an output's inputs
     launches: Mapping[int, Launch]  # by the padded number of rows
+
+    def smaller(self, rows: int) -> "Plan | None":
+        """This plan with a stage less for `rows`, which takes less memory; None where it has but one."""
+        launch = self.launches[rows]
+        if launch.stages == 1:
+            return None
+        return Plan(self.split, {**self.launches, rows: replace(launch, stages=launch.stages - 1)})
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        launches = {str(rows): [at.tile, at.warps, at.stages] for rows, at in self.launches.items()}
+        return {"split": self.split, "launches": launches}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "Plan":
+        """What `to_json` wrote.
+
+        Raises:
+            ValueError, TypeError, KeyError: it did not write this.
+        """
+        launches = {rows: Launch(*map(int, data["launches"][str(rows)])) for rows in PADDED_ROWS}
+        return Plan(int(data["split"]), launches)
 
 
 def default_plan(outputs: int, blocks: int) -> Plan:

@@ -52,11 +52,9 @@ def _attend(
     length = tl.load(lengths + row)
     start = chunk * CHUNK
     end = tl.minimum(length, start + CHUNK)
-    if WINDOW:
-        # The row's first new token sees furthest back.
+    begin = start
+    if WINDOW:  # the row's first new token sees furthest back
         begin = tl.maximum(start, (length - T - window + 1) // TOKENS * TOKENS)
-    else:
-        begin = start
     if begin < end:
         parts: tl.constexpr = (SHARED * T + TILE - 1) // TILE
         head = part // parts

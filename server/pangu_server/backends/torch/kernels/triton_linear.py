@@ -19,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 from torch.nn.functional import linear
+from triton.runtime.errors import OutOfResources
 
 from pangu_server.backends.torch.kernels.launching import Plan, default_plan
 from pangu_server.backends.torch.kernels.products import dot
@@ -33,8 +34,9 @@ def _unpacked(words, FIELD: tl.constexpr, BITS: tl.constexpr, TYPE: tl.constexpr
     """Field `FIELD` of words (outputs, words) as exact numbers (outputs, 2 * words) of a type of 16 bits."""
     SIGN: tl.constexpr = 1 << (BITS - 1)
     shifted = words >> (FIELD * BITS)
-    if TYPE == tl.float16 or BITS == 4:
-        ZERO: tl.constexpr = ((0x6400 if TYPE == tl.float16 else 0x4300) + SIGN) * 0x10001
+    HALF: tl.constexpr = TYPE.is_fp16()
+    if HALF or BITS == 4:
+        ZERO: tl.constexpr = ((0x6400 if HALF else 0x4300) + SIGN) * 0x10001
         field = (shifted & (2 * SIGN - 1) * 0x10001) ^ ZERO
         zero = tl.full(words.shape, ZERO, tl.int32)
     else:  # seven bits count in ones; the sign makes 256 of 128
@@ -180,7 +182,7 @@ class TritonLinear:
     @property
     def outputs(self) -> int:
         """Columns of the result."""
-        return self.packed.shape[1]
+        return int(self.packed.shape[1])
 
     @property
     def group(self) -> int:
@@ -226,7 +228,14 @@ class TritonLinear:
         if len(x) > MAX_ROWS:
             return self._many(x)
         padded = max(16, triton.next_power_of_2(len(x)))
-        return self.launch(x, self.plan.split, padded, **self.plan.launches[padded].options())
+        while True:
+            try:
+                return self.launch(x, self.plan.split, padded, **self.plan.launches[padded].options())
+            except OutOfResources:  # a card with less memory a multiprocessor
+                smaller = self.plan.smaller(padded)
+                if smaller is None:
+                    raise
+                self.plan = smaller
 
     def launch(self, x: torch.Tensor, split: int, padded: int, **options: int) -> torch.Tensor:
         """The product of at most `padded` rows in the order of the packed weights, launched as said."""
@@ -261,7 +270,7 @@ class TritonLinear:
         return out
 
     def dense(self, first: int = 0, last: int | None = None) -> torch.Tensor:
-        """Outputs `first` to `last` of the matrix as (last - first, inputs), columns in the order of the packed ones."""
+        """Outputs `first` to `last` as (last - first, inputs). With `order`, columns are those of x[:, order]."""
         last = self.outputs if last is None else last
         out = torch.empty((last - first, self.inputs), device=self.packed.device, dtype=self.dtype)
         blocks, _, words = self.packed.shape

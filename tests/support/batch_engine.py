@@ -29,14 +29,15 @@ class BatchEngine(BatchSchedule):
         super().__init__(max_batch)
         self.seconds = self.prefill_seconds = 0.0  # now; what prefilling a token takes
         self.batches: list[list[int]] = []  # first token of each row
-        self.forced_steps = 0
+        self.forced_steps = self.beside = 0  # batches that ran while another one paused
         self.workers = 2
         self.entered, self.go = threading.Event(), threading.Event()
         self.events: list[str] = []
         self.start()
 
     def logits(self, tokens: Sequence[int]) -> Logits:
-        return np.random.default_rng(list(tokens)).normal(size=VOCABULARY, scale=3).astype(np.float32)
+        random = np.random.default_rng(abs(hash(tuple(tokens))))
+        return random.normal(size=VOCABULARY, scale=3).astype(np.float32)
 
     def run(self, batch: Batch) -> None:
         self.entered.set()
@@ -45,6 +46,7 @@ class BatchEngine(BatchSchedule):
         self.batches.append([row[0] for row in rows])
         self.workers -= 1
         assert self.workers >= 0
+        self.beside += self.workers == 0
         shortest = len(rows[-1])
         forced = [len(row) - shortest for row in rows]
         alive, step = list(range(len(rows))), 0

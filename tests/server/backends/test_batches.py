@@ -98,7 +98,8 @@ def test_company_and_interruptions_change_no_token(
             assert len(collector.prompt_logprobs) == len(prompt)
     assert not engine.waiting
     assert not engine.running
-    assert (engine.events.count("interrupted") > 5) == (others == "at every step")
+    assert (engine.beside > 5) == (others == "at every step")
+    assert (engine.beside == 0) == (others == "never")
 
 
 def test_a_row_that_left_its_draft_goes_on_before_newcomers(engine: BatchEngine) -> None:

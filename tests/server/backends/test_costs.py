@@ -67,7 +67,8 @@ def test_a_short_prefill_teaches_nothing_and_a_free_one_no_negative_cost() -> No
     for _ in range(50):
         costs.learn_prefill(512, 1, 0.0)
     assert 0 <= costs.prefill(512) < before / 50
-    assert 0 <= costs.prefill(4096) < before
+    assert costs.token_seconds >= 0
+    assert costs.growth_seconds >= 0
 
 
 def test_a_prompt_of_another_length_is_told_apart_in_the_choice_of_batches() -> None:

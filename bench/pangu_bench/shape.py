@@ -146,11 +146,11 @@ class Trial:
         missing = [name for name in wanted if self.key(name) not in journal.rows]
         left_out: dict[str, str] = {}
         for name in missing:
-            (needed, why), free = sizes.needed_bytes(FORMATS[name], self.device), free_bytes(self.device)
+            needed, free = sizes.needed_bytes(FORMATS[name]), free_bytes(self.device)
             if needed > free:
                 memory = "GPU memory" if self.device == "cuda" else "memory"
                 takes, is_free = f"{needed / 1e9:.1f} GB of {memory}", f"{free / 1e9:.1f} GB are free"
-                left_out[name] = f"{name} needs about {takes} to load{why}, and {is_free}"
+                left_out[name] = f"{name} needs about {takes} to load, and {is_free}"
         if len(left_out) == len(wanted):
             raise UsageError(f"{'. '.join(left_out.values())}: try fewer --layers or other --formats")
         for reason in left_out.values():

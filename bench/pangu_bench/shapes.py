@@ -69,14 +69,8 @@ class Sizes:
         """Of a model with `bits` bits a weight in the blocks and 16 in the rest."""
         return int(self.blocks * bits / 8 + 2 * self.rest)
 
-    def needed_bytes(self, format: Format, device: str) -> tuple[int, str]:
-        """The most memory that loading takes, roughly, and why. Seen on 2 to 8 layers of StarCoder-15B."""
-        from pangu_bench.random_model import GROUP_SIZE
-        from pangu_server.backends.torch.gptq import runs_packed
-
+    def needed_bytes(self, format: Format) -> int:
+        """The most memory that loading takes, roughly. Seen on 2 to 8 layers of StarCoder-15B."""
         if not format.gptq_bits:
-            return int(1.02 * self.weight_bytes(format.bits) + 1e9), ""
-        if runs_packed(device, format.gptq_bits, GROUP_SIZE):  # a layer's weights are there twice, and a file
-            return int(1.3 * self.weight_bytes(format.bits) + 1.5e9), ""
-        why = " (a CPU has no kernel for it: it is de-quantized)"
-        return int(2 * self.weight_bytes(16) + 3e9), why
+            return int(1.02 * self.weight_bytes(format.bits) + 1e9)
+        return int(1.3 * self.weight_bytes(format.bits) + 1.5e9)  # a matrix is there twice, and a file

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from pangu_convert.artifact import Artifact
 from pangu_server import cli, serving
-from pangu_server.backends import BACKENDS
+from pangu_server.backends import ENGINES
 from pangu_server.backends.seam import LoadOptions
 from support.scripted import ScriptedBackend
 
@@ -22,12 +22,12 @@ def main() -> int:
             time.sleep(token_seconds)
             yield ord("x")
 
-    def load(artifact: Artifact, options: LoadOptions) -> ScriptedBackend:
+    def load(artifact: Artifact, options: LoadOptions, why: str) -> ScriptedBackend:
         print("loading", flush=True)
         time.sleep(load_seconds)
         return ScriptedBackend(endless)
 
-    BACKENDS.update(dict.fromkeys(BACKENDS, load))
+    ENGINES.update(dict.fromkeys(ENGINES, load))
     serving.FLUSH_SECONDS = 60  # this machine may be slow
     return cli.main(sys.argv[3:])
 

@@ -153,11 +153,15 @@ class Schedule(ABC):
                 self.changed.wait_for(lambda: self.waiting or self.running or self._closed)
                 if self._closed and not self.running:
                     return
-            try:
-                self.turn()
-            except Exception as error:  # the outermost loop: a failed batch must not end the server
-                logger.exception("generation failed")
-                if not self.running:  # it never got further than choosing: do not choose the same for ever
-                    self.admit(list(self.waiting)[:1])
-                for ticket in list(self.running):
-                    self.finish(ticket, error)
+            self.attempt()
+
+    def attempt(self, paused: Sequence[Ticket] = ()) -> None:
+        """A turn. If it fails, so do those that run, but for the `paused` ones."""
+        try:
+            self.turn()
+        except Exception as error:  # a failed batch must not end the server
+            logger.exception("generation failed")
+            if len(self.running) == len(paused):  # it never got further than choosing: not the same for ever
+                self.admit(list(self.waiting)[:1])
+            for ticket in [ticket for ticket in self.running if ticket not in paused]:
+                self.finish(ticket, error)

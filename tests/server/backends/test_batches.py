@@ -1,100 +1,22 @@
-"""Batches without an engine: who goes together, who has to wait for how long, and what comes out of it."""
+"""Batches without an engine: who goes together, and what comes out of it. `test_turns.py`: who waits."""
 
 import threading
-import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
+from support.batch_engine import BatchEngine, Named, clocked, greedy
 from support.collector import Collector
 
-from pangu_server.backends.ctranslate2 import batches
-from pangu_server.backends.ctranslate2.batches import Batch, BatchSchedule, CostModel, Interrupted
-from pangu_server.backends.sampling import Logits
+from pangu_server.backends.ctranslate2.batches import Batch, BatchSchedule
 from pangu_server.backends.schedule import Ticket
 from pangu_server.backends.seam import SamplingOptions
 
-VOCABULARY = 50
-STEP_SECONDS = 0.1
-
-
-def greedy(max_tokens: int = 8) -> SamplingOptions:
-    return SamplingOptions(max_tokens=max_tokens, temperature=0)
-
-
-class Engine(BatchSchedule):
-    """Behaves like CTranslate2 with a clock of its own. The next token is a function of those before it."""
-
-    def __init__(self, max_batch: int = 16) -> None:
-        super().__init__(max_batch)
-        self.seconds = 0.0
-        self.batches: list[list[int]] = []  # first token of each row
-        self.forced_steps = 0
-        self.entered, self.go = threading.Event(), threading.Event()
-        self.events: list[str] = []
-        self.start()
-
-    def logits(self, tokens: Sequence[int]) -> Logits:
-        return np.random.default_rng(list(tokens)).normal(size=VOCABULARY, scale=3).astype(np.float32)
-
-    def run(self, batch: Batch) -> None:
-        self.entered.set()
-        assert self.go.wait(30)
-        rows = [list(ticket.tokens) for ticket in batch.tickets]
-        self.batches.append([row[0] for row in rows])
-        shortest = len(rows[-1])
-        forced = [len(row) - shortest for row in rows]
-        alive, step = list(range(len(rows))), 0
-        try:
-            while alive:
-                self.seconds += STEP_SECONDS
-                logits = np.stack([self.logits(rows[row]) for row in alive])
-                before = list(alive)
-                generating = [row for row in before if forced[row] <= step]
-                self.forced_steps += not generating
-                for row in generating:
-                    token_id = int(logits[before.index(row)].argmax())
-                    rows[row].append(token_id)
-                    if batch.take(row, step, token_id, lambda: logits):  # noqa: B023
-                        alive.remove(row)
-                step += 1
-        except Interrupted:
-            self.events.append("interrupted")
-
-    def forward(self, token_ids: Sequence[int]) -> Logits:
-        return np.stack([self.logits(token_ids[: end + 1]) for end in range(len(token_ids))])
-
-    def alone(self, prompt: Sequence[int], options: SamplingOptions) -> list[int]:
-        """What must come out, by the definition of sampling."""
-        ticket = Ticket(prompt, options, Collector())
-        while not ticket.take(ticket.choose(self.logits(ticket.tokens)), self.logits(ticket.tokens)):
-            pass
-        return ticket.tokens[len(prompt) :]
-
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    engine: Engine | None = None
-    monkeypatch.setattr(time, "perf_counter", lambda: engine.seconds if engine else 0.0)
-    engine = Engine()
-    yield engine
-    engine.go.set()
-    engine.close()
-
-
-class Named(Collector):
-    """Notes in the engine's events when it starts and ends."""
-
-    def __init__(self, name: str, events: list[str]) -> None:
-        super().__init__()
-        self._name, self._events = name, events
-
-    def on_start(self) -> None:
-        self._events.append(f"{self._name} starts")
-
-    def on_end(self, error: Exception | None) -> None:
-        self._events.append(f"{self._name} ends")
-        super().on_end(error)
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchEngine]:
+    with clocked(monkeypatch) as engine:
+        yield engine
 
 
 def tickets(*requests: tuple[int, SamplingOptions]) -> list[Ticket]:
@@ -109,7 +31,7 @@ def numbers(chosen: Sequence[Ticket]) -> list[int]:
     return [ticket.tokens[0] for ticket in chosen]
 
 
-def test_only_near_lengths_go_together_and_the_head_always_goes(engine: Engine) -> None:
+def test_only_near_lengths_go_together_and_the_head_always_goes(engine: BatchEngine) -> None:
     waiting = tickets(
         (64, greedy(32)), (512, greedy(32)), (70, greedy(32)), (80, greedy(32)), (20, greedy(1))
     )
@@ -119,7 +41,7 @@ def test_only_near_lengths_go_together_and_the_head_always_goes(engine: Engine) 
 
 def test_a_batch_is_never_predicted_to_be_slower_than_its_rows_apart() -> None:
     random = np.random.default_rng(0)
-    schedule = Engine()
+    schedule = BatchEngine()
     for _ in range(50):
         waiting = tickets(
             *((int(random.integers(1, 600)), greedy(int(random.integers(1, 200)))) for _ in range(20))
@@ -131,7 +53,7 @@ def test_a_batch_is_never_predicted_to_be_slower_than_its_rows_apart() -> None:
     schedule.close()
 
 
-def test_what_the_engine_draws_differently_does_not_go_together(engine: Engine) -> None:
+def test_what_the_engine_draws_differently_does_not_go_together(engine: BatchEngine) -> None:
     sampled = SamplingOptions(max_tokens=8, temperature=0.5)
     seeded = SamplingOptions(max_tokens=8, temperature=0.5, seed=1)
     biased = SamplingOptions(max_tokens=8, temperature=0, logit_bias=((3, 1.0),))
@@ -139,19 +61,6 @@ def test_what_the_engine_draws_differently_does_not_go_together(engine: Engine) 
     waiting = tickets(*((64, options) for options in (greedy(), sampled, seeded, biased, sampled, hotter)))
     assert numbers(engine.choose(waiting)) == [0, 2, 3], "drafts are greedy"
     assert numbers(engine.choose(waiting[1:])) == [1, 4]
-
-
-def test_the_cost_model_learns_the_machine() -> None:
-    costs = CostModel()
-    near = tickets((60, greedy(16)), (64, greedy(16)))
-    assert costs.batch(near) < sum(costs.batch([ticket]) for ticket in near)
-    for _ in range(300):  # a machine on which a second row costs as much as the first
-        costs.learn_step(1, 1.0)
-        costs.learn_step(2, 2.0)
-    costs.learn_prefill(1000, 2, 2.0 + 100.0)
-    assert costs.step(1) == pytest.approx(1.0)
-    assert costs.step(2) == pytest.approx(2.0, rel=0.01)
-    assert costs.batch(near) >= sum(costs.batch([ticket]) for ticket in near) - 0.2
 
 
 SAMPLED = SamplingOptions(max_tokens=12, temperature=0.7, seed=3)
@@ -167,12 +76,15 @@ MIXED: list[tuple[int, SamplingOptions]] = [
 ]
 
 
-@pytest.mark.parametrize("quantum", [0.0, 0.25, 1000.0])
+@pytest.mark.parametrize("others", ["at every step", "as it comes", "never"])
 def test_company_and_interruptions_change_no_token(
-    engine: Engine, quantum: float, monkeypatch: pytest.MonkeyPatch
+    engine: BatchEngine, others: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "QUANTUM_SECONDS", quantum)
-    monkeypatch.setattr(batches, "QUANTUM_RESUMES", 8 if quantum else 0)
+    if others != "as it comes":
+        due = others == "at every step"
+        monkeypatch.setattr(
+            BatchSchedule, "_due", lambda self, *_: due and bool(self.waiting or self._paused)
+        )
     prompts = [ticket.tokens for ticket in tickets(*MIXED)]
     collectors = [Collector() for _ in MIXED]
     for prompt, (_, options), collector in zip(prompts, MIXED, collectors, strict=True):
@@ -186,26 +98,14 @@ def test_company_and_interruptions_change_no_token(
             assert len(collector.prompt_logprobs) == len(prompt)
     assert not engine.waiting
     assert not engine.running
-    assert (engine.events.count("interrupted") > 5) == (quantum == 0)
+    assert (engine.beside > 5) == (others == "at every step")
+    assert (engine.beside == 0) == (others == "never")
 
 
-def test_a_short_prompt_gets_its_turn_beside_a_long_generation(engine: Engine) -> None:
-    names = {"long": ([1] * 30, greedy(500)), "short": ([2] * 3, greedy(4))}
-    collectors = {name: Named(name, engine.events) for name in names}
-    for name, (prompt, options) in names.items():
-        engine.submit(prompt, options, collectors[name])
-    engine.go.set()
-    for name, (prompt, options) in names.items():
-        assert collectors[name].ended.wait(60)
-        assert collectors[name].tokens == engine.alone(prompt, options)
-    expected = ["long starts", "interrupted", "short starts", "short ends", "long ends"]
-    assert engine.events == expected
-
-
-def test_a_row_that_left_its_draft_goes_on_before_newcomers(engine: Engine) -> None:
+def test_a_row_that_left_its_draft_goes_on_before_newcomers(engine: BatchEngine) -> None:
     hot = SamplingOptions(max_tokens=2, temperature=5.0, seed=1)  # hardly ever the best token
-    engine.submit([1] * 5, hot, first := Named("first", engine.events))
-    engine.submit([2] * 400, greedy(1), second := Named("second", engine.events))
+    engine.submit([1] * 5, hot, first := Named("first", engine))
+    engine.submit([2] * 400, greedy(1), second := Named("second", engine))
     engine.go.set()
     assert first.ended.wait(30)
     assert second.ended.wait(30)
@@ -213,8 +113,8 @@ def test_a_row_that_left_its_draft_goes_on_before_newcomers(engine: Engine) -> N
     assert engine.events == ["first starts", "first ends", "second starts", "second ends"]
 
 
-def test_a_long_prompt_is_not_left_to_forced_steps_alone(engine: Engine) -> None:
-    engine.costs.prefill_seconds = 1e-6
+def test_a_long_prompt_is_not_left_to_forced_steps_alone(engine: BatchEngine) -> None:
+    engine.costs.token_seconds = engine.costs.growth_seconds = 1e-6
     short, long = tickets((2, greedy(2)), (80, greedy(2)))
     for ticket in (short, long):
         ticket.started = True
@@ -227,7 +127,7 @@ def test_a_long_prompt_is_not_left_to_forced_steps_alone(engine: Engine) -> None
     assert engine.forced_steps == 0
 
 
-def test_cancelled_in_the_queue_and_in_flight(engine: Engine) -> None:
+def test_cancelled_in_the_queue_and_in_flight(engine: BatchEngine) -> None:
     collectors = [Collector() for _ in range(3)]
     stopped = threading.Event()
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from pangu_convert.artifact import read_artifact
 from pangu_server.backends import load_backend
-from pangu_server.backends.ctranslate2 import batches
+from pangu_server.backends.ctranslate2.batches import BatchSchedule
 from pangu_server.backends.sampling import Logits, Sampler, token_logprobs
 from pangu_server.backends.seam import Backend, CacheUse, LoadOptions, SamplingOptions
 
@@ -105,13 +105,12 @@ def test_an_option_does_what_sampling_defines(
     assert_equal(submit(backend, OPTIONS[name]), expected[name])
 
 
-@pytest.mark.parametrize("quantum", ["every step yields", "as it comes"])
+@pytest.mark.parametrize("others", ["run at every step", "as it comes"])
 def test_float32_results_do_not_depend_on_company(
-    quantum: str, backend: Backend, expected: dict[str, Collector], monkeypatch: pytest.MonkeyPatch
+    others: str, backend: Backend, expected: dict[str, Collector], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if quantum == "every step yields":
-        monkeypatch.setattr(batches, "QUANTUM_SECONDS", 0.0)
-        monkeypatch.setattr(batches, "QUANTUM_RESUMES", 0)
+    if others == "run at every step":
+        monkeypatch.setattr(BatchSchedule, "_due", lambda self, *_: bool(self.waiting or self._paused))
     noise = [
         submit(backend, SamplingOptions(max_tokens=30, temperature=temperature), PROMPT * length)
         for temperature, length in ((0, 1), (0.8, 1), (0, 2), (0, 20))

@@ -5,9 +5,11 @@ What the library cannot draw (a request's seed, penalties, bias, min_p) is draft
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import re
+import secrets
 from collections.abc import Sequence
 
 import ctranslate2
@@ -16,24 +18,32 @@ import numpy as np
 from pangu_convert.artifact import Artifact, ArtifactError
 from pangu_convert.int8 import int8_caution
 from pangu_convert.model_bin import MODEL_BIN, ModelBin, read_model_bin
-from pangu_server.backends.ctranslate2.batches import Batch, BatchSchedule, Interrupted, native_sampling
+from pangu_server.backends.ctranslate2.batches import Batch, BatchSchedule, Interrupted
+from pangu_server.backends.ctranslate2.cublas import load_cublas
+from pangu_server.backends.ctranslate2.drawing import can_cut, native_sampling
+from pangu_server.backends.ctranslate2.faults import explained
+from pangu_server.backends.ctranslate2.warming import DRAWN, NEW_TOKENS, PROMPT_TOKENS, warm
 from pangu_server.backends.sampling import Logits
-from pangu_server.backends.seam import BackendInfo, CacheUse, Counts, LoadOptions
+from pangu_server.backends.schedule import Ticket
+from pangu_server.backends.seam import BackendInfo, CacheUse, Counts, Listener, LoadOptions, SamplingOptions
 
 
 class CTranslate2Backend(BatchSchedule):
     """A `ctranslate2.Generator` behind the `Backend` seam."""
 
     def __init__(self, artifact: Artifact, options: LoadOptions) -> None:
-        super().__init__(options.max_batch)
+        super().__init__(options.max_batch, options.on_batch)
         # It warns of every compute type it replaces; we report the effective one instead.
         ctranslate2.set_log_level(logging.ERROR)
+        if options.device != "cpu":
+            load_cublas()
         try:
+            # The second worker is for a batch that runs while another one pauses. They share the weights.
             self._generator = ctranslate2.Generator(
-                str(artifact.path), device=options.device, intra_threads=options.threads, inter_threads=1
+                str(artifact.path), device=options.device, intra_threads=options.threads, inter_threads=2
             )
-        except (RuntimeError, ValueError) as error:
-            raise ArtifactError(f"CTranslate2 cannot load {artifact.path}: {error}") from error
+        except (RuntimeError, ValueError, MemoryError) as error:
+            raise ArtifactError(f"CTranslate2 cannot load {artifact.path}: {explained(error)}") from error
         # Prompts go in as token strings, by the artifact's own vocabulary: its ids are the model's rows.
         vocabulary = (artifact.path / "vocabulary.json").read_text(encoding="utf-8")
         self._vocabulary: list[str] = json.loads(vocabulary)
@@ -47,11 +57,20 @@ class CTranslate2Backend(BatchSchedule):
             max_batch=options.max_batch,
             caution=int8_caution(self._generator.compute_type, self._generator.device),
         )
-        self._on_batch = options.on_batch
         value_bytes = 2 if self.info.compute_type.endswith("float16") else 4  # bfloat16 too
         self._token_bytes = cached_values(read_model_bin(artifact.path / MODEL_BIN)) * value_bytes
         self._most_tokens = options.max_batch * artifact.manifest.context_length
+        tokens = min(PROMPT_TOKENS[self.info.device], artifact.manifest.context_length - NEW_TOKENS)
+        try:
+            warm(self, rows=options.max_batch, tokens=tokens, drawn=self._drawable(DRAWN))
+        except (RuntimeError, MemoryError) as error:
+            del self._generator  # see `close`
+            raise ArtifactError(f"CTranslate2 cannot run {artifact.path}: {explained(error)}") from error
         self.start()
+
+    def submit(self, prompt_ids: Sequence[int], options: SamplingOptions, listener: Listener) -> Ticket:
+        """See `Backend`."""
+        return super().submit(prompt_ids, self._drawable(options), listener)
 
     def close(self) -> None:
         """See `Backend`."""
@@ -69,7 +88,6 @@ class CTranslate2Backend(BatchSchedule):
 
     def run(self, batch: Batch) -> None:
         """See `BatchSchedule`."""
-        self._on_batch(len(batch.tickets))
         # Top-k 0 is "all tokens"; the library's default 1 would make the temperature a no-op.
         temperature, top_p, top_k = native_sampling(batch.tickets[0]) or (1, 1, 1)
 
@@ -89,6 +107,12 @@ class CTranslate2Backend(BatchSchedule):
                 return_logits_vocab=batch.needs_logits,
                 callback=on_token,
             )
+
+    def _drawable(self, options: SamplingOptions) -> SamplingOptions:
+        """With a seed of its own a request is drawn by `Sampler`: any seed, where the library cannot draw."""
+        if can_cut(options, self.info.device, len(self._vocabulary)) or options.seed is not None:
+            return options
+        return dataclasses.replace(options, seed=secrets.randbits(64))
 
     def forward(self, token_ids: Sequence[int]) -> Logits:
         """See `BatchSchedule`."""

@@ -1,4 +1,4 @@
-"""Attention over pages on a CPU, in single precision: for rows of few new tokens, which would gather much to read little.
+"""Attention over pages on a CPU, in single precision: for rows of few new tokens, which need no copy of them.
 
 Keys lie in a page by dimension, values by token, so that both are read along what is contiguous.
 """

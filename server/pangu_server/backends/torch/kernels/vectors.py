@@ -23,9 +23,9 @@ STEP = 32 if WIDE else 16  # 16-bit integers in a register
 
 
 def dot_products(rows: int, bits: int) -> Any:
-    """An intrinsic: (weights, x, x_scales, scales, n, m, group) -> the `rows` sums for matrix row n and x rows m, m+1, ...
+    """An intrinsic: (weights, x, x_scales, scales, n, m, group) -> the sums of row n with `rows` rows of x, from m on.
 
-    weights uint8 or int8 (outputs, bytes), x int16 (rows, inputs), x_scales float32 (rows, inputs / BLOCK), scales float32
+    weights int8 (outputs, bytes), x int16 (rows, inputs), x_scales float32 (rows, inputs / BLOCK), scales float32
     (outputs, groups); `group` inputs share one of these, a multiple of BLOCK.
     """
 

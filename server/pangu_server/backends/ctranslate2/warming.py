@@ -1,0 +1,64 @@
+"""The first tokens of a loaded model, made before anybody waits for them.
+
+Libraries load kernels, compile and fail at first use. All that a request can need runs once here; then the plain
+part runs again, from which `CostModel` learns this machine.
+"""
+
+from collections.abc import Callable, Sequence
+
+from pangu_server.backends.ctranslate2.batches import Batch, BatchSchedule
+from pangu_server.backends.ctranslate2.costs import SEEN_TOKENS, CostModel
+from pangu_server.backends.schedule import Ticket
+from pangu_server.backends.seam import SamplingOptions, TokenLogprobs
+
+PROMPT_TOKENS = {"cpu": SEEN_TOKENS, "cuda": 1024}  # prefilled at once; a GPU takes next to no time for them
+NEW_TOKENS = 4
+GREEDY = SamplingOptions(max_tokens=NEW_TOKENS, temperature=0)
+DRAWN = SamplingOptions(max_tokens=NEW_TOKENS, temperature=0.8, top_p=0.95)
+SEEDED = SamplingOptions(max_tokens=NEW_TOKENS, temperature=0.8, seed=0, logprobs=1)
+
+
+class Unheard:
+    """A listener to tokens that are for nobody. `on_first` is called at the first one."""
+
+    def __init__(self, on_first: Callable[[], None] = lambda: None) -> None:
+        self._on_first = on_first
+        self._heard = False
+
+    def on_start(self) -> None:
+        """See `Listener`."""
+
+    def on_prompt(self, logprobs: Sequence[TokenLogprobs | None]) -> None:
+        """See `Listener`."""
+
+    def on_token(self, token_id: int, logprobs: TokenLogprobs | None) -> bool:
+        """See `Listener`."""
+        if not self._heard:
+            self._heard = True
+            self._on_first()
+        return False
+
+    def on_end(self, error: Exception | None) -> None:
+        """See `Listener`."""
+
+
+def warm(schedule: BatchSchedule, *, rows: int, tokens: int, drawn: SamplingOptions) -> None:
+    """Run all that requests do: `tokens` tokens as one prompt and as `rows`; greedy, seeded, and drawn; read.
+
+    `drawn` is what the schedule makes of DRAWN. Raises what the engine raises.
+    """
+
+    def run(options: SamplingOptions, costs: CostModel, rows: int = 1) -> None:
+        prompt = [0] * max(2, tokens // rows)
+        schedule.run(Batch([Ticket(prompt, options, Unheard()) for _ in range(rows)], costs))
+
+    def once() -> None:
+        for options in (GREEDY, drawn, SEEDED):
+            run(options, CostModel())
+        run(GREEDY, CostModel(), rows)
+        schedule.forward([0] * tokens)
+
+    # All of it inside the first step of another batch, as `BatchSchedule` does it: that warms both workers.
+    schedule.run(Batch([Ticket([0] * 2, GREEDY, Unheard(once))], CostModel()))
+    run(GREEDY, schedule.costs)
+    run(GREEDY, schedule.costs, rows)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pangu_bench import comparison, humaneval, load, overlap, shape
+from pangu_bench import comparison, editor, humaneval, load, overlap, shape
 from pangu_training.stage import command
 
 VERBS: command.Verbs = {
@@ -15,6 +15,10 @@ VERBS: command.Verbs = {
     "load": (
         load.measure_load,
         "throughput and latency of an artifact over the number of requests at a time",
+    ),
+    "editor": (
+        editor.measure_editor,
+        "what an editor feels: keystrokes into files, cancelled requests, accepted completions",
     ),
     "humaneval": (humaneval.score, "score a model on HumanEval or another suite"),
     "overlap": (overlap.draw_overlap, "which problems several models solve, and which only one of them"),

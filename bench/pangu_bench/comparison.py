@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pangu_bench.options import AnswerOptions, CostOptions, Running, UsageError, running_server
+from pangu_bench.options import COSTS, AnswerOptions, CostOptions, Running, UsageError, running_server
 from pangu_training.stage.command import ServerOptions
-from pangu_training.stage.options import argument, nested, option
+from pangu_training.stage.options import argument, counted, nested, option
 from pangu_training.stage.output import write_file
 
 if TYPE_CHECKING:
@@ -44,6 +44,12 @@ class CompareOptions:
     )
     output: Path = option("folder for rows and table", metavar="DIR")
     costs: CostOptions = nested(CostOptions)
+    keystrokes: int = counted(
+        "into a file, for the editor's TTFT as `pangu-bench editor` measures it; 0: not measured",
+        40,
+        least=0,
+        group=COSTS,
+    )
     answers: AnswerOptions = nested(AnswerOptions)
     server: ServerOptions = nested(ServerOptions)
 
@@ -88,10 +94,7 @@ def compared(options: CompareOptions) -> dict[str, Any]:
         costs.check(artifact.manifest.name, artifact.manifest.context_length)
     gold = evaluation.gold(options.output)
     measured = [_measure(artifact, evaluation, gold, options) for artifact in artifacts]
-    measured += [
-        _measure_running(name, endpoint, evaluation, costs, gold, options.output)
-        for name, endpoint in endpoints
-    ]
+    measured += [_measure_running(name, endpoint, evaluation, gold, options) for name, endpoint in endpoints]
     report = {
         "artifacts": measured,
         "pairs": [_pair(measured[0], other) for other in measured[1:]] if evaluation.suite.runnable else [],
@@ -118,23 +121,30 @@ def _measure(
     """The artifact's figures."""
     from pangu_bench.artifacts import description, subject_of
     from pangu_bench.costs import figures, is_complete, measured_server
+    from pangu_bench.editor_column import editor_column
+    from pangu_bench.latency import tokenizer_of
+    from pangu_bench.rows import ServedRow
     from pangu_training.asking.endpoint import file_stem
 
     folder, name, wanted = options.output, artifact.manifest.name, options.costs
     device, threads = options.server.device, options.server.threads
-    subject = subject_of(artifact, device, threads)
-    with _files(folder, name, subject, evaluation, wanted) as (costs, answers):
-        if not (is_complete(costs, wanted) and evaluation.is_answered(answers)):
+    subject, context = subject_of(artifact, device, threads), artifact.manifest.context_length
+    with (
+        _files(folder, name, subject, evaluation, wanted) as (costs, answers),
+        editor_column(folder, name, subject, context, options.keystrokes) as editor,
+    ):
+        if not (is_complete(costs, wanted) and editor.is_complete and evaluation.is_answered(answers)):
             log = folder / f"{file_stem(name)}.server.log"
             with measured_server(
                 artifact, costs, wanted, device=device, threads=threads, log=log
             ) as endpoint:
+                editor.measure(endpoint, tokenizer_of(artifact), costs.of(ServedRow)[-1])
                 evaluation.answer(answers, endpoint)
         evaluation.judge(answers)
         return {
             "name": name,
             **description(artifact),
-            "costs": figures(costs, artifact),
+            "costs": {**figures(costs, artifact), **editor.figures()},
             "score": evaluation.score(answers, gold),
             "pass_rates": evaluation.pass_rates(answers) if evaluation.suite.runnable else {},
         }
@@ -144,28 +154,34 @@ def _measure_running(
     name: str,
     endpoint: "Endpoint",
     evaluation: "Evaluation",
-    options: CostOptions,
     gold: Mapping[str, Any],
-    folder: Path,
+    options: CompareOptions,
 ) -> dict[str, Any]:
     """The figures of a server that runs already."""
     from pangu_bench.artifacts import running_description
     from pangu_bench.costs import is_timed, measure_running, running_figures
+    from pangu_bench.editor_column import editor_column
+    from pangu_bench.latency import EndpointTokenizer
     from pangu_training.asking.endpoint import ServedError, identity
 
     not_timed = None
-    with _files(folder, name, identity(endpoint), evaluation, options) as (costs, answers):
-        if not is_timed(costs, options):
+    folder, wanted, context = options.output, options.costs, endpoint.card.get("max_model_len")
+    with (
+        _files(folder, name, identity(endpoint), evaluation, wanted) as (costs, answers),
+        editor_column(folder, name, identity(endpoint), context, options.keystrokes) as editor,
+    ):
+        if not is_timed(costs, wanted):
             try:
-                asyncio.run(measure_running(costs, endpoint, options))
+                asyncio.run(measure_running(costs, endpoint, wanted))
             except ServedError as error:  # its score can still be had
                 not_timed = f"latency is not measured: {error}"
+        editor.measure(endpoint, EndpointTokenizer(endpoint))
         evaluation.answer(answers, endpoint)
         evaluation.judge(answers)
         return {
             "name": name,
             **running_description(endpoint),
-            "costs": {**running_figures(costs, endpoint), "not_timed": not_timed},
+            "costs": {**running_figures(costs, endpoint), "not_timed": not_timed, **editor.figures()},
             "score": evaluation.score(answers, gold),
             "pass_rates": evaluation.pass_rates(answers) if evaluation.suite.runnable else {},
         }

@@ -3,14 +3,18 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pangu_bench.options import MIDDLE_FILE
+
 Report = Mapping[str, Any]
 
-COST_DEFINITIONS = """\
+COST_DEFINITIONS = f"""\
 - **Memory** is read in the server's own process by one meter for all rows: `pss` is main memory, pages that processes
   share divided among them; `nvml` is GPU memory of the process; `nvml_device` the GPU's memory in use, less what was in
   use before. Peaks are the largest of up to 20 readings a second. GB are 10^9 bytes.
 - **ms/token** is TPOT, (last token's time - first's) / (tokens - 1), of one request alone, as the client sees it;
   median over requests. **TTFT** is request sent to first token received, **ITL** the time between two tokens.
+- **Editor TTFT** is the median of the keystrokes that wait for their completion while someone types into a file of
+  {MIDDLE_FILE:,} tokens (`pangu-bench editor`): asked with the code behind the cursor (FIM), or without (prefix only).
 - **Load** is the time from the process's start until it answers, the check of all hashes included, which brings the
   files into the page cache.
 - **Bandwidth** is what a token reads x tokens/s, as a share of what the memory (main or GPU) moves in a plain copy,
@@ -138,6 +142,15 @@ def tpot_seconds(costs: Report) -> Mapping[str, float] | None:
     """The paper's ms/token in seconds, at the first prompt length."""
     spread: Mapping[str, float] | None = costs["latency"][0]["tpot_seconds"] if costs["latency"] else None
     return spread
+
+
+def editor_ttft(costs: Report) -> str:
+    """What someone who types waits for; a report made before it was measured has none."""
+    typed = costs.get("editor")
+    if not typed or not typed["ttft_seconds"]:
+        return "—"
+    how = "prefix only" if typed["fim"] == "off" else "FIM"
+    return f"{milliseconds(typed['ttft_seconds'], 'median')} ({how})"
 
 
 def milliseconds(spread: Mapping[str, float] | None, *names: str) -> str:

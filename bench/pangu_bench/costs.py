@@ -189,8 +189,16 @@ def in_short(figures: Mapping[str, Any]) -> dict[str, Any]:
             }
             for latency in figures["latency"]
         ],
+        **_editor_in_short(figures.get("editor")),
         "measured_at": environment["date"],
     }
+
+
+def _editor_in_short(typed: Mapping[str, Any] | None) -> dict[str, Any]:
+    if not typed or not typed["ttft_seconds"]:
+        return {}
+    kept = {name: typed[name] for name in ("file_tokens", "fim")}
+    return {"editor": {**kept, "ttft_seconds": typed["ttft_seconds"]["median"]}}
 
 
 def what_runs(row: ServedRow) -> str:

@@ -13,12 +13,13 @@ Every prompt begins at another place of some 400 kB of code, also in the next ru
 of an earlier prompt's keys and values can be reused. Every answer has the same length, whatever the model would say.
 """
 
+import contextlib
 import itertools
 import json
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ from pangu_training.asking.endpoint import Endpoint, ServedError
 from pangu_training.stage.checkpoint import TOKENIZER
 
 PIECE_TOKENS = 128
+STREAM = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 
 
 class Prompts:
@@ -131,31 +133,15 @@ async def timed_request(
         "max_tokens": new_tokens,
         "temperature": 0,
         "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
     }
     arrivals: list[tuple[float, int]] = []
     uncounted = 0  # events with text and without a count: of one token each, or nobody knows when they came
-    started = time.perf_counter()
-    try:
-        async with client.stream("POST", "/v1/completions", json=body) as response:
-            if not response.is_success:
-                words = (await response.aread()).decode()[:200]
-                raise ServedError(f"{model}: the server said {response.status_code}: {words}")
-            async for line in response.aiter_lines():
-                at = time.perf_counter() - started
-                if line.startswith("data: {"):
-                    event = json.loads(line.removeprefix("data: "))
-                    if "error" in event:
-                        raise ServedError(f"{model}: the server failed: {event['error'].get('message')}")
-                    usage = event.get("usage")
-                    if not usage and event["choices"][0]["text"]:
-                        uncounted += 1
-                    arrivals.append((at, usage["completion_tokens"] if usage else uncounted))
-    except httpx.HTTPError as error:
-        raise ServedError(f"{model}: the server is gone: {error or type(error).__name__}") from None
-    except (ValueError, LookupError, TypeError) as error:
-        raise ServedError(f"{model}: the server does not stream in OpenAI's form: {error!r}") from None
+    async with streamed(client, "/v1/completions", body, model=model) as events:
+        async for at, event in events:
+            usage = event.get("usage")
+            if not usage and event["choices"][0]["text"]:
+                uncounted += 1
+            arrivals.append((at, usage["completion_tokens"] if usage else uncounted))
     came = max((tokens for _, tokens in arrivals), default=0)
     if came != new_tokens:
         raise ServedError(f"{model}: {new_tokens} tokens were asked for, {came} came: nothing to compare")
@@ -170,6 +156,40 @@ async def timed_request(
         ttft_seconds=ttft_seconds,
         itl_seconds=itl_seconds,
     )
+
+
+@contextlib.asynccontextmanager
+async def streamed(
+    client: httpx.AsyncClient, path: str, body: Mapping[str, Any], *, model: str
+) -> AsyncIterator[AsyncIterator[tuple[float, dict[str, Any]]]]:
+    """The events of a streamed answer, each with the seconds since the request; whoever leaves drops the connection.
+
+    Raises:
+        ServedError: the server refuses, fails, or its events are not what the caller reads them as.
+    """
+    started = time.perf_counter()
+    try:
+        async with client.stream("POST", path, json={**body, **STREAM}) as response:
+            if not response.is_success:
+                words = (await response.aread()).decode()[:200]
+                raise ServedError(f"{model}: the server said {response.status_code}: {words}")
+            yield _events(response, started, model)
+    except httpx.HTTPError as error:
+        raise ServedError(f"{model}: the server is gone: {error or type(error).__name__}") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ServedError(f"{model}: the server does not stream as was asked: {error!r}") from None
+
+
+async def _events(
+    response: httpx.Response, started: float, model: str
+) -> AsyncIterator[tuple[float, dict[str, Any]]]:
+    async for line in response.aiter_lines():
+        at = time.perf_counter() - started
+        if line.startswith("data: {"):
+            event = json.loads(line.removeprefix("data: "))
+            if "error" in event:
+                raise ServedError(f"{model}: the server failed: {event['error'].get('message')}")
+            yield at, event
 
 
 def gaps(arrivals: Sequence[tuple[float, int]]) -> tuple[float, tuple[float, ...]]:

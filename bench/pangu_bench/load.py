@@ -6,7 +6,6 @@ in --output is not measured again.
 """
 
 import asyncio
-import contextlib
 import dataclasses
 import json
 import time
@@ -15,14 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pangu_bench.options import Running, UsageError, running_server
-from pangu_bench.rows import LatencyRow, LoadRow, Row, RowFile, ServedRow, read_rows
+from pangu_bench.rows import LatencyRow, LoadRow, Row, RowFile, read_rows
 from pangu_training.stage.command import ServerOptions
 from pangu_training.stage.options import argument, counted, nested, option
 from pangu_training.stage.output import write_file
 
 if TYPE_CHECKING:
     from pangu_bench.latency import Prompts
-    from pangu_convert.artifact import Artifact
     from pangu_training.asking.asker import Connection
     from pangu_training.asking.endpoint import Endpoint
 
@@ -56,52 +54,31 @@ class MeasureLoadOptions:
 
 def measure_load(options: MeasureLoadOptions) -> None:
     """Measure the levels that are missing, report all."""
-    from pangu_bench.artifacts import subject_of
-    from pangu_bench.costs import measured_server, what_runs
-    from pangu_bench.latency import EndpointTokenizer, Prompts, tokenizer_of
-    from pangu_convert.artifact import read_artifact
-    from pangu_training.asking.endpoint import file_stem, identity, running
+    from pangu_bench.latency import Prompts
+    from pangu_bench.subject import Subject
 
-    if (options.artifact is None) == (options.base_url is None):
-        raise UsageError("give one of an artifact and --base-url")
-    load, device, threads = options.load, options.server.device, options.server.threads
-    artifact: Artifact | None = None
-    context: int | None
-    url = ""
-    if options.artifact is not None:
-        artifact = read_artifact(options.artifact)
-        name, context = artifact.manifest.name, artifact.manifest.context_length
-        subject, tokenizer = subject_of(artifact, device, threads), tokenizer_of(artifact)
-    else:
-        assert options.base_url is not None
-        url = options.base_url.url
-        endpoint = running(url)
-        name, context = options.base_url.name or endpoint.model, endpoint.card.get("max_model_len")
-        subject, tokenizer = identity(endpoint), EndpointTokenizer(endpoint)
-    if context and max(load.prompt_tokens) + max(load.new_tokens) > context:
-        raise UsageError(f"{name} has a context of {context} tokens: lower --prompt-tokens or --new-tokens")
-    folder, stem = options.output, file_stem(name)
+    load = options.load
+    subject = Subject.of(options.artifact, options.base_url, options.server)
+    if subject.context and max(load.prompt_tokens) + max(load.new_tokens) > subject.context:
+        raise UsageError(
+            f"{subject.name} has a context of {subject.context} tokens: lower --prompt-tokens or --new-tokens"
+        )
     levels = sorted(set(options.concurrency))
-    configuration = {"subject": subject, **dataclasses.asdict(load)}
-    with RowFile(folder / f"{stem}.load.jsonl", configuration) as rows, contextlib.ExitStack() as servers:
+    configuration = {"subject": subject.identity, **dataclasses.asdict(load)}
+    with RowFile(subject.file(options.output, "load.jsonl"), configuration) as rows:
         missing = [level for level in levels if not rows.has(LoadRow, level)]
         if missing:
-            prompts = Prompts(tokenizer)
-            if artifact is not None:
-                log = folder / f"{stem}.server.log"
-                server = measured_server(artifact, rows, None, device=device, threads=threads, log=log)
-                endpoint = servers.enter_context(server)
-            asyncio.run(_measure(rows, endpoint, prompts, missing, load))
-        started = rows.of(ServedRow)
+            prompts = Prompts(subject.tokenizer)
+            with subject.served(rows, options.output) as endpoint:
+                asyncio.run(_measure(rows, endpoint, prompts, missing, load))
         report = {
-            "model": name,
+            "model": subject.name,
             "options": dataclasses.asdict(load),
-            "served": what_runs(started[-1]) if started else f"A server that ran already, {url}",
-            "environment": started[-1].environment if started else None,
+            **subject.what_ran(rows),
             "levels": [figures for figures in _figures(rows.rows) if figures["concurrency"] in levels],
         }
     text = table(report)
-    write_file(folder / f"{stem}.load.md", text.encode())
+    write_file(subject.file(options.output, "load.md"), text.encode())
     print(text)
     print(json.dumps(report))
 

@@ -1,7 +1,7 @@
 """What several verbs take: how a model is asked, what of its costs is measured, which servers run already."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pangu_training.evaluation.styles import STYLES
 from pangu_training.evaluation.suites import READERS
@@ -9,6 +9,9 @@ from pangu_training.stage.errors import PanguError
 from pangu_training.stage.options import counted, number_within, option
 
 QUESTIONS, ANSWERS, COSTS = "questions", "answers", "costs"
+FILES = (500, 1500, 4000)  # tokens, of the files that are typed into
+MIDDLE_FILE = FILES[1]
+TYPED_TOKENS = 6  # a keystroke, at the most on average
 
 
 class UsageError(PanguError):
@@ -73,6 +76,63 @@ class CostOptions:
             raise UsageError(
                 f"{name} has a context of {context_length} tokens, which "
                 f"--context {self.context}, and --prompt-tokens with --new-tokens {self.new_tokens}, must fit"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditorOptions:
+    """What is typed, and how its completions are asked for. Part of a result's configuration.
+
+    Raises:
+        UsageError: the pauses are in the wrong order.
+    """
+
+    keystrokes: int = counted("requests a file; the first is of the file as it is opened", 40, least=2)
+    cancelled: float = option(
+        "share of the keystrokes that do not wait for their completion: the next one drops its connection",
+        0.5,
+        type=number_within(0, 1),
+        metavar="SHARE",
+    )
+    pause_ms: tuple[int, ...] = counted(
+        "after which the next keystroke comes then, least and most", (100, 400), nargs=2, metavar="MS"
+    )
+    accepted: float = option(
+        "share of the completions waited for that become part of the file",
+        0.3,
+        type=number_within(0, 1),
+        metavar="SHARE",
+    )
+    new_tokens: int = counted("a completion", 16, metavar=None)
+    fim: Literal["auto", "suffix", "infill", "off"] = option(
+        "how the code behind the cursor is sent: `suffix` of /v1/completions, llama.cpp's /infill, or not at all; "
+        "auto is the first that the server takes",
+        "auto",
+    )
+    seed: int = option("another one types other text into another file", 0)
+    warmup: int = counted("requests first", 3, least=0, metavar=None)
+
+    def __post_init__(self) -> None:
+        if self.pause_ms[0] > self.pause_ms[1]:
+            raise UsageError("--pause-ms: give the shorter pause first")
+
+    @property
+    def num_cancelled(self) -> int:
+        """Keystrokes that do not wait; the first always does."""
+        return round(self.cancelled * (self.keystrokes - 1))
+
+    @property
+    def num_accepted(self) -> int:
+        """Completions that become part of the file."""
+        return round(self.accepted * (self.keystrokes - 1 - self.num_cancelled))
+
+    def check(self, name: str, context_length: int | None, file_tokens: int) -> None:
+        """Raise `UsageError` unless a file, with what is typed and accepted, fits the context of the model `name`."""
+        grown = self.keystrokes * TYPED_TOKENS + (self.num_accepted + 1) * self.new_tokens
+        if context_length is not None and file_tokens + grown > context_length:
+            raise UsageError(
+                f"{name} has a context of {context_length} tokens, too short for a file of {file_tokens} into which "
+                f"up to {grown} are typed: take a shorter file or fewer --keystrokes"
             )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar, get_args
 
 from pangu_training.stage.errors import PanguError
 from pangu_training.stage.line_file import LineFile, whole_lines
@@ -123,11 +123,54 @@ class LoadRow:
     seconds: float
 
 
-Row = GenerationRow | VerdictRow | LatencyRow | MemoryRow | ServedRow | LoadRow
-RowType = TypeVar("RowType", GenerationRow, VerdictRow, LatencyRow, MemoryRow, ServedRow, LoadRow)
-ROW_TYPES: Mapping[str, type[Row]] = {
-    row.kind: row for row in (GenerationRow, VerdictRow, LatencyRow, MemoryRow, ServedRow, LoadRow)
-}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeystrokeRow:
+    """The request after a keystroke. Tokens are None where the server did not tell, as for one that was cancelled."""
+
+    kind: ClassVar[str] = "keystroke"
+    key_fields: ClassVar[tuple[str, ...]] = ("file_tokens", "keystroke")
+    file_tokens: int
+    keystroke: int  # 0: the file was opened
+    waited: bool  # planned so; else the next keystroke came after a pause
+    cancelled: bool  # it came before the end of the answer
+    accepted: bool
+    prompt_tokens: int | None
+    cached_tokens: int | None  # of the prompt
+    completion_tokens: int  # received
+    ttft_seconds: float | None  # to the first text; None: cancelled before
+    seconds: float  # to the end, or until it was cancelled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditorRow:
+    """A file that was typed into; `server_` is what its own counters moved meanwhile, None where it has none."""
+
+    kind: ClassVar[str] = "editor"
+    key_fields: ClassVar[tuple[str, ...]] = ("file_tokens",)
+    file_tokens: int
+    text: str  # whose beginning the file is
+    counted: bool  # by the model's tokenizer, else guessed from characters
+    fim: str  # how the server was asked
+    seconds: float
+    server_prompt_tokens: int | None
+    server_cached_tokens: int | None  # of these
+    server_generated_tokens: int | None
+    server_cancelled: int | None
+
+
+Row = GenerationRow | VerdictRow | LatencyRow | MemoryRow | ServedRow | LoadRow | KeystrokeRow | EditorRow
+RowType = TypeVar(
+    "RowType",
+    GenerationRow,
+    VerdictRow,
+    LatencyRow,
+    MemoryRow,
+    ServedRow,
+    LoadRow,
+    KeystrokeRow,
+    EditorRow,
+)
+ROW_TYPES: Mapping[str, type[Row]] = {row.kind: row for row in get_args(Row)}
 
 
 def key_of(row: Row) -> tuple[object, ...]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from pangu_bench.cost_tables import (
     COST_DEFINITIONS,
+    editor_ttft,
     environment,
     gigabytes,
     latency,
@@ -13,6 +14,7 @@ from pangu_bench.cost_tables import (
     rows,
     tpot_seconds,
 )
+from pangu_bench.options import MIDDLE_FILE
 
 Report = Mapping[str, Any]
 NAMES_SHOWN = 12  # task ids printed of each kind; the JSON has all
@@ -57,6 +59,7 @@ def _main(artifacts: Sequence[Report], options: Report) -> str:
             "precision",
             f"memory, GB (peak at {options['context']} tokens)",
             f"ms/token (prompt {options['prompt_tokens'][0]})",
+            f"editor TTFT, ms (file of {MIDDLE_FILE:,} tokens)",
             f"{score['suite']} pass@1 ({score['style']}, {score['samples']})",
         ),
         (
@@ -65,6 +68,7 @@ def _main(artifacts: Sequence[Report], options: Report) -> str:
                 _precision(artifact),
                 gigabytes(artifact["costs"]["memory"]["generating_bytes"]),
                 milliseconds(tpot_seconds(artifact["costs"]), "median"),
+                editor_ttft(artifact["costs"]),
                 _pass_at(artifact["score"], "1"),
             )
             for artifact in artifacts
@@ -139,7 +143,7 @@ def _warnings(artifacts: Sequence[Report]) -> list[str]:
         for warning in (
             *artifact["score"]["warnings"],
             *artifact["fidelity_outside"],
-            *filter(None, [artifact["costs"].get("not_timed")]),
+            *filter(None, [artifact["costs"].get(name) for name in ("not_timed", "not_typed")]),
         )
     ]
     return ["## Warnings", "\n".join(found)] if found else []

@@ -29,6 +29,7 @@ EVALUATION_MODULES = (
     "zipfile.py",
     "configparser.py",
 )
+LIBRARY = f"Python {platform.python_version()} standard library"
 
 
 class NoLibrarySource(PanguError):
@@ -70,17 +71,29 @@ def library_file(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="ignore")
 
 
+def evaluation_modules() -> dict[str, str]:
+    """The evaluation modules' text, by name.
+
+    Raises:
+        NoLibrarySource: the modules are not there.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    texts = {name: library_file(root / name) for name in EVALUATION_MODULES if (root / name).is_file()}
+    if not texts:
+        raise NoLibrarySource(f"this Python carries no library source under {root}: install it to go on")
+    return texts
+
+
 def evaluation_windows(tokenizer: "Tokenizer", *, num_windows: int, window_tokens: int) -> EvaluationText:
     """The first window of each evaluation module, then the second of each, up to `num_windows`.
 
     A window begins with what the tokenizer puts before a text. The text is fixed for a Python version.
 
     Raises:
-        NoLibrarySource: the modules are not there.
+        NoLibrarySource: the modules are not there, or shorter than a window.
     """
     prefix: list[int] = tokenizer.encode("").ids
-    root = Path(sysconfig.get_path("stdlib"))
-    texts = [library_file(root / name) for name in EVALUATION_MODULES if (root / name).is_file()]
+    texts = evaluation_modules().values()
     pieces = [_cut(tokenizer.encode(text, add_special_tokens=False).ids, window_tokens) for text in texts]
     windows = [
         tuple(prefix + piece[turn])
@@ -89,10 +102,8 @@ def evaluation_windows(tokenizer: "Tokenizer", *, num_windows: int, window_token
         if turn < len(piece)
     ]
     if not windows:
-        raise NoLibrarySource(f"this Python carries no library source under {root}: install it to verify")
-    return EvaluationText(
-        source=f"Python {platform.python_version()} standard library", windows=tuple(windows[:num_windows])
-    )
+        raise NoLibrarySource(f"no library module has {window_tokens} tokens: ask for shorter windows")
+    return EvaluationText(source=LIBRARY, windows=tuple(windows[:num_windows]))
 
 
 def _cut(ids: Sequence[int], length: int) -> list[list[int]]:

@@ -121,14 +121,11 @@ def _measure(
     from pangu_training.asking.endpoint import file_stem
 
     folder, name, wanted = options.output, artifact.manifest.name, options.costs
-    device, threads = options.server.device, options.server.threads
-    subject = subject_of(artifact, device, threads)
+    subject = subject_of(artifact, options.server)
     with _files(folder, name, subject, evaluation, wanted) as (costs, answers):
         if not (is_complete(costs, wanted) and evaluation.is_answered(answers)):
             log = folder / f"{file_stem(name)}.server.log"
-            with measured_server(
-                artifact, costs, wanted, device=device, threads=threads, log=log
-            ) as endpoint:
+            with measured_server(artifact, costs, wanted, options=options.server, log=log) as endpoint:
                 evaluation.answer(answers, endpoint)
         evaluation.judge(answers)
         return {

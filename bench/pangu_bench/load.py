@@ -64,14 +64,14 @@ def measure_load(options: MeasureLoadOptions) -> None:
 
     if (options.artifact is None) == (options.base_url is None):
         raise UsageError("give one of an artifact and --base-url")
-    load, device, threads = options.load, options.server.device, options.server.threads
+    load = options.load
     artifact: Artifact | None = None
     context: int | None
     url = ""
     if options.artifact is not None:
         artifact = read_artifact(options.artifact)
         name, context = artifact.manifest.name, artifact.manifest.context_length
-        subject, tokenizer = subject_of(artifact, device, threads), tokenizer_of(artifact)
+        subject, tokenizer = subject_of(artifact, options.server), tokenizer_of(artifact)
     else:
         assert options.base_url is not None
         url = options.base_url.url
@@ -89,7 +89,7 @@ def measure_load(options: MeasureLoadOptions) -> None:
             prompts = Prompts(tokenizer)
             if artifact is not None:
                 log = folder / f"{stem}.server.log"
-                server = measured_server(artifact, rows, None, device=device, threads=threads, log=log)
+                server = measured_server(artifact, rows, None, options=options.server, log=log)
                 endpoint = servers.enter_context(server)
             asyncio.run(_measure(rows, endpoint, prompts, missing, load))
         started = rows.of(ServedRow)

@@ -148,26 +148,31 @@ def stop_on_signal(server: uvicorn.Server, engine: Engine, deadline: threading.T
 
 
 def announce(engine: Engine, listener: socket.socket, options: ServeOptions) -> None:
-    """Print what is served, by what and why, and a curl line that works."""
+    """Print what is served, what computes it and why, and a curl line that works."""
     assert engine.backend is not None
     info, manifest = engine.backend.info, engine.artifact.manifest
     address = url(listener)
     why = f" ({info.why})" if info.why else ""
     kernel = f", kernel {info.kernel}" if info.kernel else ""
-    cores = usable_cores()
-    chosen = (
-        "as asked"
-        if options.threads
-        else f"of {cores} cores, one is left to others"
-        if cores > 1
-        else "one core"
-    )
     print(
-        f"{manifest.name} ready on {address}: {info.engine} engine{why}, {info.name}, {info.compute_type}{kernel} "
-        f"on {info.device}, {info.threads} threads ({chosen}), {info.weight_bytes / 1e9:.3f} GB of weights\n"
+        f"{manifest.name} ready on {address}: {info.engine} engine{why}: {info.name}, {info.compute_type}{kernel} "
+        f"on {info.device} with {threads_in_words(info.threads, asked=options.threads is not None)}, "
+        f"{info.weight_bytes / 1e9:.3f} GB of weights\n"
         f"curl -s {address}/v1/completions -H 'Content-Type: application/json' "
         """-d '{"prompt": "def fibonacci(n):", "max_tokens": 96, "temperature": 0, "stop": ["\\n\\n"]}'""",
         flush=True,
     )
     if info.caution:
         print(f"caution: {info.caution}", flush=True)
+    if info.engine == "ctranslate2" and options.cache_bytes is not None:
+        print(
+            "caution: --cache-memory has no effect: CTranslate2's library sizes its cache itself", flush=True
+        )
+
+
+def threads_in_words(threads: int, *, asked: bool) -> str:
+    """How many compute threads there are, and why."""
+    count, cores = f"{threads} thread{'s' * (threads > 1)}", usable_cores()
+    if asked:
+        return f"{count} (--threads)"
+    return f"{count} (of {cores} cores one is left to other programs)" if cores > 1 else f"{count} (one core)"

@@ -153,7 +153,7 @@ def test_a_short_context_keeps_what_is_near_the_hole(
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_most_of_the_prompt_stays_while_somebody_types(order: FimOrder, data: st.DataObject) -> None:
-    room, typed = data.draw(st.integers(1000, 2500)), data.draw(st.integers(2, 4))
+    room, typed = data.draw(st.integers(1200, 2500)), data.draw(st.integers(2, 3))
     after = "a" * data.draw(st.integers(0, 2 * room))
     # Suffix first, that holds for a file that grows into its context too.
     start = data.draw(st.integers(room if order == "prefix-first" else 0, 2 * room))

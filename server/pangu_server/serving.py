@@ -153,9 +153,10 @@ def announce(engine: Engine, listener: socket.socket, options: ServeOptions) -> 
     info, manifest = engine.backend.info, engine.artifact.manifest
     address = url(listener)
     why = f" ({info.why})" if info.why else ""
+    backend = f"{info.name}, " if info.name != info.engine else ""
     kernel = f", kernel {info.kernel}" if info.kernel else ""
     print(
-        f"{manifest.name} ready on {address}: {info.engine} engine{why}: {info.name}, {info.compute_type}{kernel} "
+        f"{manifest.name} ready on {address}: {info.engine} engine{why}: {backend}{info.compute_type}{kernel} "
         f"on {info.device} with {threads_in_words(info.threads, asked=options.threads is not None)}, "
         f"{info.weight_bytes / 1e9:.3f} GB of weights\n"
         f"curl -s {address}/v1/completions -H 'Content-Type: application/json' "

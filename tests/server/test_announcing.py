@@ -76,6 +76,8 @@ def test_a_cache_size_that_nobody_reads_is_said(server: Server, capsys: pytest.C
     library = replace(server.backend.info, engine="ctranslate2", caution="be careful")
     assert len(said(server, server.backend.info, capsys, cache_bytes=1)) == 2
     assert len(said(server, library, capsys)) == 3
+    named = replace(library, name="ctranslate2", compute_type="int8_float32")
+    assert "ctranslate2 engine: int8_float32 on cpu" in said(server, named, capsys)[0]
     assert said(server, library, capsys, cache_bytes=1)[2:] == [
         "caution: be careful",
         "caution: --cache-memory has no effect: CTranslate2's library sizes its cache itself",

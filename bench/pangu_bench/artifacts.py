@@ -2,18 +2,20 @@
 
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pangu_convert.artifact import Artifact, read_artifact, write_scores
 from pangu_convert.verification import BOUNDS, bits_of, outside
 from pangu_training.asking.endpoint import Endpoint
+from pangu_training.stage.command import ServerOptions
 
 
-def subject_of(artifact: Artifact, device: str, threads: int) -> dict[str, Any]:
+def subject_of(artifact: Artifact, server: ServerOptions) -> dict[str, Any]:
     """The artifact and how it is served, as part of a result's configuration."""
     manifest = artifact.manifest
-    return {"model": manifest.name, "sha256": manifest.sha256, "device": device, "threads": threads}
+    return {"model": manifest.name, "sha256": manifest.sha256, **asdict(server)}
 
 
 def record(path: Path, scores: Mapping[str, Any]) -> None:

@@ -127,17 +127,14 @@ def _measure(
     from pangu_training.asking.endpoint import file_stem
 
     folder, name, wanted = options.output, artifact.manifest.name, options.costs
-    device, threads = options.server.device, options.server.threads
-    subject, context = subject_of(artifact, device, threads), artifact.manifest.context_length
+    subject, context = subject_of(artifact, options.server), artifact.manifest.context_length
     with (
         _files(folder, name, subject, evaluation, wanted) as (costs, answers),
         editor_column(folder, name, subject, context, options.keystrokes) as editor,
     ):
         if not (is_complete(costs, wanted) and editor.is_complete and evaluation.is_answered(answers)):
             log = folder / f"{file_stem(name)}.server.log"
-            with measured_server(
-                artifact, costs, wanted, device=device, threads=threads, log=log
-            ) as endpoint:
+            with measured_server(artifact, costs, wanted, options=options.server, log=log) as endpoint:
                 editor.measure(endpoint, tokenizer_of(artifact), costs.of(ServedRow)[-1])
                 evaluation.answer(answers, endpoint)
         evaluation.judge(answers)

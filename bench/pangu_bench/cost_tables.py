@@ -89,11 +89,21 @@ def latency(artifacts: Sequence[Report]) -> str:
 def environment(artifacts: Sequence[Report], options: Report) -> str:
     """What ran where, and how it was measured."""
     lines = rows(
-        ("artifact", "backend", "device", "compute type", "kernel", "date", "load average", "copy, GB/s"),
+        (
+            "artifact",
+            "backend",
+            "engine",
+            "device",
+            "compute type",
+            "kernel",
+            "date",
+            "load average",
+            "copy, GB/s",
+        ),
         (
             (
                 artifact["name"],
-                *(served[name] or "—" for name in ("backend", "device", "compute_type", "kernel")),
+                *(served[name] or "—" for name in ("backend", "engine", "device", "compute_type", "kernel")),
                 *_when(artifact["costs"]["environment"]),
             )
             for artifact in artifacts

@@ -25,8 +25,9 @@ from pangu_convert.artifact import Artifact
 from pangu_training.asking.asker import connect
 from pangu_training.asking.endpoint import Endpoint
 from pangu_training.asking.server_process import ServerProcess
+from pangu_training.stage.command import ServerOptions
 
-SERVED = ("backend", "device", "compute_type", "kernel")  # what runs, of `/v1/models`
+SERVED = ("backend", "engine", "device", "compute_type", "kernel")  # what runs, of `/v1/models`
 CPU_METERS, GPU_METERS = ("pss",), ("nvml", "nvml_device")  # where the weights are; the first that there is
 
 
@@ -46,16 +47,17 @@ def is_timed(rows: RowFile, options: CostOptions) -> bool:
 
 @contextlib.contextmanager
 def measured_server(
-    artifact: Artifact, rows: RowFile, options: CostOptions | None, *, device: str, threads: int, log: Path
+    artifact: Artifact, rows: RowFile, costs: CostOptions | None, *, options: ServerOptions, log: Path
 ) -> Iterator[Endpoint]:
-    """Serve `artifact` for as long as the context lasts; its start is measured, and by `options` its costs."""
-    meters, copy_speed = Meters(), copy_bytes_per_second(threads)
-    with ServerProcess(artifact.path, device=device, threads=threads, log=log) as server:
+    """Serve `artifact` for as long as the context lasts; its start is measured, and by `costs` what it costs."""
+    meters, threads = Meters(), options.threads
+    copy_speed = copy_bytes_per_second(threads)
+    with ServerProcess(artifact.path, options, log=log) as server:
         endpoint = _measured_start(server, rows, meters=meters, threads=threads, copy_speed=copy_speed)
-        if options and not is_complete(rows, options):
+        if costs and not is_complete(rows, costs):
             asyncio.run(
                 _measure_requests(
-                    rows, endpoint, options, artifact=artifact, meters=meters, process_id=server.process_id
+                    rows, endpoint, costs, artifact=artifact, meters=meters, process_id=server.process_id
                 )
             )
         yield endpoint
@@ -81,6 +83,7 @@ def _measured_start(
         load_seconds=load_seconds,
         device=card["device"],
         backend=card["backend"],
+        engine=card["engine"],
         compute_type=card["compute_type"],
         kernel=card["kernel"],
         weight_bytes=card["weight_bytes"],
@@ -204,7 +207,7 @@ def _editor_in_short(typed: Mapping[str, Any] | None) -> dict[str, Any]:
 def what_runs(row: ServedRow) -> str:
     """In words."""
     kernel = f" kernel {row.kernel}" if row.kernel else ""
-    return f"{row.backend} {row.compute_type}{kernel} on {row.device}"
+    return f"{row.backend} {row.compute_type}{kernel} on {row.device} by the {row.engine} engine"
 
 
 def _append(rows: RowFile, phase: str, sizes: Mapping[str, int], *, context_tokens: int) -> None:

@@ -68,7 +68,7 @@ def _measure(
     from pangu_training.asking.endpoint import file_stem, identity, running
     from pangu_training.asking.server_process import ServerProcess
 
-    folder, server = options.output, options.server
+    folder = options.output
     if options.base_url is not None:
         endpoint = running(options.base_url.url)
         name = options.base_url.name or endpoint.model
@@ -80,15 +80,11 @@ def _measure(
     assert options.artifact is not None
     artifact = read_artifact(options.artifact)
     name = artifact.manifest.name
-    subject = subject_of(artifact, server.device, server.threads)
+    subject = subject_of(artifact, options.server)
     with RowFile(evaluation.file(folder, name), evaluation.configuration(subject)) as rows:
         if not evaluation.is_answered(rows):
-            with ServerProcess(
-                artifact.path,
-                device=server.device,
-                threads=server.threads,
-                log=folder / f"{file_stem(name)}.server.log",
-            ) as process:
+            log = folder / f"{file_stem(name)}.server.log"
+            with ServerProcess(artifact.path, options.server, log=log) as process:
                 endpoint, _ = process.ready()
                 evaluation.answer(rows, endpoint)
         evaluation.judge(rows)

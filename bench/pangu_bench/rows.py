@@ -103,6 +103,7 @@ class ServedRow:
     load_seconds: float
     device: str
     backend: str
+    engine: str
     compute_type: str
     kernel: str | None
     weight_bytes: int

@@ -11,12 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pangu_bench.options import CostOptions, UsageError
 from pangu_bench.shapes import FORMATS, SHAPES, Sizes
+from pangu_server.backends.seam import Device
 from pangu_training.stage.command import ServerOptions
 from pangu_training.stage.errors import MissingExtra
 from pangu_training.stage.options import argument, counted, nested, option
@@ -67,8 +68,7 @@ def measure_shape(options: ShapeOptions) -> None:
         stem=stem,
         config=config,
         options=options.costs,
-        device=device_of(options.server.device),
-        threads=options.server.threads,
+        server=replace(options.server, device=device_of(options.server.device)),
         keep=options.keep,
     )
     sizes = Sizes.of(parameter_shapes(config))
@@ -102,7 +102,7 @@ def measure_shape(options: ShapeOptions) -> None:
     print(json.dumps(report))
 
 
-def device_of(choice: str) -> str:
+def device_of(choice: Device) -> Device:
     """Where `auto` runs: told before, since it decides what fits."""
     import torch
 
@@ -119,8 +119,7 @@ class Trial:
     stem: str
     config: Mapping[str, Any]
     options: CostOptions
-    device: str
-    threads: int
+    server: ServerOptions
     keep: bool
 
     @property
@@ -132,7 +131,7 @@ class Trial:
         """Of a finished step in the journal."""
         from pangu_training.stage.line_file import key_of
 
-        served = (asdict(self.options), self.device, self.threads) if step == "costs" else ()
+        served = (asdict(self.options), asdict(self.server)) if step == "costs" else ()
         return key_of(self.config, name, step, served)
 
     def measure_all(self, wanted: Sequence[str], sizes: Sizes, journal: "Journal") -> dict[str, str]:
@@ -143,12 +142,13 @@ class Trial:
         """
         from pangu_bench.memory import free_bytes
 
+        device = self.server.device
         missing = [name for name in wanted if self.key(name) not in journal.rows]
         left_out: dict[str, str] = {}
         for name in missing:
-            needed, free = sizes.needed_bytes(FORMATS[name]), free_bytes(self.device)
+            needed, free = sizes.needed_bytes(FORMATS[name]), free_bytes(device)
             if needed > free:
-                memory = "GPU memory" if self.device == "cuda" else "memory"
+                memory = "GPU memory" if device == "cuda" else "memory"
                 takes, is_free = f"{needed / 1e9:.1f} GB of {memory}", f"{free / 1e9:.1f} GB are free"
                 left_out[name] = f"{name} needs about {takes} to load, and {is_free}"
         if len(left_out) == len(wanted):
@@ -196,14 +196,12 @@ class Trial:
         from pangu_convert.artifact import read_artifact
 
         artifact = read_artifact(self.work / name)
-        subject = subject_of(artifact, self.device, self.threads)
+        subject = subject_of(artifact, self.server)
         file = self.folder / f"{self.stem}.{name}.costs.jsonl"
         with RowFile(file, {"subject": subject, **asdict(self.options)}) as rows:
             if not is_complete(rows, self.options):
                 log = self.folder / f"{self.stem}.{name}.server.log"
-                with measured_server(
-                    artifact, rows, self.options, device=self.device, threads=self.threads, log=log
-                ):
+                with measured_server(artifact, rows, self.options, options=self.server, log=log):
                     pass
             costs = figures(rows, artifact)
         facts = {key: value for key, value in description(artifact).items() if not key.startswith("fidelity")}

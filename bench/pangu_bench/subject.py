@@ -41,7 +41,7 @@ class Subject:
                 measured=artifact,
                 name=artifact.manifest.name,
                 context=artifact.manifest.context_length,
-                identity=subject_of(artifact, server.device, server.threads),
+                identity=subject_of(artifact, server),
                 tokenizer=tokenizer_of(artifact),
                 server=server,
             )
@@ -67,8 +67,8 @@ class Subject:
         if isinstance(self.measured, Endpoint):
             yield self.measured
             return
-        device, threads, log = self.server.device, self.server.threads, self.file(folder, "server.log")
-        with measured_server(self.measured, rows, None, device=device, threads=threads, log=log) as endpoint:
+        log = self.file(folder, "server.log")
+        with measured_server(self.measured, rows, None, options=self.server, log=log) as endpoint:
             yield endpoint
 
     def what_ran(self, rows: RowFile) -> dict[str, Any]:

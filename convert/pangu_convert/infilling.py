@@ -1,15 +1,18 @@
 """Fill in the middle (Bavarian et al. 2022, arXiv 2207.14255): the control tokens, as the model families write them.
 
 A prompt is prefix token, code before the hole, suffix token, code behind it, middle token (the order "PSM"); what
-fills the hole follows.
+fills the hole follows. Some families were trained on a second order too ("SPM", in the paper's second variant): prefix
+token, suffix token, code behind the hole, middle token, code before it. While somebody types, only its end changes.
 """
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+FimOrder = Literal["prefix-first", "suffix-first"]
 
 # (before the prefix, before the suffix, before the hole)
 FAMILIES = (
@@ -29,8 +32,12 @@ class FimTokens(NamedTuple):
     suffix: int
     middle: int
 
-    def prompt(self, before: Sequence[int], after: Sequence[int]) -> tuple[int, ...]:
+    def prompt(
+        self, before: Sequence[int], after: Sequence[int], order: FimOrder = "prefix-first"
+    ) -> tuple[int, ...]:
         """The ids that ask for the hole between `before` and `after`."""
+        if order == "suffix-first":
+            return (self.prefix, self.suffix, *after, self.middle, *before)
         return (self.prefix, *before, self.suffix, *after, self.middle)
 
 

@@ -28,6 +28,7 @@ from pangu_server.engine import Engine, GenerationOptions, Prompt
 from pangu_server.metrics import Metrics
 from pangu_training.asking.endpoint import Endpoint
 from pangu_training.asking.server_process import ServerProcess
+from pangu_training.stage.command import ServerOptions
 
 REST_SECONDS = 0.3  # compute threads spin on for a while, on the other one's cores
 
@@ -56,7 +57,7 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
         ServerProcess(
-            artifact.path, device="auto", threads=arguments.threads, log=Path(folder) / "log"
+            artifact.path, ServerOptions(threads=arguments.threads), log=Path(folder) / "log"
         ) as server,
     ):
         endpoint, _ = server.ready()

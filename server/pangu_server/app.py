@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 UNION_FIELDS = {
     "prompt": "Input should be a string, a list of strings, or lists of token ids",
     "stop": "Input should be a string or a list of strings",
+    "prediction": 'Input should be {"type": "content", "content": a string or a list of text parts}',
 }
 
 
@@ -53,7 +54,8 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
         return error_response(RequestError(message))
     # loc is ("body", field, …); the members of a union add their own names behind the field
     field = str(first["loc"][1]) if len(first["loc"]) > 1 else None
-    message = first["msg"] if first["type"] == "missing" else UNION_FIELDS.get(field or "", first["msg"])
+    missing = first["loc"] == ("body", field) and first["type"] == "missing"
+    message = first["msg"] if missing else UNION_FIELDS.get(field or "", first["msg"])
     return error_response(RequestError(f"{field or 'body'}: {message}", param=field))
 
 

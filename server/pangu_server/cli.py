@@ -19,6 +19,8 @@ def serve(options: ServeOptions) -> None:
         AccessError: the API keys cannot be used.
         ServeError: the address cannot be listened on.
     """
+    # Read when a framework loads OpenMP: compute threads that wait leave their CPU to others.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     artifact = read_artifact(options.artifact)
     with listen(options.host, options.port) as listener:
         from pangu_server import serving

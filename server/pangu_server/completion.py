@@ -7,9 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from pangu_server.backends.seam import SamplingOptions, TokenLogprobs
+from pangu_server.backends.seam import SamplingOptions, Submitted, TokenLogprobs
 from pangu_server.encoding import Encoder
 from pangu_server.errors import DeadlineExceeded, GenerationFailed
 from pangu_server.metrics import Metrics
@@ -74,7 +74,7 @@ class Completion:
         publish: Publish,
     ) -> None:
         self.index, self.prompt_ids, self.sampling = index, prompt_ids, sampling
-        self.ticket: Any = None
+        self.ticket: Submitted  # set once it is submitted
         self.completion_tokens = 0
         self.logprob_sum = 0.0
         self.expired = self.ended = False

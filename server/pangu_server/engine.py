@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pangu_convert.artifact import Artifact
+from pangu_convert.infilling import FimOrder
 from pangu_server.backends.seam import Backend, SamplingOptions
 from pangu_server.chat import ChatTemplate
 from pangu_server.completion import Completion, Delta, Load
@@ -55,11 +56,12 @@ class Engine:
         *,
         model_names: Sequence[str] = (),
         limits: Limits | None = None,
+        fim_order: FimOrder = "prefix-first",
     ) -> None:
         self.artifact, self.metrics, self.limits = artifact, metrics, limits or Limits()
         self.model_names = (artifact.manifest.name, *model_names)
         self.encoder = Encoder(tokenizer, artifact.manifest.end_token_ids)
-        self.fim = FillInMiddle.find(self.encoder)
+        self.fim = FillInMiddle.find(self.encoder, fim_order, metrics.prompts_cut.inc)
         self.chat = ChatTemplate.load(artifact.path)
         self.backend: Backend | None = None
         self.draining = False
@@ -77,9 +79,9 @@ class Engine:
         return self.artifact.manifest.context_length
 
     def end_token_ids(self, prompt_ids: Sequence[int]) -> tuple[int, ...]:
-        """The tokens that end what follows a prompt: also FIM tokens when it ends where a hole begins."""
+        """The tokens that end what follows a prompt: also FIM tokens when that fills a hole."""
         ends = self.artifact.manifest.end_token_ids
-        if self.fim is not None and prompt_ids[-1] == self.fim.middle:
+        if self.fim is not None and self.fim.asked_in(prompt_ids):
             return (*ends, *self.fim.end_token_ids)
         return ends
 
@@ -182,6 +184,21 @@ class Generation:
     def completion_tokens(self) -> int:
         """Tokens generated up to now, end tokens included."""
         return sum(completion.completion_tokens for completion in self.completions)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that were in the cache when the request came. Further choices of a prompt find its own."""
+        return sum(one.ticket.cached_tokens for one in self.completions[:: self.options.best_of])
+
+    @property
+    def drafted_tokens(self) -> int:
+        """Tokens that were guessed for it up to now."""
+        return sum(completion.ticket.drafted for completion in self.completions)
+
+    @property
+    def accepted_tokens(self) -> int:
+        """Of the guessed tokens those that became part of an answer."""
+        return sum(completion.ticket.accepted for completion in self.completions)
 
     @property
     def ttft_seconds(self) -> float | None:

@@ -22,7 +22,7 @@ class EnvironmentParser(argparse.ArgumentParser):
     def variables(self) -> dict[str, argparse.Action]:
         """Each variable's name and its option."""
         options = [action for action in self._actions if action.option_strings and action.dest != "help"]
-        names = [action.option_strings[-1].removeprefix("--") for action in options]
+        names = [action.option_strings[0].removeprefix("--") for action in options]
         return {
             self._prefix + name.replace("-", "_").upper(): action
             for name, action in zip(names, options, strict=True)

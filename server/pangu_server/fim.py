@@ -1,9 +1,9 @@
 """The code before and after a hole as one prompt, see `pangu_convert.infilling`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pangu_convert.infilling import FimTokens, fim_tokens
+from pangu_convert.infilling import FimOrder, FimTokens, fim_tokens
 from pangu_server.encoding import Encoder
 from pangu_server.errors import ContextLengthExceeded
 
@@ -12,6 +12,9 @@ FILE_SEPARATORS = ("<|file_sep|>", "<file_sep>", "<filename>")
 ENDS = ("<fim_pad>", "<|fim_pad|>", "<fim-pad>", "▁<EOT>", "<|repo_name|>", "<repo_name>", "<reponame>")
 # Of a context that is too short the prefix gets three parts and the suffix one, as with llama.cpp.
 PREFIX_SHARE = 0.75
+# A cut moves by this many tokens, or by a share of a small context: from one keystroke to the next the prompt then has
+# the beginning that it had, whose keys and values are in the cache.
+CUT_TOKENS, CUT_SHARE = 256, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +26,12 @@ class SourceFile:
 
 
 class FillInMiddle:
-    """A vocabulary's FIM tokens. `find` says whether it has any."""
+    """A vocabulary's FIM tokens. `find` says whether it has any. `on_cut` is told of each prompt that is cut."""
 
-    def __init__(self, encoder: Encoder, tokens: FimTokens) -> None:
-        self._encoder = encoder
+    def __init__(
+        self, encoder: Encoder, tokens: FimTokens, order: FimOrder, on_cut: Callable[[], None]
+    ) -> None:
+        self._encoder, self._order, self._on_cut = encoder, order, on_cut
         self._tokens, self.middle = tokens, tokens.middle
         separators = (encoder.token_id(name) for name in FILE_SEPARATORS)
         self._file_separator = next((token_id for token_id in separators if token_id is not None), None)
@@ -35,10 +40,19 @@ class FillInMiddle:
         self.end_token_ids = (*tokens, *(end for end in ends if end is not None))
 
     @classmethod
-    def find(cls, encoder: Encoder) -> "FillInMiddle | None":
+    def find(
+        cls,
+        encoder: Encoder,
+        order: FimOrder = "prefix-first",
+        on_cut: Callable[[], None] = lambda: None,
+    ) -> "FillInMiddle | None":
         """The vocabulary's FIM tokens, if it has them."""
         tokens = fim_tokens(encoder.tokenizer)
-        return cls(encoder, tokens) if tokens else None
+        return cls(encoder, tokens, order, on_cut) if tokens else None
+
+    def asked_in(self, prompt_ids: Sequence[int]) -> bool:
+        """Whether what follows a prompt fills a hole. In the order suffix-first code stands behind the middle token."""
+        return self.middle in prompt_ids
 
     def prompt(
         self,
@@ -51,25 +65,26 @@ class FillInMiddle:
     ) -> list[int]:
         """The ids that ask for the hole between `prefix` and `suffix`, at most `max_prompt_tokens`.
 
-        What is too long loses the start of the prefix and the end of the suffix: what is far from the hole.
-        Files go before, as many of the last ones as there is room for.
+        What is too long loses the start of the prefix and the end of the suffix: what is far from the hole, in steps
+        (`CUT_TOKENS`). Files go before what is whole, as many of the last ones as there is room for.
 
         Raises:
             ContextLengthExceeded: there is no room for any of it.
             RequestError: no valid Unicode.
         """
         encoder = self._encoder
-        before = encoder.text(prefix, parse_special=parse_special, param="prompt")
-        after = encoder.text(suffix, parse_special=parse_special, param="suffix")
+        before: Sequence[int] = encoder.text(prefix, parse_special=parse_special, param="prompt")
+        after: Sequence[int] = encoder.text(suffix, parse_special=parse_special, param="suffix")
         room = max_prompt_tokens - len(encoder.start_ids) - 3
         if room < min(1, len(before) + len(after)):
             raise ContextLengthExceeded(
                 "max_tokens leaves no room in the context for the code around the hole: lower it",
                 param="max_tokens",
             )
-        prefix_room = max(int(room * PREFIX_SHARE), room - len(after))
-        before = before[max(0, len(before) - prefix_room) :]
-        after = after[: room - len(before)]
+        if len(before) + len(after) > room:
+            self._on_cut()
+            before, after = _cut(before, after, room)
+            files = ()  # room that a step leaves now is taken by the next keystrokes
         room -= len(before) + len(after)
         context: list[int] = []
         for file in reversed(files):
@@ -77,10 +92,24 @@ class FillInMiddle:
             if len(context) + len(ids) > room:
                 break
             context = ids + context
-        return [*encoder.start_ids, *context, *self._tokens.prompt(before, after)]
+        return [*encoder.start_ids, *context, *self._tokens.prompt(before, after, self._order)]
 
     def _file(self, file: SourceFile, parse_special: bool) -> list[int]:
         text = self._encoder.text(
             f"{file.name}\n{file.text}\n", parse_special=parse_special, param="input_extra"
         )
         return text if self._file_separator is None else [self._file_separator, *text]
+
+
+def _cut(before: Sequence[int], after: Sequence[int], room: int) -> tuple[Sequence[int], Sequence[int]]:
+    """What of the code around the hole fits into `room`. The cut that typing would move, moves in steps."""
+    step = max(1, min(CUT_TOKENS, room // CUT_SHARE))
+    prefix_room = max(int(room * PREFIX_SHARE), room - len(after))
+    if len(before) > prefix_room:
+        return before[_whole_steps(len(before) - prefix_room, step) :], after[: room - prefix_room]
+    return before, after[: -_whole_steps(len(before) + len(after) - room, step)]
+
+
+def _whole_steps(tokens: int, step: int) -> int:
+    """At least `tokens`."""
+    return -(-tokens // step) * step

@@ -18,27 +18,23 @@ from pydantic import ValidationError
 
 from pangu_convert.artifact import read_artifact
 from pangu_server.backends import load_backend
-from pangu_server.backends.seam import Device, LoadOptions
+from pangu_server.backends.seam import LoadOptions
 from pangu_server.encoding import read_tokenizer
 from pangu_server.engine import Engine, GenerationOptions, Prompt
 from pangu_server.errors import NotReady, RequestError
 from pangu_server.limits import Limits
 from pangu_server.metrics import Metrics
 from pangu_server.protocol.completion import CompletionRequest
-from pangu_training.stage.command import usable_cpus
 
 # Nobody else waits: a request takes what it takes.
 LIMITS = Limits(max_request_seconds=float("inf"))
 
 
-def load_model(
-    path: str | os.PathLike[str], *, device: Device, threads: int | None, max_batch: int
-) -> "Model":
+def load_model(path: str | os.PathLike[str], options: LoadOptions) -> "Model":
     """See `pangu_server.load`."""
     artifact = read_artifact(Path(path))
     engine = Engine(artifact, read_tokenizer(artifact), Metrics(artifact.manifest.name), limits=LIMITS)
-    threads = threads or usable_cpus()
-    engine.load(load_backend(artifact, LoadOptions(device=device, threads=threads, max_batch=max_batch)))
+    engine.load(load_backend(artifact, options))
     return Model(engine)
 
 

@@ -4,7 +4,7 @@ own `pangu_` names for memory and for what runs. Buckets reach down to milliseco
 Owns its registry, so that two servers can live in one process.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import (
     CollectorRegistry,
@@ -15,9 +15,11 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from pangu_convert.artifact import Manifest
-from pangu_server.backends.seam import Backend
+from pangu_server.backends.seam import Backend, Counts
 from pangu_server.gpu import GpuMemory
 from pangu_server.timings import Timings
 
@@ -26,6 +28,31 @@ COARSE_SECONDS = (1, 1.5, 2.5, 5, 7.5, 10, 15, 20, 30, 60, 120, 300)
 LATENCY_SECONDS = (*FINE_SECONDS, *COARSE_SECONDS)
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
+
+# Field of `Counts` -> name, what it is
+COUNTED = {
+    "prefix_queries": ("vllm:prefix_cache_queries", "Prompt tokens that were looked up in the cache."),
+    "prefix_hits": ("vllm:prefix_cache_hits", "Of them those whose keys and values were there."),
+    "preemptions": ("vllm:num_preemptions", "Completions put back into the queue for want of cache."),
+    "drafted": ("vllm:spec_decode_num_draft_tokens", "Tokens guessed."),
+    "accepted": ("vllm:spec_decode_num_accepted_tokens", "Guessed tokens that the model would have chosen."),
+}
+
+
+class BackendCounts(Collector):
+    """What the backend counts, read at each scrape; zeros until there is one."""
+
+    def __init__(self, model_name: str) -> None:
+        self.backend: Backend | None = None
+        self._model_name = model_name
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """A family for each count."""
+        counts = self.backend.counts() if self.backend else Counts()
+        for field, (name, help_text) in COUNTED.items():
+            family = CounterMetricFamily(name, help_text, labels=["model_name"])
+            family.add_metric([self._model_name], getattr(counts, field))
+            yield family
 
 
 class Metrics:
@@ -48,6 +75,9 @@ class Metrics:
             "pangu_requests_cancelled",
             "Completions whose client went away (stage queued or running) or whose time was over (deadline).",
             "stage",
+        )
+        self.prompts_cut = self._counter(
+            "pangu_prompts_cut", "Prompts around a gap that were cut: the file is longer than the context."
         )
         self._running = self._gauge("vllm:num_requests_running", "Completions being generated.")
         self._waiting = self._gauge("vllm:num_requests_waiting", "Completions in the queue.")
@@ -89,6 +119,8 @@ class Metrics:
             registry=self.registry,
         )
         self._info = Info("pangu_model", "What is served.", ["model_name"], registry=self.registry)
+        self._counts_of = BackendCounts(model_name)
+        self.registry.register(self._counts_of)
         self.registry.register(GpuMemory())
         ProcessCollector(registry=self.registry)  # process_resident_memory_bytes and its kin
 
@@ -100,12 +132,14 @@ class Metrics:
     def loaded(self, manifest: Manifest, backend: Backend) -> None:
         """Publish what runs."""
         info = backend.info
+        self._counts_of.backend = backend
         self._weights.set(info.weight_bytes)
         self._cache_bytes.set_function(lambda: backend.cache_use().held_bytes)
         self._cache_usage.set_function(lambda: backend.cache_use().used_fraction)
         self._info.labels(self._model_name).info(
             {
                 "backend": info.name,
+                "engine": info.engine,
                 "quantization": manifest.quantization,
                 "compute_type": info.compute_type,
                 "kernel": info.kernel or "",

@@ -5,7 +5,8 @@ from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 
-from pangu_server.backends.seam import Device
+from pangu_convert.infilling import FimOrder
+from pangu_server.backends.seam import Device, Draft, EngineChoice
 from pangu_server.limits import Limits, seconds
 from pangu_server.logs import LogFormat
 from pangu_training.stage.options import argument, counted, nested, option, whole_number
@@ -18,6 +19,19 @@ def origin(text: str) -> str:
     return text
 
 
+def byte_size(text: str) -> int:
+    """An argument's type: a size in bytes, or with a unit of 1000s (`2GB`) or 1024s (`512MiB`)."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise ArgumentTypeError(f"{text!r} is not a size, such as 2GB or 512MiB")
+    number, unit, binary = found.groups()
+    power = 1 + "kmgt".index(unit.lower()) if unit else 0
+    size = round(float(number) * (1024.0 if binary else 1000.0) ** power)
+    if size < 1:
+        raise ArgumentTypeError(f"{text!r} is not a size: it must hold something")
+    return size
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeOptions:
     """How to serve an artifact."""
@@ -26,8 +40,22 @@ class ServeOptions:
     host: str = option("address to listen on", "127.0.0.1")
     port: int = option("0 takes a free one", 8000, type=whole_number(0, 65535))
     device: Device = option("what to compute on", "auto")
-    threads: int | None = counted("compute threads (default: the CPUs we may use)", None, metavar=None)
+    engine: EngineChoice = option("what computes; auto: what measures best here", "auto")
+    threads: int | None = counted(
+        "compute threads (default: the cores that we may use, less one)", None, metavar=None
+    )
     max_batch: int = counted("completions generated together at most", 16, metavar=None)
+    cache_bytes: int | None = option(
+        "for attention keys and values, such as 2GB or 512MiB (default: what is left of the GPU, or a share of "
+        "the memory)",
+        None,
+        flag="--cache-memory",
+        type=byte_size,
+        metavar="SIZE",
+    )
+    draft: Draft = option("guess tokens from the prompt and verify several in one step", "prompt")
+    graphs: bool = option("capture decode steps as CUDA graphs", True)
+    fim_order: FimOrder = option("how the code around a gap is written to the model", "prefix-first")
     served_model_name: tuple[str, ...] = option("more model ids to answer to", (), metavar="NAME")
     skip_verify: bool = option("do not check the artifact's hashes before loading", False)
     api_key_file: Path | None = option("API keys, one a line; also $PANGU_API_KEYS, by commas", None)

@@ -26,7 +26,7 @@ from pangu_server.logs import configure
 from pangu_server.metrics import Metrics
 from pangu_server.options import ServeOptions
 from pangu_server.protection import protect
-from pangu_training.stage.command import usable_cpus
+from pangu_training.stage.command import serving_threads, usable_cores
 
 KEEP_ALIVE_SECONDS = 75  # more than proxies keep an idle connection (60), so that they close it, not we
 REPEAT_SECONDS = 1  # `timeout` and some supervisors signal a process and its group: still one stop
@@ -75,6 +75,7 @@ def serve(
         metrics,
         model_names=options.served_model_name,
         limits=limits,
+        fim_order=options.fim_order,
     )
     app = protect(
         create_app(engine),
@@ -94,19 +95,8 @@ def serve(
         try:
             if not options.skip_verify:
                 verify(artifact)
-            threads = options.threads or usable_cpus()
-            engine.load(
-                load_backend(
-                    artifact,
-                    LoadOptions(
-                        device=options.device,
-                        threads=threads,
-                        max_batch=options.max_batch,
-                        on_batch=metrics.batch_size.observe,
-                    ),
-                )
-            )
-            announce(engine, listener)
+            engine.load(load_backend(artifact, load_options(options, metrics)))
+            announce(engine, listener, options)
         except Exception as error:  # handed to the main thread, which raises it
             failure.append(error)
             server.should_exit = True
@@ -123,6 +113,20 @@ def serve(
     close()
     if failure:
         raise failure[0]
+
+
+def load_options(options: ServeOptions, metrics: Metrics) -> LoadOptions:
+    """What of `options` is the backend's; its batches are counted in `metrics`."""
+    return LoadOptions(
+        device=options.device,
+        engine=options.engine,
+        threads=options.threads or serving_threads(),
+        max_batch=options.max_batch,
+        cache_bytes=options.cache_bytes,
+        draft=options.draft,
+        graphs=options.graphs,
+        on_batch=metrics.batch_size.observe,
+    )
 
 
 def stop_on_signal(server: uvicorn.Server, engine: Engine, deadline: threading.Timer) -> None:
@@ -143,18 +147,33 @@ def stop_on_signal(server: uvicorn.Server, engine: Engine, deadline: threading.T
         signal.signal(number, stop)
 
 
-def announce(engine: Engine, listener: socket.socket) -> None:
-    """Print what is served and a curl line that works."""
+def announce(engine: Engine, listener: socket.socket, options: ServeOptions) -> None:
+    """Print what is served, what computes it and why, and a curl line that works."""
     assert engine.backend is not None
     info, manifest = engine.backend.info, engine.artifact.manifest
     address = url(listener)
+    why = f" ({info.why})" if info.why else ""
+    backend = f"{info.name}, " if info.name != info.engine else ""
     kernel = f", kernel {info.kernel}" if info.kernel else ""
     print(
-        f"{manifest.name} ready on {address}: {info.name}, {info.compute_type}{kernel} on {info.device}, "
-        f"{info.threads} threads, {info.weight_bytes / 1e9:.3f} GB of weights\n"
+        f"{manifest.name} ready on {address}: {info.engine} engine{why}: {backend}{info.compute_type}{kernel} "
+        f"on {info.device} with {threads_in_words(info.threads, asked=options.threads is not None)}, "
+        f"{info.weight_bytes / 1e9:.3f} GB of weights\n"
         f"curl -s {address}/v1/completions -H 'Content-Type: application/json' "
         """-d '{"prompt": "def fibonacci(n):", "max_tokens": 96, "temperature": 0, "stop": ["\\n\\n"]}'""",
         flush=True,
     )
     if info.caution:
         print(f"caution: {info.caution}", flush=True)
+    if info.engine == "ctranslate2" and options.cache_bytes is not None:
+        print(
+            "caution: --cache-memory has no effect: CTranslate2's library sizes its cache itself", flush=True
+        )
+
+
+def threads_in_words(threads: int, *, asked: bool) -> str:
+    """How many compute threads there are, and why."""
+    count, cores = f"{threads} thread{'s' * (threads > 1)}", usable_cores()
+    if asked:
+        return f"{count} (--threads)"
+    return f"{count} (of {cores} cores one is left to other programs)" if cores > 1 else f"{count} (one core)"

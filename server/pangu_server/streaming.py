@@ -125,6 +125,7 @@ def _note(record: dict[str, Any], generation: Generation, *, stream: bool) -> No
     record.update(
         stream=stream,
         prompt_tokens=generation.prompt_tokens,
+        cached_tokens=generation.cached_tokens,
         completion_tokens=generation.completion_tokens,
         queue_seconds=generation.queue_seconds,
         ttft_seconds=generation.ttft_seconds,

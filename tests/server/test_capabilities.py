@@ -1,4 +1,4 @@
-"""The table of docs/api.md, derived: each value is sent to each backend, and what it does is what the table says.
+"""The table of docs/api.md, derived: each value is sent to each engine, and what it does is what the table says.
 
 A tiny random model has no opinions, so every option can be seen in its tokens.
 """
@@ -17,46 +17,55 @@ from tokenizers import Tokenizer
 from pangu_convert.artifact import read_artifact
 from pangu_server.app import create_app
 from pangu_server.backends import load_backend
-from pangu_server.backends.seam import LoadOptions
+from pangu_server.backends.seam import EngineName, LoadOptions
 from pangu_server.engine import Engine
 from pangu_server.metrics import Metrics
 
-FORMATS = {
-    "ctranslate2": ("tiny_bigcode", "ctranslate2", "--quantization", "float32"),
-    "transformers": ("tiny_bigcode", "transformers", "--dtype", "float32"),
-    "gptq": GPTQ_8,
+ENGINES: tuple[EngineName, ...] = ("torch", "ctranslate2")  # the columns
+# An engine, and an artifact that it runs
+RUN: dict[str, tuple[EngineName, tuple[str, ...]]] = {
+    "torch, transformers": ("torch", ("tiny_bigcode", "transformers", "--dtype", "float32")),
+    "torch, gptq": ("torch", GPTQ_8),
+    "ctranslate2": ("ctranslate2", ("tiny_bigcode", "ctranslate2", "--quantization", "float32")),
 }
 PROMPT = "def fibonacci(n):\n    if n"
 
 
 class Client:
-    """The app over one real backend."""
+    """The app over one real engine."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.name = name
+    def __init__(self, folder: Path, engine: EngineName) -> None:
+        self.column = ENGINES.index(engine)
         artifact = read_artifact(folder)
         self.batches: list[int] = []
         self.tokenizer = Tokenizer.from_file(str(artifact.path / "tokenizer.json"))
         self.engine = Engine(artifact, self.tokenizer, Metrics(artifact.manifest.name))
-        options = LoadOptions(device="cpu", threads=1, on_batch=self.batches.append)
-        self.engine.load(load_backend(artifact, options))
+        options = LoadOptions(device="cpu", engine=engine, threads=1, on_batch=self.batches.append)
+        backend = load_backend(artifact, options)
+        assert backend.info.engine == engine
+        self.engine.load(backend)
         self.end = artifact.manifest.end_token_ids[0]
         self.client = TestClient(create_app(self.engine))
 
-    def tokens(self, **body: Any) -> list[str]:
-        """The tokens of one completion, by name."""
+    def complete(self, **body: Any) -> Any:
+        """The answer to one prompt, by default greedy."""
         answer = self.client.post(
             "/v1/completions",
             json={"prompt": PROMPT, "max_tokens": 12, "temperature": 0, "logprobs": 0, **body},
         )
         assert answer.status_code == 200, answer.text
-        tokens: list[str] = answer.json()["choices"][0]["logprobs"]["tokens"]
+        return answer.json()
+
+    def tokens(self, **body: Any) -> list[str]:
+        """The tokens of one completion, by name."""
+        tokens: list[str] = self.complete(**body)["choices"][0]["logprobs"]["tokens"]
         return tokens
 
 
-@pytest.fixture(scope="module", params=FORMATS)
+@pytest.fixture(scope="module", params=RUN)
 def client(request: pytest.FixtureRequest, artifacts: Artifacts) -> Iterator[Client]:
-    client = Client(artifacts(*FORMATS[request.param]), request.param)
+    engine, arguments = RUN[request.param]
+    client = Client(artifacts(*arguments), engine)
     yield client
     client.engine.close()
 
@@ -139,7 +148,29 @@ def works_n(client: Client) -> None:
     assert max(client.batches) == 4
 
 
-# Row of the table -> (check, a body whose way of drawing the row names, how each backend draws it).
+def works_prediction(client: Client) -> None:
+    plain = client.complete()["choices"][0]
+    drafted = 0
+    for text in (plain["text"], "something else"):
+        answer = client.complete(prediction={"type": "content", "content": text})
+        assert answer["choices"][0]["text"] == plain["text"]
+        drafted += sum(answer["usage"]["completion_tokens_details"].values())
+    assert bool(drafted) == ("drafts" in documented()["`prediction`"][client.column])
+
+
+def works_prefix(client: Client) -> None:
+    prompt = PROMPT * 12
+    texts, cached = [], []
+    for end in (" ==", " ==", " <"):
+        answer = client.complete(prompt=prompt + end)
+        texts.append(answer["choices"][0]["text"])
+        cached.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+    assert (cached[0], texts[0]) == (0, texts[1])
+    assert [bool(tokens) for tokens in cached[1:]] == ["cache" in documented()[PREFIX][client.column]] * 2
+
+
+PREFIX = "a prompt's beginning, seen before"
+# Row of the table -> its check.
 ROWS = {
     "`temperature` 0": works_temperature_0,
     "`temperature`, `top_p`, `top_k`": works_temperature,
@@ -152,6 +183,8 @@ ROWS = {
     "`ignore_eos`": works_ignore_eos,
     "`logprobs`, `echo` with `logprobs`": works_logprobs,
     "`n`, `best_of`": works_n,
+    "`prediction`": works_prediction,
+    PREFIX: works_prefix,
 }
 
 
@@ -165,7 +198,7 @@ def documented() -> dict[str, list[str]]:
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     table = text.split("<!-- capabilities -->")[1].split("\n\n")[0].strip().splitlines()
     rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
-    assert rows[0] == ["value", *FORMATS]
+    assert rows[0] == ["value", *ENGINES]
     return {row[0]: row[1:] for row in rows[2:]}
 
 
@@ -193,5 +226,5 @@ DRAWN: dict[str, dict[str, Any]] = {
 def test_who_draws_with_ctranslate2_is_what_the_table_says(client: Client, row: str) -> None:
     client.batches.clear()
     client.tokens(**DRAWN[row])
-    cell = documented()[row][0]
+    cell = documented()[row][client.column]
     assert ("verified" if len(client.batches) > 1 else "native") in cell

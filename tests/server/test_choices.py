@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.scripted import END, logits
-from support.served import Server, wait_for
+from support.served import Server, usage, wait_for
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_prompts_and_choices_are_numbered_prompt_by_prompt(server: Server, promp
     assert texts(answer) == ["cba", "cba", "ed", "ed"]
     assert [choice["index"] for choice in answer.json()["choices"]] == [0, 1, 2, 3]
     # A prompt counts once, however many choices it has.
-    assert answer.json()["usage"] == {"prompt_tokens": 5, "completion_tokens": 14, "total_tokens": 19}
+    assert answer.json()["usage"] == usage(prompt=5, completion=14)
 
 
 def test_a_stream_names_the_choice_of_each_piece(server: Server) -> None:

@@ -82,6 +82,39 @@ def test_openai_streams_the_same_text(server: Server) -> None:
     assert chunks[-1].usage.completion_tokens == 16
 
 
+def test_openai_predicts_an_answer_and_reads_what_came_of_it(server: Server) -> None:
+    arguments: dict[str, Any] = {
+        "model": server.model,
+        "messages": [{"role": "user", "content": "Repeat: x = 1\ny = 2\nz = 3\n" * 4}],
+        "max_tokens": 12,
+        "temperature": 0,
+    }
+    plain = server.openai.chat.completions.create(**arguments)
+    text = plain.choices[0].message.content
+    again = server.openai.chat.completions.create(
+        **arguments, prediction={"type": "content", "content": text}
+    )
+    if is_unquantized(server):  # what is verified together is computed in another shape
+        assert again.choices[0].message.content == text
+    assert plain.usage is not None
+    assert again.usage is not None
+    assert again.usage.prompt_tokens_details is not None
+    cached = again.usage.prompt_tokens_details.cached_tokens
+    hits, drafted = (
+        server.metric(f"vllm:{name}_total") for name in ("prefix_cache_hits", "spec_decode_num_draft_tokens")
+    )
+    assert cached is not None
+    assert 0 <= cached < again.usage.prompt_tokens
+    assert hits >= cached
+    details = again.usage.completion_tokens_details
+    assert details is not None
+    accepted, rejected = details.accepted_prediction_tokens, details.rejected_prediction_tokens
+    assert accepted is not None
+    assert rejected is not None
+    assert 0 <= accepted + rejected <= drafted
+    assert plain.usage.completion_tokens_details is None
+
+
 def test_a_stop_string_is_not_in_the_text(server: Server) -> None:
     arguments: dict[str, Any] = {"model": server.model, "prompt": PROMPT, "max_tokens": 64, "temperature": 0}
     whole = server.openai.completions.create(**arguments).choices[0].text
@@ -132,8 +165,9 @@ def test_a_client_that_goes_away_stops_the_generation(server: Server, stream: bo
 
 def test_metrics_tell_what_runs(server: Server) -> None:
     [card] = httpx.get(f"{server.address}/v1/models", timeout=60).json()["data"]
-    labels = {name: card[name] for name in ("backend", "quantization", "compute_type", "device")}
+    labels = {name: card[name] for name in ("backend", "engine", "quantization", "compute_type", "device")}
     assert labels["backend"] in FORMATS
+    assert f": {labels['engine']} engine" in server.banner
     assert labels["compute_type"] in COMPUTE_TYPES[labels["backend"]]
     assert server.metric("pangu_model_info", **labels) == 1
     assert server.metric("pangu_model_weight_bytes") > 100e6

@@ -1,15 +1,19 @@
 """Fill in the middle: the prompt that reaches the model, its budget, where the hole ends, and three wire forms."""
 
+import random
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.scripted import CONTEXT_LENGTH, END, FILENAME, MIDDLE, PREFIX, SUFFIX, byte_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.scripted import CONTEXT_LENGTH, END, FILENAME, MIDDLE, PREFIX, SUFFIX, byte_tokenizer, shared
 from support.served import Server
 from tokenizers import Tokenizer
 
-from pangu_convert.infilling import FAMILIES
+from pangu_convert.infilling import FAMILIES, FimOrder
 from pangu_server.encoding import Encoder
 from pangu_server.errors import ContextLengthExceeded
 from pangu_server.fim import FillInMiddle, SourceFile
@@ -121,11 +125,15 @@ def test_special_tokens_in_code_stay_text(server: Server) -> None:
     ("before", "after", "kept"),
     [
         (10, 5, (10, 5)),  # fits
-        (100, 100, (75, 25)),  # three parts to one
-        (100, 10, (90, 10)),  # a short suffix leaves its share to the prefix
-        (20, 200, (20, 80)),  # and the other way round
-        (0, 200, (0, 100)),
-        (200, 0, (100, 0)),
+        # Three parts to one: 75 and 25; what typing moves is cut in steps of 100 // 8 = 12.
+        (75, 100, (75, 100 - 84)),
+        (76, 100, (76 - 12, 25)),
+        (87, 100, (87 - 12, 25)),
+        (88, 100, (88 - 24, 25)),
+        (100, 10, (100 - 12, 10)),  # a short suffix leaves its share to the prefix
+        (20, 200, (20, 200 - 120)),  # and the other way round
+        (0, 200, (0, 200 - 108)),
+        (200, 0, (200 - 108, 0)),
     ],
 )
 def test_a_short_context_keeps_what_is_near_the_hole(
@@ -141,6 +149,45 @@ def test_a_short_context_keeps_what_is_near_the_hole(
         assert ids[middle + 1] == ord("A")
 
 
+@pytest.mark.parametrize("order", ["prefix-first", "suffix-first"])
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_most_of_the_prompt_stays_while_somebody_types(order: FimOrder, data: st.DataObject) -> None:
+    room, typed = data.draw(st.integers(1200, 2500)), data.draw(st.integers(2, 3))
+    after = "a" * data.draw(st.integers(0, 2 * room))
+    # Suffix first, that holds for a file that grows into its context too.
+    start = data.draw(st.integers(room if order == "prefix-first" else 0, 2 * room))
+    fim = FillInMiddle.find(Encoder(byte_tokenizer(), [END]), order)
+    assert fim is not None
+    code = "".join(random.Random(0).choices("abcdefgh \n", k=start + 600))
+    prompts = [fim.prompt(code[:end], after, room + 3) for end in range(start, len(code), typed)]
+    assert max(map(len, prompts)) <= room + 3
+    shares = [shared(*pair) / len(pair[1]) for pair in pairwise(prompts)]
+    assert sum(shares) / len(shares) >= {"prefix-first": 0.7, "suffix-first": 0.95}[order]
+
+
+def test_a_cut_is_counted(server: Server) -> None:
+    for length, cut in ((10, 0), (200, 1), (201, 2)):
+        assert server.complete(prompt="x" * length, suffix="y", max_tokens=20).status_code == 200
+        assert server.metric("pangu_prompts_cut_total") == cut
+
+
+def test_the_suffix_can_come_first(tmp_path: Path) -> None:
+    server = Server(tmp_path, lambda _: [*b"return n", FILENAME, *b"next.py"], fim_order="suffix-first")
+    server.engine.load(server.backend)
+    around = [PREFIX, SUFFIX, *AFTER.encode(), MIDDLE, *BEFORE.encode()]
+    answers = [
+        server.complete(prompt=BEFORE, suffix=AFTER).json()["choices"][0]["text"],
+        server.post("/infill", input_prefix=BEFORE, input_suffix=AFTER, n_predict=20).json()["content"],
+    ]
+    assert list(map(list, server.backend.prompts)) == [around, around]
+    assert answers == ["return n"] * 2, "the hole ends where the model turns to the next file"
+    extra = [{"filename": "a.py", "text": "A = 1"}]
+    server.post("/infill", input_prefix=BEFORE, input_suffix=AFTER, n_predict=20, input_extra=extra)
+    assert seen(server) == [FILENAME, *b"a.py\nA = 1\n", *around]
+    server.engine.close()
+
+
 def test_files_take_what_room_is_left_nearest_first(fim: FillInMiddle) -> None:
     files = [SourceFile("a", "x" * 50), SourceFile("b", "y" * 10)]
     assert fim.prompt("p", "s", 5 + 14, files=files) == [
@@ -148,6 +195,12 @@ def test_files_take_what_room_is_left_nearest_first(fim: FillInMiddle) -> None:
         *(PREFIX, ord("p"), SUFFIX, ord("s"), MIDDLE),
     ]
     assert FILENAME not in fim.prompt("p", "s", 5 + 13, files=files)
+
+
+def test_a_file_that_is_cut_leaves_no_room_for_others(fim: FillInMiddle) -> None:
+    """Else one would come and go with the steps, and the whole prompt with it."""
+    ids = fim.prompt("p" * 101, "", 103, files=[SourceFile("b", "y")])
+    assert (len(ids), FILENAME in ids) == (103 - 11, False)
 
 
 def test_no_room_at_all_is_an_error(fim: FillInMiddle) -> None:

@@ -353,10 +353,18 @@ def test_flags_become_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PANGU_SERVE_MAX_PROMPTS", "6")
     monkeypatch.setenv("PANGU_SERVE_LOG_REQUESTS", "1")
     monkeypatch.setenv("PANGU_SERVE_SKIP_VERIFY", "false")
+    monkeypatch.setenv("PANGU_SERVE_GRAPHS", "0")
+    monkeypatch.setenv("PANGU_SERVE_CACHE_MEMORY", "1.5GiB")
+    monkeypatch.setenv("PANGU_SERVE_ENGINE", "torch")
     monkeypatch.setenv("PANGU_SERVE_CORS_ORIGIN", f"{ORIGIN} http://localhost:3000")
-    assert options("--max-queued", "7", "--served-model-name", "a", "b") == ServeOptions(
+    assert options(
+        "--max-queued", "7", "--served-model-name", "a", "b", "--engine", "ctranslate2"
+    ) == ServeOptions(
         artifact=Path("artifact"),
         port=9000,
+        engine="ctranslate2",
+        cache_bytes=3 << 29,
+        graphs=False,
         served_model_name=("a", "b"),
         cors_origin=(ORIGIN, "http://localhost:3000"),
         log_requests=True,
@@ -364,9 +372,38 @@ def test_flags_become_options(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def test_switches_and_choices_of_the_engine() -> None:
+    assert options("--no-graphs", "--draft", "off", "--fim-order", "suffix-first") == ServeOptions(
+        artifact=Path("artifact"), graphs=False, draft="off", fim_order="suffix-first"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("4096", 4096),
+        ("2GB", 2_000_000_000),
+        ("2 gb", 2_000_000_000),
+        ("512MiB", 512 << 20),
+        ("0.5KiB", 512),
+        ("3Ti", 3 << 40),
+        ("7b", 7),
+    ],
+)
+def test_a_size_has_a_unit_or_is_in_bytes(text: str, size: int) -> None:
+    assert options("--cache-memory", text).cache_bytes == size
+
+
 @pytest.mark.parametrize(
     ("flag", "value"),
     [
+        ("--cache-memory", "half"),
+        ("--cache-memory", "2 GiBs"),
+        ("--cache-memory", "0.1"),
+        ("--cache-memory", "1e9"),
+        ("--cache-memory", "0"),
+        ("--engine", "vllm"),
+        ("--draft", "on"),
         ("--port", "eighty"),
         ("--port", "65536"),
         ("--port", "tcp://10.0.0.1:8000"),  # what Kubernetes sets for a service named pangu-serve
@@ -393,7 +430,8 @@ def test_a_bad_value_is_named_where_it_stands(
 def test_help_names_every_variable(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         options("--help")
-    assert "PANGU_SERVE_API_KEY_FILE" in capsys.readouterr().out
+    shown = capsys.readouterr().out.split()
+    assert {"PANGU_SERVE_API_KEY_FILE", "PANGU_SERVE_CACHE_MEMORY", "PANGU_SERVE_GRAPHS"} <= set(shown)
 
 
 # ---------------------------------------------------------------------------------------------- a process

@@ -46,6 +46,7 @@ def test_it_tells_what_is_served(open_tab: Callable[..., Tab], tab: Tab) -> None
         "GPTBigCodeForCausalLM",
         "128 tokens",
         "int8",
+        "Enginetorch",
         "scripted",
         "10 B",
         "no HumanEval score recorded",

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,10 @@ class SerialSchedule(Schedule):
 
 
 class ScriptedBackend:
-    """Answers each prompt with the tokens of `script(prompt_ids)`; waits for `gate` before each token."""
+    """Answers each prompt with the tokens of `script(prompt_ids)`; waits for `gate` before each token.
+
+    Remembers every prompt: what two begin with alike is cached. A prediction's tokens are guesses, each at its place.
+    """
 
     info = BackendInfo(
         name="scripted", engine="torch", device="cpu", compute_type="none", weight_bytes=10, threads=1
@@ -84,6 +88,7 @@ class ScriptedBackend:
         self.logits = logits
         self.options: SamplingOptions | None = None
         self.seeds: list[int | None] = []
+        self.tickets: list[Ticket] = []
         self.scheduler = SerialSchedule(self._generate)
         self.close = self.scheduler.close
         self.cancel = self.scheduler.cancel
@@ -91,25 +96,43 @@ class ScriptedBackend:
     def submit(self, prompt_ids: Sequence[int], options: SamplingOptions, listener: Listener) -> Ticket:
         self.options = options
         self.seeds.append(options.seed)
+        cached_tokens = max((shared(prompt_ids, earlier) for earlier in self.prompts), default=0)
         self.prompts.append(prompt_ids)
-        return self.scheduler.submit(prompt_ids, options, listener)
+        ticket = self.scheduler.submit(prompt_ids, options, listener)
+        ticket.cached_tokens = min(cached_tokens, len(prompt_ids) - 1)  # the last one's logits are wanted
+        self.tickets.append(ticket)
+        return ticket
 
     def cache_use(self) -> CacheUse:
         return CacheUse(held_bytes=0, used_fraction=0.0)
 
     def counts(self) -> Counts:
-        return Counts()
+        return Counts(
+            prefix_queries=sum(ticket.prompt_tokens for ticket in self.tickets),
+            prefix_hits=sum(ticket.cached_tokens for ticket in self.tickets),
+            drafted=sum(ticket.drafted for ticket in self.tickets),
+            accepted=sum(ticket.accepted for ticket in self.tickets),
+        )
 
     def _generate(self, ticket: Ticket) -> None:
         if ticket.prompt_due:
             ticket.listener.on_prompt([None, *[TokenLogprobs(-1.0)] * (ticket.prompt_tokens - 1)])
         if not ticket.options.max_tokens:
             return
-        for token_id in self.script(ticket.tokens[: ticket.prompt_tokens]):
+        prediction = ticket.options.prediction
+        for place, token_id in enumerate(self.script(ticket.tokens[: ticket.prompt_tokens])):
             self.gate.wait(timeout=30)
+            if place < len(prediction):
+                ticket.drafted += 1
+                ticket.accepted += prediction[place] == token_id
             self.emitted.append(token_id)
             if ticket.take(token_id, self.logits(token_id)):
                 return
+
+
+def shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two prompts have in common at their beginning."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def logits(token_id: int) -> Logits:

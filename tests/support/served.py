@@ -53,6 +53,16 @@ class Server:
         raise AssertionError(f"no metric {name} {labels}")
 
 
+def usage(*, prompt: int, completion: int, cached: int = 0) -> dict[str, Any]:
+    """Of a request without a prediction."""
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
     while not condition():

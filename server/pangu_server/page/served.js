@@ -59,6 +59,7 @@ export class Served {
       Source: card.source,
       Context: `${number(card.max_model_len)} tokens`,
       Quantization: card.quantization,
+      Engine: card.engine ?? "",
       Runs: [card.backend, card.compute_type, card.kernel].filter(Boolean).join(", ") || "not loaded yet",
       Device: card.device,
       Weights: bytes(card.weight_bytes),

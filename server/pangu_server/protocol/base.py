@@ -5,7 +5,7 @@ would change the answer in a way we cannot are refused unless their value is neu
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -33,6 +33,25 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool = Field(default=False, description="A usage in every chunk")
 
 
+class TextPart(BaseModel):
+    """A part of a content. Only text is understood."""
+
+    type: Literal["text"]
+    text: str
+
+
+def text_of(content: str | Sequence[TextPart]) -> str:
+    """A content as one text."""
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+class Prediction(BaseModel):
+    """OpenAI's `prediction`: what the answer is likely to hold, such as the file that is to be changed."""
+
+    type: Literal["content"]
+    content: str | list[TextPart]
+
+
 class GenerationRequest(BaseModel):
     """Fields of every endpoint that generates. Null is the default."""
 
@@ -55,6 +74,10 @@ class GenerationRequest(BaseModel):
     logit_bias: dict[str, float] | None = Field(default=None, description="Token id -> -100 to 100")
     min_tokens: Integer | None = Field(default=None, ge=0)
     ignore_eos: bool | None = None
+    prediction: Prediction | None = Field(
+        default=None,
+        description="A text that the answer is likely to hold. Never changes it, but can speed it up",
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     parse_special: bool | None = Field(
@@ -109,6 +132,7 @@ class GenerationRequest(BaseModel):
             logit_bias=self._logit_bias(engine.encoder.vocabulary_size),
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            prediction=self._prediction(engine),
         )
         return GenerationOptions(
             sampling=sampling,
@@ -164,6 +188,12 @@ class GenerationRequest(BaseModel):
             if name in extra and extra[name] not in neutral:
                 raise RequestError(f"{name} is not supported by this server", param=name)
 
+    def _prediction(self, engine: Engine) -> tuple[int, ...]:
+        if self.prediction is None:
+            return ()
+        text = text_of(self.prediction.content)
+        return tuple(engine.encoder.text(text, parse_special=bool(self.parse_special), param="prediction"))
+
     def _stops(self, max_stop_strings: int) -> tuple[str, ...]:
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         if len(stops) > max_stop_strings or "" in stops:
@@ -188,18 +218,50 @@ class GenerationRequest(BaseModel):
         return tuple(pairs)
 
 
+class PromptTokensDetails(BaseModel):
+    """Of the prompt's tokens."""
+
+    cached_tokens: int = Field(
+        description="Those that were not computed: their keys and values were in the cache"
+    )
+
+
+class CompletionTokensDetails(BaseModel):
+    """What came of a `prediction`. Guesses from the prompt count too; `completion_tokens` has no rejected ones."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
 class Usage(BaseModel):
     """Token counts. An end-of-text token counts: it was generated."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | None = Field(
+        default=None, exclude_if=lambda details: details is None
+    )
 
     @classmethod
     def of(cls, generation: Generation) -> "Usage":
         """What a generation has used up to now."""
         prompt, completion = generation.prompt_tokens, generation.completion_tokens
-        return cls(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+        predicted = None
+        if generation.options.sampling.prediction:
+            accepted = generation.accepted_tokens
+            predicted = CompletionTokensDetails(
+                accepted_prediction_tokens=accepted,
+                rejected_prediction_tokens=generation.drafted_tokens - accepted,
+            )
+        return cls(
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            total_tokens=prompt + completion,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=generation.cached_tokens),
+            completion_tokens_details=predicted,
+        )
 
 
 class ErrorDetail(BaseModel):

@@ -10,16 +10,9 @@ from pangu_server.completion import Delta, FinishReason, Token
 from pangu_server.encoding import Encoder
 from pangu_server.engine import Engine, GenerationOptions, Prompt
 from pangu_server.errors import RequestError
-from pangu_server.protocol.base import GenerationRequest, Integer, Usage
+from pangu_server.protocol.base import GenerationRequest, Integer, TextPart, Usage, text_of
 
 DEFAULT_FIM_TOKENS = 128
-
-
-class TextPart(BaseModel):
-    """A part of a message's content. Only text is understood."""
-
-    type: Literal["text"]
-    text: str
 
 
 class Message(BaseModel):
@@ -32,9 +25,7 @@ class Message(BaseModel):
 
     def plain(self) -> dict[str, Any]:
         """As templates take it."""
-        content = self.content or ""
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
-        return {"role": self.role, "content": text}
+        return {"role": self.role, "content": text_of(self.content or "")}
 
 
 class ChatRequest(GenerationRequest):

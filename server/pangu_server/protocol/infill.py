@@ -69,7 +69,8 @@ class InfillResponse(BaseModel):
     stop_type: Literal["none", "eos", "limit"]
     model: str
     tokens_predicted: int
-    tokens_evaluated: int
+    tokens_evaluated: int = Field(description="Of the prompt, those from the cache included")
+    tokens_cached: int = Field(description="Of the prompt, those that were in the cache")
     truncated: bool = False
     timings: dict[str, float] | None = None
 
@@ -91,6 +92,7 @@ class InfillForm:
             model=self._model,
             tokens_predicted=self._generation.completion_tokens,
             tokens_evaluated=self._generation.prompt_tokens,
+            tokens_cached=self._generation.cached_tokens,
             timings=_timings(self._generation) if ended else None,
         )
 
@@ -98,17 +100,22 @@ class InfillForm:
 
 
 def _timings(generation: Generation) -> dict[str, Any]:
-    """llama.cpp's names. The prompt's time goes from leaving the queue to the first token."""
+    """llama.cpp's names. The prompt's time goes from leaving the queue to the first token; what comes from the cache
+    is not of its `prompt_n`."""
     [completion] = generation.completions
     timings = completion.timings
     prompt_ms = 1000 * (timings.prefill_seconds or 0.0)
     predicted_ms = 1000 * (timings.decode_seconds or 0.0)
-    prompt, predicted = generation.prompt_tokens, generation.completion_tokens
+    cached, predicted = generation.cached_tokens, generation.completion_tokens
+    prompt = generation.prompt_tokens - cached
+    drafted = generation.drafted_tokens
     return {
+        "cache_n": cached,
         "prompt_n": prompt,
         "prompt_ms": prompt_ms,
         "prompt_per_second": 1000 * prompt / prompt_ms if prompt_ms else 0.0,
         "predicted_n": predicted,
         "predicted_ms": predicted_ms,
         "predicted_per_second": 1000 * (predicted - 1) / predicted_ms if predicted_ms else 0.0,
+        **({"draft_n": drafted, "draft_n_accepted": generation.accepted_tokens} if drafted else {}),
     }

@@ -17,6 +17,7 @@ class ModelCard(BaseModel):
     owned_by: str = "pangu-coder2"
     max_model_len: int
     backend: str | None
+    engine: str | None = Field(description="What computes: torch, or CTranslate2's library")
     device: str | None
     quantization: str
     compute_type: str | None = Field(description="What runs, which can differ from what was asked for")
@@ -38,6 +39,7 @@ class ModelCard(BaseModel):
             created=int(datetime.fromisoformat(manifest.created_at).timestamp()),
             max_model_len=manifest.context_length,
             backend=info.name if info else None,
+            engine=info.engine if info else None,
             device=info.device if info else None,
             quantization=manifest.quantization,
             compute_type=info.compute_type if info else None,

@@ -55,7 +55,7 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
     @router.post("/v1/completions", response_model=CompletionResponse)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Complete prompts, or fill the hole before `suffix`. `stream` answers with server-sent events."""
-        options = body.generation_options(engine)
+        options = await encode(request, body.generation_options, engine)
         prompts = await encode(request, body.prompts, engine, options.sampling.max_tokens)
         form = CompletionForm(**head(body, request), logprobs=body.logprobs is not None)
         return await respond(submit(prompts, options), form, body, request)
@@ -64,7 +64,7 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation by the checkpoint's chat template."""
         prompt = await encode(request, body.prompt, engine)
-        options = body.generation_options(engine, len(prompt.ids))
+        options = await encode(request, body.generation_options, engine, len(prompt.ids))
         form = ChatForm(**head(body, request), logprobs=bool(body.logprobs))
         return await respond(submit([prompt], options), form, body, request)
 

@@ -47,6 +47,7 @@ def identity(endpoint: Endpoint) -> dict[str, Any]:
         "quantization",
         "compute_type",
         "kernel",
+        "engine",
         "backend",
         "device",
         "weight_bytes",

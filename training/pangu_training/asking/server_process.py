@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from pangu_training.asking.endpoint import Endpoint, ServedError, running
+from pangu_training.stage.command import ServerOptions
 
 # The server stops in order when we are gone, even if we were killed (PR_SET_PDEATHSIG, SIGTERM).
 LAUNCH = (
@@ -28,13 +29,13 @@ REQUEST_SECONDS = 24 * 3600  # nobody waits at a screen: an answer that ends ear
 class ServerProcess:
     """`pangu-serve ARTIFACT` on a free port, for as long as the context lasts; its log goes to `log`."""
 
-    def __init__(self, artifact: Path, *, device: str, threads: int, log: Path) -> None:
+    def __init__(self, artifact: Path, options: ServerOptions, *, log: Path) -> None:
         self._artifact, self._log = artifact, log
         port = _free_port()
         self._address = f"http://127.0.0.1:{port}"
         self._options = (
-            *("--host", "127.0.0.1", "--port", str(port), "--device", device, "--threads", str(threads)),
-            *("--max-request-seconds", str(REQUEST_SECONDS)),
+            *("--host", "127.0.0.1", "--port", str(port), "--max-request-seconds", str(REQUEST_SECONDS)),
+            *("--device", options.device, "--engine", options.engine, "--threads", str(options.threads)),
         )
 
     def __enter__(self) -> Self:

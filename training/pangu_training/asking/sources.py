@@ -15,6 +15,7 @@ from typing import Any
 
 from pangu_training.asking.endpoint import Endpoint, ServedError, identity, running
 from pangu_training.asking.server_process import ServerProcess
+from pangu_training.stage.command import ServerOptions
 from pangu_training.stage.errors import PanguError
 from pangu_training.stage.identity import MANIFEST, artifact_hash
 
@@ -42,7 +43,7 @@ class Source:
         return str(self.identity["model"])
 
     @contextlib.contextmanager
-    def serving(self, *, device: str, threads: int, log: Path) -> Iterator[Sequence[Endpoint]]:
+    def serving(self, options: ServerOptions, *, log: Path) -> Iterator[Sequence[Endpoint]]:
         """The servers to ask; an artifact's lives as long as the context.
 
         Raises:
@@ -51,7 +52,7 @@ class Source:
         if self.artifact is None:
             yield self.endpoints
             return
-        with ServerProcess(self.artifact, device=device, threads=threads, log=log) as server:
+        with ServerProcess(self.artifact, options, log=log) as server:
             yield [server.ready()[0]]
 
 

@@ -83,7 +83,7 @@ def sample(options: SampleOptions) -> None:
     responses = _responses(options.responses)
     problems = read_problems(options.problems).rows[: options.limit]
     sources = _sources(options)  # all of them before the first is asked: hours later would be late
-    output, server = options.output, options.server
+    output = options.output
     with Journal(output) as journal:
         recorded = _record(journal, problems) if options.recorded else []
         drawings = [Drawing(source, problems, responses, journal) for source in sources]
@@ -92,7 +92,7 @@ def sample(options: SampleOptions) -> None:
                 continue
             source = drawing.source
             log = output.with_name(f"{output.stem}.{file_stem(source.name)}.server.log")
-            with source.serving(device=server.device, threads=server.threads, log=log) as endpoints:
+            with source.serving(options.server, log=log) as endpoints:
                 drawing.run(endpoints)
         asked = {*recorded, *(key for drawing in drawings for key in drawing.keys)}
         others = len(journal.rows.keys() - asked)

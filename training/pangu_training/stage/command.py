@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast, get_type_hints
 
 from pangu_training.stage.errors import MissingExtra, PanguError
@@ -58,8 +59,31 @@ def parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -
 
 
 def usable_cpus() -> int:
-    """How many CPUs this process may use: the default of every `--threads`."""
+    """How many CPUs this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def usable_cores() -> int:
+    """How many physical cores these CPUs are: two of them may share one."""
+    return len({_core_of(cpu) for cpu in os.sched_getaffinity(0)})
+
+
+def serving_threads() -> int:
+    """A server's compute threads unless it is told: one a core, and a core is left to others.
+
+    Threads wait for each other after every product. A neighbour that takes one core for a moment holds up all of them,
+    and a machine on which somebody writes code is never idle.
+    """
+    return max(1, usable_cores() - 1)
+
+
+def _core_of(cpu: int) -> str:
+    """What the CPUs of one core have in common; the CPU's own number where the system does not tell."""
+    siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    try:
+        return siblings.read_text(encoding="ascii")
+    except OSError:
+        return str(cpu)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +91,10 @@ class ServerOptions:
     """How an artifact is served."""
 
     device: Literal["auto", "cpu", "cuda"] = option("", "auto", group="server")
+    engine: Literal["auto", "torch", "ctranslate2"] = option("what computes", "auto", group="server")
     threads: int = option(
-        "compute threads (default: the CPUs we may use)",
-        usable_cpus(),
+        "compute threads (default: the cores that we may use, less one)",
+        serving_threads(),
         group="server",
         type=whole_number(1),
     )

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from pangu_server.gpu import device_handles, open_nvml, process_bytes
+from pangu_training.stage.command import free_memory_bytes
 
 TICK_SECONDS = 0.05
 GREATEST_SHARE = 0.1  # of the time that reading may take: it holds up a process with many pages
@@ -87,12 +88,7 @@ def free_bytes(device: str) -> int:
     """What a new process can take: of the first GPU (`cuda`), or of main memory within a container's limit."""
     if device == "cuda" and (nvml := open_nvml()):
         return int(nvml.nvmlDeviceGetMemoryInfo(device_handles(nvml)[0]).free)
-    meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
-    [kilobytes] = re.findall(r"^MemAvailable: +(\d+) kB$", meminfo, re.MULTILINE)
-    sizes = [int(kilobytes) << 10]
-    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
-        sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
-    return min(sizes)
+    return free_memory_bytes()
 
 
 def gpu_names() -> list[str]:

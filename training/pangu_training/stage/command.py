@@ -6,8 +6,10 @@ the arguments are parsed, so that `--help` stays fast.
 """
 
 import argparse
+import contextlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +63,16 @@ def parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -
 def usable_cpus() -> int:
     """How many CPUs this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def free_memory_bytes() -> int:
+    """What a new process can take of main memory, within a container's limit."""
+    meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
+    [kilobytes] = re.findall(r"^MemAvailable: +(\d+) kB$", meminfo, re.MULTILINE)
+    sizes = [int(kilobytes) << 10]
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return min(sizes)
 
 
 def usable_cores() -> int:

@@ -5,7 +5,6 @@ import logging
 import time
 from typing import Any
 
-import psutil
 import torch
 from transformers.utils import logging as transformers_logging
 
@@ -19,6 +18,7 @@ from pangu_server.backends.torch.drafting import Costs
 from pangu_server.backends.torch.loading import Load, load_model, memory_bytes
 from pangu_server.backends.torch.rows import Part, Row
 from pangu_server.backends.torch.runner import Runner, heads_of
+from pangu_training.stage.command import free_memory_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def _cache(model: Any, artifact: Artifact, options: LoadOptions) -> PagedCache:
         pages = (torch.cuda.mem_get_info()[0] - GPU_RESERVE_BYTES) * 9 // 10 // size
     else:
         most = options.max_batch * row_pages  # more would only keep what nobody asks for
-        pages = max(row_pages, min(most, psutil.virtual_memory().available // CPU_SHARE // size))
+        pages = max(row_pages, min(most, free_memory_bytes() // CPU_SHARE // size))
     if pages < row_pages:
         held = f"{pages * size} bytes" if given is None else "--cache-memory"
         raise ArtifactError(

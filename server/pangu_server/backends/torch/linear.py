@@ -21,12 +21,16 @@ JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 class Kernel(Protocol):
     """A packed matrix: x (rows, inputs) -> (rows, outputs)."""
 
-    name: str
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+    @property
+    def name(self) -> str:
+        """What multiplies, for the startup line."""
 
     @property
-    def nbytes(self) -> int: ...
+    def nbytes(self) -> int:
+        """Memory of the matrix."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The product, with the bias."""
 
 
 class Dequantized:
@@ -40,7 +44,7 @@ class Dequantized:
     @property
     def nbytes(self) -> int:
         """Memory of the matrix."""
-        return self._weight.nbytes
+        return int(self._weight.nbytes)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(x, self._weight, self._bias)
@@ -71,7 +75,7 @@ def kernel_for(
     return Dequantized(moved, bias, dtype)
 
 
-class QuantizedLinear(nn.Module):
+class QuantizedLinear(nn.Module):  # type: ignore[misc]
     """A linear module whose matrix a kernel holds."""
 
     def __init__(self, kernel: Kernel) -> None:
@@ -101,7 +105,7 @@ class _Shared:
         return part
 
 
-class JoinedLinear(nn.Module):
+class JoinedLinear(nn.Module):  # type: ignore[misc]
     """One of several modules that share a product."""
 
     def __init__(self, shared: _Shared, index: int) -> None:
@@ -113,7 +117,7 @@ class JoinedLinear(nn.Module):
         return self.shared.part(self.index, x)
 
 
-class QuantizedEmbedding(nn.Module):
+class QuantizedEmbedding(nn.Module):  # type: ignore[misc]
     """Rows of a quantized matrix, by id."""
 
     def __init__(self, weight: Quantized, device: torch.device, dtype: torch.dtype) -> None:

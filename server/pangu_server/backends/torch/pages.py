@@ -59,7 +59,8 @@ class Pages:
 
     def find(self, tokens: Sequence[int]) -> Match:
         """The longest known beginning of `tokens`. Hold its pages before anything else is taken."""
-        node, whole, size = self._root, [], self.page_tokens
+        node, size = self._root, self.page_tokens
+        whole: list[Page] = []
         while True:
             at = len(whole) * size
             wanted = tuple(tokens[at : at + size])

@@ -20,7 +20,7 @@ class Quantized:
     @property
     def group(self) -> int:
         """Inputs that share a scale."""
-        return self.integers.shape[1] // self.scales.shape[1]
+        return int(self.integers.shape[1] // self.scales.shape[1])
 
     def dense(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The matrix (outputs, inputs) itself: what a kernel must agree with."""

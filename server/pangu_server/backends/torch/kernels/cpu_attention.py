@@ -39,7 +39,7 @@ def cpu_attention(head_dim: int, parallel: bool) -> CpuAttention:
     """The kernels for heads of `head_dim`, a multiple of 8."""
     page_scores, add_values = _page_scores(head_dim), _add_values(head_dim)
 
-    @numba.njit(nogil=True, fastmath=True)  # type: ignore[untyped-decorator]
+    @numba.njit(nogil=True, fastmath=True)
     def one(
         query: Any,
         keys: Any,
@@ -76,7 +76,7 @@ def cpu_attention(head_dim: int, parallel: bool) -> CpuAttention:
         for d in range(head_dim):
             out[d] /= total
 
-    @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+    @numba.njit(nogil=True)
     def item(
         index: Any,
         queries: Any,
@@ -111,7 +111,7 @@ def cpu_attention(head_dim: int, parallel: bool) -> CpuAttention:
 
     if parallel:
 
-        @numba.njit(nogil=True, parallel=True)  # type: ignore[untyped-decorator]
+        @numba.njit(nogil=True, parallel=True)
         def attend(
             queries: Any,
             keys: Any,
@@ -129,7 +129,7 @@ def cpu_attention(head_dim: int, parallel: bool) -> CpuAttention:
                 item(index, queries, keys, values, tokens, rows, visible, tables, scale, softcap, window, out)
     else:
 
-        @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+        @numba.njit(nogil=True)
         def attend(
             queries: Any,
             keys: Any,
@@ -149,7 +149,7 @@ def cpu_attention(head_dim: int, parallel: bool) -> CpuAttention:
     return CpuAttention(_store, attend)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _store(new_keys: Any, new_values: Any, places: Any, keys: Any, values: Any) -> None:
     tokens, heads, dimension = new_keys.shape
     for token in range(tokens):
@@ -160,7 +160,7 @@ def _store(new_keys: Any, new_values: Any, places: Any, keys: Any, values: Any) 
                 values[page, head, offset, d] = new_values[token, head, d]
 
 
-@numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, fastmath=True, cache=True)
 def _weights(scores: Any, first: Any, last: Any) -> Any:
     """Replace scores[first:last] by exp(score - the highest); returns their sum."""
     bits = np.empty(last, np.int32)
@@ -220,7 +220,7 @@ class _Emitter:
 def _page_scores(head_dim: int) -> Any:
     """(query (head_dim,), keys of a page (head_dim, PAGE_TOKENS), scores, at): the page's scores, from `at` on."""
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def page_scores(typing: Any, query: Any, keys: Any, scores: Any, at: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             q, k, target = (
@@ -244,7 +244,7 @@ def _page_scores(head_dim: int) -> Any:
 def _add_values(head_dim: int) -> Any:
     """(weights, at, values of a page (PAGE_TOKENS, head_dim), out (head_dim,), count): add `count` weighted values."""
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def add_values(typing: Any, weights: Any, at: Any, values: Any, out: Any, count: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             w, v, target = (

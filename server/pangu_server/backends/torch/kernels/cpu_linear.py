@@ -61,7 +61,7 @@ def _packed(integers: torch.Tensor, bits: int) -> torch.Tensor:
     return (fields[:, :, 0] | fields[:, :, 1] << 4).reshape(len(integers), -1).view(torch.int8).contiguous()
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def rounded(x: Any) -> Any:
     """x (rows, inputs) float32 as int16 and their scales (rows, inputs / BLOCK)."""
     rows, inputs = x.shape
@@ -87,7 +87,7 @@ def _multiplier(bits: int, parallel: bool) -> Any:
     many, one = (dot_products(rows, bits) for rows in TILE_ROWS)
     tile = TILE_ROWS[0]
 
-    @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+    @numba.njit(nogil=True)
     def span(
         x: Any,
         x_scales: Any,
@@ -114,7 +114,7 @@ def _multiplier(bits: int, parallel: bool) -> Any:
 
     if not parallel:
 
-        @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+        @numba.njit(nogil=True)
         def multiply(
             x: Any, x_scales: Any, weights: Any, scales: Any, bias: Any, group: Any, out: Any
         ) -> None:
@@ -122,7 +122,7 @@ def _multiplier(bits: int, parallel: bool) -> Any:
 
         return multiply
 
-    @numba.njit(nogil=True, parallel=True)  # type: ignore[untyped-decorator]
+    @numba.njit(nogil=True, parallel=True)
     def multiply_spread(
         x: Any, x_scales: Any, weights: Any, scales: Any, bias: Any, group: Any, out: Any
     ) -> None:

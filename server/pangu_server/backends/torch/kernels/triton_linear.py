@@ -180,6 +180,16 @@ class TritonLinear:
         self.plan = default_plan(self.outputs, len(self.packed))
 
     @property
+    def name(self) -> str:
+        """What the startup line says."""
+        return f"Triton int{self.bits}"
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the matrix."""
+        return int(self.packed.nbytes + self.scales.nbytes)
+
+    @property
     def outputs(self) -> int:
         """Columns of the result."""
         return int(self.packed.shape[1])

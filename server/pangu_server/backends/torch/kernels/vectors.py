@@ -29,7 +29,7 @@ def dot_products(rows: int, bits: int) -> Any:
     (outputs, groups); `group` inputs share one of these, a multiple of BLOCK.
     """
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def products(
         typing: Any, weights: Any, x: Any, x_scales: Any, scales: Any, n: Any, m: Any, group: Any
     ) -> Any:

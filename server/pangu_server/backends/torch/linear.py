@@ -164,10 +164,10 @@ class Installer:
         if isinstance(self._model.get_submodule(owner), nn.Embedding):
             self._replace(owner, QuantizedEmbedding(weight, self._device, self._dtype))
             self.quantized_bytes += weight.integers.nbytes
-            for tied in (
-                tied for tied, source in self._model.all_tied_weights_keys.items() if source == name
-            ):
-                self._replace(tied.removesuffix(".weight"), self._linear([weight], [None]))
+            tied = self._model.all_tied_weights_keys
+            for other in [other for other, source in tied.items() if source == name]:
+                self._replace(other.removesuffix(".weight"), self._linear([weight], [None]))
+                del tied[other]  # there is no parameter to share
             return
         parent, _, last = owner.rpartition(".")
         for names in JOINED:

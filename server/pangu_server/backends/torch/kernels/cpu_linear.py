@@ -10,7 +10,6 @@ import torch
 from pangu_server.backends.torch.kernels.vectors import BLOCK, MAX_INTEGER, SUPPORTED, dot_products
 from pangu_server.backends.torch.quantized import Quantized
 
-NAME = "numba int16 x int"
 TILE_ROWS = (4, 1)  # rows of activations that meet a row of the matrix in one pass
 OUTPUTS = 64  # of the matrix's rows, for which all activations pass: they stay in the processor's cache
 SPREAD_OUTPUTS = 256  # a thread's share at least
@@ -23,8 +22,6 @@ class CpuLinear:
     largest. A row's result does not depend on its company.
     """
 
-    name = NAME
-
     def __init__(self, weight: Quantized, bias: torch.Tensor | None, threads: int) -> None:
         self.outputs, self.inputs = weight.integers.shape
         self._order = weight.order
@@ -32,6 +29,7 @@ class CpuLinear:
         self._scales = weight.scales.float().contiguous().numpy()
         self._bias = np.zeros(self.outputs, np.float32) if bias is None else bias.float().numpy()
         self._group, self._threads = weight.group, threads
+        self.name = f"numba int16 x int{weight.bits}"
         self._multiply = _multiplier(weight.bits, threads > 1)
 
     @staticmethod

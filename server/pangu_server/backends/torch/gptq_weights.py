@@ -67,7 +67,7 @@ def _read(
     quantized = unpack(**parts, bits=bits)
     if quantized is None:
         unpacked.append(f"{layer}.weight")
-        return dequantize(**parts, bits=bits).to(getattr(torch, artifact.manifest.dtype))
+        return dequantize(**parts, bits=bits)
     return quantized
 
 

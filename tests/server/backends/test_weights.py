@@ -1,5 +1,7 @@
 """Weights by transformers' names: the model is the one that transformers loads, or one line says why there is none."""
 
+import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -89,3 +91,42 @@ def test_a_parameter_that_was_not_put_in_place_is_named(converted: Make) -> None
             place(model, name, value, "cpu", torch.float32)
     with pytest.raises(ArtifactError, match=rf"was left without {NORM}"):
         complete(model, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "message"),
+    [
+        ("Qwen2ForCausalLM", {}, "the manifest names Qwen2ForCausalLM and the config describes a llama"),
+        ("LlamaForCausalMl", {}, "the manifest names LlamaForCausalMl"),
+        (
+            "LlamaForCausalLM",
+            {"hidden_act": "gulp"},
+            "the config does not describe a LlamaForCausalLM .*gulp",
+        ),
+        ("LlamaForCausalLM", {"num_attention_heads": 5}, "config.json is damaged"),
+    ],
+)
+def test_a_config_of_no_such_model_is_refused(
+    converted: Make, tmp_path: Path, architecture: str, changes: dict[str, object], message: str
+) -> None:
+    artifact = changed(converted("llama", "transformers"), tmp_path / "copy", lambda weights: None)
+    manifest = dataclasses.replace(artifact.manifest, architecture=architecture)
+    config = artifact.path / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
+    with pytest.raises(ArtifactError, match=message):
+        open_weights(dataclasses.replace(artifact, manifest=manifest))
+
+
+def test_modules_that_took_a_parameter_s_place_are_left_alone(converted: Make) -> None:
+    weights = open_weights(read_artifact(converted("qwen2_tied", "transformers")))
+    model = build(weights.config, "Qwen2ForCausalLM")
+    ours = torch.nn.Module()
+    ours.register_buffer("packed", torch.arange(3), persistent=False)
+    model.set_submodule("model.embed_tokens", ours)
+    model.set_submodule("lm_head", ours)
+    for name, value in weights:
+        if "embed_tokens" not in name:
+            assert isinstance(value, torch.Tensor)
+            place(model, name, value, "cpu", torch.float32)
+    complete(model, "cpu")
+    assert ours.packed.tolist() == [0, 1, 2]

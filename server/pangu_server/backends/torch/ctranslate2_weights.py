@@ -56,9 +56,8 @@ def specification(config: Any, architecture: str) -> dict[str, Any]:
         gc.unfreeze()
     if rope_type(config) == "llama3":
         complete_llama3(spec, config.rope_parameters)
-    LayerSpec.validate(
-        spec
-    )  # a language model's own asks for a vocabulary; this makes variables of constants
+    # Makes variables of the constants. A language model's own method asks for a vocabulary too.
+    LayerSpec.validate(spec)
     variables: dict[str, Any] = spec.variables()
     return variables
 
@@ -88,7 +87,7 @@ def require_understood(model_bin: ModelBin, specified: Mapping[str, Any]) -> Non
 
 
 def not_understood(model_bin: ModelBin, what: str) -> ArtifactError:
-    """The error for `what` is in the file and not in any model of this architecture."""
+    """The error for `what` the file holds and no model of its architecture does."""
     return ArtifactError(
         f"{model_bin.path} holds {what}, which the torch engine does not know: serve it with --engine ctranslate2"
     )
@@ -97,7 +96,7 @@ def not_understood(model_bin: ModelBin, what: str) -> ArtifactError:
 def _readers(
     model_bin: ModelBin, specified: Mapping[str, Any], device: str, *, tied: bool
 ) -> Iterator[tuple[str, Callable[[], Value]]]:
-    """How to read each parameter: some rows of a variable. What is tied, once."""
+    """How to read each parameter: as some rows of a variable. What is tied comes once."""
     size = model_bin.path.stat().st_size
     data = torch.from_file(str(model_bin.path), size=size, dtype=torch.uint8)  # mapped, not read
     for name, variable in specified.items():

@@ -67,7 +67,7 @@ def _read(
     quantized = unpack(**parts, bits=bits)
     if quantized is None:
         unpacked.append(f"{layer}.weight")
-        return dequantize(**parts, bits=bits).to(getattr(torch, artifact.manifest.dtype))
+        return dequantize(**parts, bits=bits)
     return quantized
 
 
@@ -99,11 +99,11 @@ def unpack(
     columns = torch.arange(inputs, device=order.device)
     if not torch.equal(g_idx[order], (columns * groups // inputs).to(g_idx.dtype)):
         return None
-    # A field is a byte, or half of one, the lower one first.
-    fields = qweight.view(torch.uint8).view(-1, outputs, 4)
+    # A field is a byte or half of one, the lower one first.
+    fields = qweight.t().contiguous().view(torch.uint8)
     if bits == 4:
-        fields = torch.stack((fields & 15, fields >> 4), dim=-1).flatten(2)
-    integers = (fields - (middle + 1)).view(torch.int8).transpose(0, 1).reshape(outputs, inputs)
+        fields = torch.stack((fields & 15, fields >> 4), dim=-1).view(outputs, inputs)
+    integers = (fields - (middle + 1)).view(torch.int8)
     in_order = torch.equal(order, columns)
     return Quantized(
         integers=integers if in_order else integers[:, order],

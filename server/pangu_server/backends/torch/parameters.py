@@ -24,9 +24,8 @@ class Weights:
     dtype: torch.dtype  # of what is not quantized
     shapes: Mapping[str, tuple[int, ...]]
     readers: Readers
-    unpacked: list[str] = field(
-        default_factory=list
-    )  # quantized matrices that no `Quantized` holds, once read
+    # Quantized matrices that no `Quantized` describes: they are read as plain ones, and named here then.
+    unpacked: list[str] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[tuple[str, Value]]:
         """Name and value; `ArtifactError` for one that is damaged or has another shape."""

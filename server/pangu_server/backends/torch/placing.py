@@ -4,7 +4,6 @@ No parameter passes through a second copy of the model. What is computed, not st
 """
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,9 +16,24 @@ OLD_BUFFERS = r"rotary_emb\.inv_freq"  # transformers 4 stored it in every layer
 
 
 def build(config: Any, architecture: str) -> Any:
-    """The transformers model class `architecture` for `config` on the `meta` device: names and shapes, no numbers."""
-    with torch.device("meta"):
-        return getattr(transformers, architecture)(config).eval()
+    """The transformers model class `architecture` for `config` on the `meta` device: names and shapes, no numbers.
+
+    Raises:
+        ArtifactError: there is no such model.
+    """
+    model_class = getattr(transformers, architecture, None)
+    if model_class is None or not isinstance(config, model_class.config_class):
+        raise ArtifactError(
+            f"the manifest names {architecture} and the config describes a {config.model_type}: convert the "
+            "checkpoint again"
+        )
+    try:
+        with torch.device("meta"):
+            return model_class(config).eval()
+    except (ValueError, KeyError, TypeError, RuntimeError, ArithmeticError) as error:
+        raise ArtifactError(
+            f"the config does not describe a {architecture} ({error}): convert the checkpoint again"
+        ) from error
 
 
 def stored_shapes(model: Any) -> dict[str, tuple[int, ...]]:
@@ -39,38 +53,43 @@ def ignored(model: Any, name: str) -> bool:
 
 def place(model: Any, name: str, value: torch.Tensor, device: str | torch.device, dtype: torch.dtype) -> None:
     """Make `value` the parameter or buffer `name` of `model`, on `device`; floating-point numbers become `dtype`."""
-    tensor = value.to(device, non_blocking=True)  # as it is stored: on a GPU a cast is free
+    tensor = value.to(device, non_blocking=True)  # as it is stored: it is smaller, and a GPU casts faster
     if tensor.is_floating_point():
         tensor = tensor.to(dtype)
-    owner, _, attribute = name.rpartition(".")
-    module = model.get_submodule(owner)
-    is_parameter = attribute in module._parameters
-    setattr(module, attribute, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
+    module, attribute = _owner(model, name)
+    if attribute in module._parameters:
+        tensor = nn.Parameter(tensor, requires_grad=False)
+    setattr(module, attribute, tensor)
 
 
 def complete(model: Any, device: str | torch.device) -> None:
     """Tie what is tied, compute on `device` what is not stored, and check that nothing is left without numbers.
 
+    Modules that took the place of a quantized matrix are left alone: who put them there has tied them.
+
     Raises:
         ArtifactError: a parameter has no numbers.
     """
-    model.tie_weights(recompute_mapping=False)
-    owners = set()
-    for name, buffer in list(model.named_non_persistent_buffers()):
-        owner, _, attribute = name.rpartition(".")
-        owners.add(owner)
-        setattr(model.get_submodule(owner), attribute, torch.empty_like(buffer, device=device))
-    for name, tensor in _tensors(model).items():
-        if tensor.is_meta:
+    for target, source in model.all_tied_weights_keys.items():
+        (module, attribute), (source_module, source_attribute) = _owner(model, target), _owner(model, source)
+        if attribute in module._parameters and source_attribute in source_module._parameters:
+            setattr(module, attribute, getattr(source_module, source_attribute))
+    computed = {name: buffer for name, buffer in model.named_non_persistent_buffers() if buffer.is_meta}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta and name not in computed:
             raise ArtifactError(
                 f"{type(model).__name__} was left without {name}: convert the checkpoint again"
             )
-    for owner in owners:
-        module = model.get_submodule(owner)
+    for name, buffer in computed.items():
+        module, attribute = _owner(model, name)
+        setattr(module, attribute, torch.empty_like(buffer, device=device))
+    for module in dict.fromkeys(_owner(model, name)[0] for name in computed):
         for parameter in module.parameters(recurse=False):
-            parameter._is_hf_initialized = True  # what transformers then leaves as it is
+            parameter._is_hf_initialized = True  # transformers then leaves it as it is
         model._init_weights(module)  # as from_pretrained does: rotary frequencies, GPTBigCode's mask
 
 
-def _tensors(model: Any) -> Mapping[str, torch.Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+def _owner(model: Any, name: str) -> tuple[Any, str]:
+    """The module that `name` is an attribute of, and the attribute."""
+    path, _, attribute = name.rpartition(".")
+    return model.get_submodule(path), attribute

@@ -3,7 +3,7 @@
     weights = open_weights(artifact, device)
     model = build(weights.config, artifact.manifest.architecture)
     for name, value in weights:
-        ...  # a `Quantized` becomes a module of ours; a tensor: `place(model, name, value, device, weights.dtype)`
+        ...  # a `Quantized` needs a module that multiplies it; a tensor goes to `place`
     complete(model, device)
 
 Files are mapped into memory: a tensor that stays on the CPU as it is stored is never copied.

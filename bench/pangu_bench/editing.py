@@ -187,7 +187,7 @@ def _file_figures(file: EditorRow, rows: Sequence[KeystrokeRow]) -> dict[str, An
         "counted": file.counted,
         "text": file.text,
         "fim": file.fim,
-        "keystrokes": len(rows),
+        "keystrokes": len(rows) - 1,
         "waited": len(waited),
         "accepted": sum(row.accepted for row in rows),
         "cancelled": len(dropped),

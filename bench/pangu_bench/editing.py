@@ -162,6 +162,8 @@ class _Editor:
         except TimeoutError:
             answer.cancelled, answer.seconds = True, time.perf_counter() - started
             return answer
+        if not answer.seconds:
+            raise ServedError(f"{self.model}: the server sends no events: it does not stream")
         if answer.ttft_seconds is None:  # that an answer has no text is known at its end
             answer.ttft_seconds = answer.seconds
         return answer
@@ -187,7 +189,7 @@ def _file_figures(file: EditorRow, rows: Sequence[KeystrokeRow]) -> dict[str, An
         "counted": file.counted,
         "text": file.text,
         "fim": file.fim,
-        "keystrokes": len(rows),
+        "keystrokes": len(rows) - 1,
         "waited": len(waited),
         "accepted": sum(row.accepted for row in rows),
         "cancelled": len(dropped),

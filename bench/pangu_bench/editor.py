@@ -128,10 +128,10 @@ def _what(report: Mapping[str, Any]) -> str:
     texts = "; ".join(f"{file['file_tokens']:,} tokens: {file['text']}" for file in files)
     guessed = "" if first["counted"] else " Sizes are guessed from characters: the server has no /tokenize."
     return (
-        f"Someone types into a file, and every few tokens a completion of {options['new_tokens']} is asked for: "
-        f"{first['keystrokes']} requests a file. The first and {first['waited']} others wait for it, and "
-        f"{first['accepted']} of these completions become part of the file. For the rest the next keystroke comes "
-        f"after {least} to {most} ms. Seed {options['seed']}; {texts}.{guessed}"
+        f"Someone opens a file and types into it: {first['keystrokes']} keystrokes of a few tokens, after each of "
+        f"which a completion of {options['new_tokens']} tokens is asked for. {first['waited']} of them wait for it, "
+        f"and {first['accepted']} of these completions become part of the file. After the others the next keystroke "
+        f"comes in {least} to {most} ms. Seed {options['seed']}; {texts}.{guessed}"
     )
 
 

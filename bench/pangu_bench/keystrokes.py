@@ -29,7 +29,10 @@ BEGINNING = re.compile(r"^(?:class|def) ", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keystroke:
-    """What moves the cursor on, and what becomes of the completion that is asked for there."""
+    """What moves the cursor on, and what becomes of the completion that is asked for there.
+
+    The first one types nothing: the file was opened.
+    """
 
     typed: str
     pause_seconds: float | None  # after which the next keystroke comes; None: the completion is waited for
@@ -70,12 +73,12 @@ def typing(options: EditorOptions, file_tokens: int, count: Count, *, with_suffi
     cursor = _cut(code, file_tokens - suffix_tokens, count)
     parts = PART.finditer(code, cursor)
     typed = [
-        "".join(next(parts).group() for _ in range(draw.randint(*PARTS)))
-        for _ in range(options.keystrokes - 1)
+        "".join(next(parts).group() for _ in range(draw.randint(*PARTS))) for _ in range(options.keystrokes)
     ]
     behind = code[cursor + sum(map(len, typed)) :]
-    hasty = set(draw.sample(range(1, options.keystrokes), options.num_cancelled))
-    waiting = [number for number in range(1, options.keystrokes) if number not in hasty]
+    numbers = range(1, options.keystrokes + 1)
+    hasty = set(draw.sample(numbers, options.num_cancelled))
+    waiting = [number for number in numbers if number not in hasty]
     accepting = set(draw.sample(waiting, options.num_accepted))
     least, most = options.pause_ms
     return Typing(
@@ -94,7 +97,7 @@ def typing(options: EditorOptions, file_tokens: int, count: Count, *, with_suffi
 
 
 def _code(draw: random.Random, characters: int) -> tuple[str, str]:
-    """Where it is from, and code of at least so many characters."""
+    """Where it is from, and code of at least that many characters."""
     places = [
         (name, text[start:])
         for name, text in evaluation_modules().items()

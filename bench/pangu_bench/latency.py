@@ -167,9 +167,15 @@ async def streamed(
     Raises:
         ServedError: the server refuses, fails, or its events are not what the caller reads them as.
     """
-    started = time.perf_counter()
+    request = client.build_request("POST", path, json={**body, **STREAM})
     try:
-        async with client.stream("POST", path, json={**body, **STREAM}) as response:
+        started = time.perf_counter()
+        try:
+            response = await client.send(request, stream=True)
+        except httpx.RemoteProtocolError:  # llama-server closes a kept connection just when it is used again
+            started = time.perf_counter()
+            response = await client.send(request, stream=True)
+        async with contextlib.aclosing(response):
             if not response.is_success:
                 words = (await response.aread()).decode()[:200]
                 raise ServedError(f"{model}: the server said {response.status_code}: {words}")

@@ -87,7 +87,7 @@ class EditorOptions:
         UsageError: the pauses are in the wrong order.
     """
 
-    keystrokes: int = counted("requests a file; the first is of the file as it is opened", 40, least=2)
+    keystrokes: int = counted("a file, after a first request that opens it", 40)
     cancelled: float = option(
         "share of the keystrokes that do not wait for their completion: the next one drops its connection",
         0.5,
@@ -118,13 +118,13 @@ class EditorOptions:
 
     @property
     def num_cancelled(self) -> int:
-        """Keystrokes that do not wait; the first always does."""
-        return round(self.cancelled * (self.keystrokes - 1))
+        """Keystrokes that do not wait."""
+        return round(self.cancelled * self.keystrokes)
 
     @property
     def num_accepted(self) -> int:
         """Completions that become part of the file."""
-        return round(self.accepted * (self.keystrokes - 1 - self.num_cancelled))
+        return round(self.accepted * (self.keystrokes - self.num_cancelled))
 
     def check(self, name: str, context_length: int | None, file_tokens: int) -> None:
         """Raise `UsageError` unless a file, with what is typed and accepted, fits the context of the model `name`."""

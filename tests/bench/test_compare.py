@@ -50,6 +50,8 @@ FEW = (
     "1",
     "--repeats",
     "2",
+    "--keystrokes",
+    "0",  # the context of these models has no room for a file
 )
 
 
@@ -207,6 +209,7 @@ def test_of_a_server_without_a_tokenizer_only_the_score_is_known(
     assert known["score"]["pass_at_k"] == {"1": 1.0}
     assert known["costs"]["latency"] == []
     assert "**written/down**: latency is not measured: " in table
+    assert "**written/down**: the editor's TTFT is not measured: " in table
     assert refused == 2
     assert "has no /tokenize" in captured.err
 

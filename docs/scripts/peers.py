@@ -97,9 +97,10 @@ def main() -> int:
 
 def _peers(names: Sequence[str], checkpoint: Path, folder: Path) -> list[Spec]:
     """Those that are wanted, installed."""
+    if not names:
+        return []
     folder.mkdir(parents=True, exist_ok=True)
-    model = install.q8_0(checkpoint, folder)
-    found = []
+    model, found = install.q8_0(checkpoint, folder), []
     if REFERENCE in names:
         found.append(systems.llama_server(install.llama_server(folder), model))
     if "openvino" in names:
@@ -115,7 +116,7 @@ def _files(tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def _key(spec: Spec, workload: Workload, turn: int) -> str:
-    return key_of(spec.name, spec.command, workload.shape(), turn)
+    return key_of(spec.name, spec.shown(), workload.shape(), turn)
 
 
 def _measure(
@@ -139,8 +140,8 @@ def _measure(
                 for spec in order
                 if workload.threads == threads and _key(spec, workload, turn) not in journal.rows
             ]
-            running: dict[str, System] = {}
             with contextlib.ExitStack() as stack:
+                running: dict[str, System] = {}
                 for workload, spec in missing:
                     if spec.name in failed:
                         continue
@@ -153,17 +154,15 @@ def _measure(
                         failed.add(spec.name)
                         print(f"{spec.name}, {workload.name}: {describe(error)}", file=sys.stderr)
                         continue
-                    journal.append(
-                        _key(spec, workload, turn),
-                        {"system": spec.name, "round": turn, "command": spec.shown(), **row},
-                    )
+                    row = {"system": spec.name, "round": turn, "command": spec.shown(), **row}
+                    journal.append(_key(spec, workload, turn), row)
                     print(
                         f"round {turn + 1}: {spec.name}, {workload.name}: {row['figures']}", file=sys.stderr
                     )
     return failed
 
 
-def _measured(system: System, workload: Workload, code: Code) -> Row:
+def _measured(system: System, workload: Workload, code: Code) -> dict[str, Any]:
     """A line of results; times in seconds."""
     requests = workload.make(code, workload.warm_up + workload.requests)
     system.run(requests[: workload.warm_up], workload.clients)
@@ -208,7 +207,7 @@ def table(found: Sequence[Row], names: Sequence[str]) -> str:
     return (
         f"# Peers\n\n{lines}\n\nMedian of the rounds (least–most), then how many times as fast as {REFERENCE} in the "
         f"same round, likewise: above 1 is faster. {max(row['round'] for row in found) + 1} rounds, {dates[0]} to "
-        f"{dates[-1]} UTC, load average {min(loads):.1f} to {max(loads):.1f}.\n\n{commands}\n\n{machine(facts[0])} "
+        f"{dates[-1]} UTC, load average {min(loads):.1f} to {max(loads):.1f}.\n\n{commands}\n\n{machine(facts[-1])} "
         f"{REFERENCE} is of llama-cpp-python {install.LLAMA_CPP_PYTHON}, compiled by {install.cxx_version()}.\n"
     )
 

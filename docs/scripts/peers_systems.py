@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,10 +67,9 @@ class Spec:
 
 
 def llama_server(program: Path, model: Path) -> Spec:
-    """llama.cpp's server, each slot with its own room for keys and values."""
-    words = f"-c {SLOTS * SLOT_TOKENS} -np {SLOTS} --no-kv-unified -t {{threads}} -tb {{threads}}"
-    command = (str(program), "-m", str(model), "--host", "127.0.0.1", "--port", "{port}", *words.split())
-    return Spec(name="llama-server", command=command)
+    """llama.cpp's server with a slot for each client; all else is its default."""
+    words = f"--host 127.0.0.1 --port {{port}} -t {{threads}} -np {SLOTS} -c {SLOTS * SLOT_TOKENS}"
+    return Spec(name="llama-server", command=(str(program), "-m", str(model), *words.split()))
 
 
 def openvino(python: Path, model: Path) -> Spec:
@@ -82,17 +82,17 @@ def parsed(text: str) -> Spec:
     """NAME=ARTIFACT[,FLAGS...], which pangu-serve serves, or NAME=COMMAND with `{port}` in it.
 
     Raises:
-        ValueError: there is no name, or no such artifact.
+        ArgumentTypeError: there is no name, or no such artifact.
     """
     name, _, what = text.partition("=")
     if not name or not what:
-        raise ValueError(f"{text!r} is not NAME=ARTIFACT or NAME=COMMAND")
+        raise ArgumentTypeError(f"{text!r} is not NAME=ARTIFACT or NAME=COMMAND")
     if "{port}" in what:
         return Spec(name=name, command=tuple(shlex.split(what)))
     artifact, *flags = what.split(",")
     path = Path(artifact).expanduser()
     if not (path / "manifest.json").is_file():
-        raise ValueError(f"{artifact} is no artifact, and a COMMAND has {{port}} in it")
+        raise ArgumentTypeError(f"{artifact} is no artifact, and a COMMAND has {{port}} in it")
     serve = str(Path(sys.executable).with_name("pangu-serve"))
     words = ("--host", "127.0.0.1", "--port", "{port}", "--threads", "{threads}")
     return Spec(

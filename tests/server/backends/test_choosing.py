@@ -18,6 +18,7 @@ from pangu_server.backends.torch.device_choosing import DeviceChoosing
 from pangu_server.backends.torch.host_choosing import HostChoosing
 
 VOCABULARY = 700  # more than one block of the sampler's sums
+LIKELY = 20  # ids below it are: they come again and again, so penalties decide
 ROWS = 4
 KINDS = ["host", "cpu", *(["cuda"] if torch.cuda.is_available() else [])]  # the latter two: DeviceChoosing
 
@@ -35,7 +36,8 @@ def options(**values: Any) -> SamplingOptions:
 
 
 def random_logits(rows: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    values = np.random.default_rng(seed).normal(0, 3, (rows, VOCABULARY))
+    values = np.random.default_rng(seed).normal(0, 2, (rows, VOCABULARY))
+    values[:, :LIKELY] = values[:, :LIKELY] / 2 + 6
     return torch.from_numpy(values).to(dtype)
 
 
@@ -74,13 +76,13 @@ class Run:
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(st.lists(some_options, min_size=1, max_size=7), dtypes, st.integers(0, 2**32 - 1))
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_a_batch_draws_what_each_sampler_draws(
     kind: str, wanted: list[SamplingOptions], dtype: torch.dtype, seed: int
 ) -> None:
     randomly = random.Random(seed)
     choosing = make(kind)
-    waiting = [Run(each, randomly.choices(range(VOCABULARY), k=9)) for each in wanted]
+    waiting = [Run(each, randomly.choices(range(LIKELY), k=5)) for each in wanted]
     seated: dict[int, Run] = {}
     drawn = differing = 0
     for step in range(12):
@@ -105,7 +107,7 @@ def test_a_batch_draws_what_each_sampler_draws(
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(st.lists(some_options, min_size=1, max_size=ROWS), st.integers(0, 2**32 - 1), st.data())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_a_draft_is_verified_as_if_token_by_token(
     kind: str, wanted: list[SamplingOptions], seed: int, data: st.DataObject
 ) -> None:
@@ -113,7 +115,7 @@ def test_a_draft_is_verified_as_if_token_by_token(
     for slot, each in enumerate(wanted):
         for choosing in (together, single):
             choosing.join(slot, [1, 2, 3], [4, 5], each)
-    drafts = [data.draw(st.lists(st.integers(0, 20), max_size=4)) for _ in wanted]  # few ids: some repeat
+    drafts = [data.draw(st.lists(st.integers(0, LIKELY), max_size=4)) for _ in wanted]
     slots = [slot for slot, draft in enumerate(drafts) for _ in range(len(draft) + 1)]
     draws = [2 + place for draft in drafts for place in range(len(draft) + 1)]
     given = torch.tensor([token_id for draft in drafts for token_id in (5, *draft)], device=on(kind))

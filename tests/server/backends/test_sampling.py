@@ -85,26 +85,28 @@ def test_end_tokens_may_come_after_the_least_number_of_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"),
+    ("top_k", "top_p", "expected"),
     [
-        ({"top_k": 2}, [0, 2, 3]),
-        ({"top_k": 3}, [0, 2, 3]),
-        ({"top_p": 0.6}, [0, 2, 3]),  # 0.45 is not enough, and one more has two equals
-        ({"top_p": 0.4}, [2]),
-        ({"top_k": 1}, [2]),
+        (2, 1.0, [0, 2, 3]),
+        (3, 1.0, [0, 2, 3]),
+        (0, 0.6, [0, 2, 3]),  # 0.51 is not enough, and the next two are equal
+        (0, 0.4, [2]),
+        (2, 0.6, [0, 2, 3]),  # 0.58 of what top-k left is not enough
+        (2, 0.55, [2]),
     ],
 )
-def test_tokens_tied_with_the_last_one_kept_are_kept(values: dict[str, Any], expected: list[int]) -> None:
+def test_tokens_tied_with_the_last_one_kept_are_kept(top_k: int, top_p: float, expected: list[int]) -> None:
     logits = np.array([2.0, 1.0, 3.0, 2.0, 0.5], dtype=np.float32)
-    drawn = frequencies(logits, **values)
-    probabilities = cut(softmax(logits), expected)
-    assert np.flatnonzero(drawn).tolist() == expected
-    assert drawn == pytest.approx(probabilities, abs=4.5 * np.sqrt(0.25 / DRAWS))
+    numbers = (np.arange(1000) + 0.5) / 1000
+    drawn = [pick(logits, 1.0, top_k, top_p, 0.0, number) for number in numbers]
+    assert drawn == sorted(drawn), "in the order of ids"
+    counts = np.bincount(drawn, minlength=logits.size)
+    assert counts / 1000 == pytest.approx(cut(softmax(logits), expected), abs=1e-3)
 
 
 def test_of_equal_best_tokens_a_top_k_of_one_takes_the_lowest_id() -> None:
     logits = np.array([1.0, 3.0, 3.0], dtype=np.float32)
-    assert frequencies(logits, top_k=1).tolist() == [0, 1, 0]
+    assert {Sampler([], options(seed=seed, top_k=1))(logits) for seed in range(20)} == {1}
 
 
 def by_definition(logits: Logits, cuts: tuple[float, int, float, float], uniform: float) -> int:

@@ -111,5 +111,5 @@ def _cut(before: Sequence[int], after: Sequence[int], room: int) -> tuple[Sequen
 
 
 def _whole_steps(tokens: int, step: int) -> int:
-    """At least `tokens`."""
+    """`tokens`, rounded up."""
     return -(-tokens // step) * step

@@ -21,7 +21,7 @@ def origin(text: str) -> str:
 
 def byte_size(text: str) -> int:
     """An argument's type: a size in bytes, or with a unit of 1000s (`2GB`) or 1024s (`512MiB`)."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", text.strip(), re.IGNORECASE)
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", text.strip(), re.IGNORECASE)
     if found is None:
         raise ArgumentTypeError(f"{text!r} is not a size, such as 2GB or 512MiB")
     number, unit, binary = found.groups()

@@ -23,8 +23,8 @@ from support.scripted import (
 from support.served import wait_for
 from tokenizers import Tokenizer
 
-from pangu_convert.artifact import ArtifactError, read_artifact
-from pangu_server import load
+from pangu_convert.artifact import Artifact, ArtifactError, read_artifact
+from pangu_server import load, local
 from pangu_server.app import create_app
 from pangu_server.backends import load_backend
 from pangu_server.backends.schedule import Ticket
@@ -34,6 +34,7 @@ from pangu_server.engine import Engine
 from pangu_server.errors import ContextLengthExceeded, GenerationFailed, NotReady, RequestError
 from pangu_server.local import LIMITS, Model
 from pangu_server.metrics import Metrics
+from pangu_training.stage.command import serving_threads
 
 TEXT = "return n 🙂\n\n# next"
 
@@ -169,6 +170,27 @@ def test_a_closed_model_ends_what_runs_and_refuses_more(tmp_path: Path) -> None:
     scripted.model.close()
     with pytest.raises(NotReady, match="closed"):
         scripted.model.complete("p")
+
+
+def test_the_parameters_of_load_are_the_servers_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[LoadOptions] = []
+
+    def load_scripted(artifact: Artifact, options: LoadOptions) -> ScriptedBackend:
+        asked.append(options)
+        return ScriptedBackend(lambda _: [END])
+
+    monkeypatch.setattr(local, "load_backend", load_scripted)
+    path = scripted_artifact(tmp_path).path
+    load(path).close()
+    load(
+        path, device="cpu", engine="torch", threads=3, max_batch=2, cache_bytes=5, draft="off", graphs=False
+    ).close()
+    assert [(one.engine, one.threads, one.cache_bytes, one.draft, one.graphs) for one in asked] == [
+        ("auto", serving_threads(), None, "prompt", True),
+        ("torch", 3, 5, "off", False),
+    ]
 
 
 def test_a_folder_that_is_no_artifact_is_refused(tmp_path: Path) -> None:

@@ -400,6 +400,7 @@ def test_a_size_has_a_unit_or_is_in_bytes(text: str, size: int) -> None:
         ("--cache-memory", "half"),
         ("--cache-memory", "2 GiBs"),
         ("--cache-memory", "0.1"),
+        ("--cache-memory", "9" * 400),
         ("--cache-memory", "1e9"),
         ("--cache-memory", "0"),
         ("--engine", "vllm"),

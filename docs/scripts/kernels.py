@@ -61,7 +61,7 @@ def check_linear(device: str) -> None:
             alone = torch.cat([layer(row[None]) for row in x[:2]])
             most = 1e-3 if dtype == torch.float16 else 8e-3
             name = f"{bits} bits, {outputs} x {inputs}, {groups} groups, {dtype}"
-            for rows in (3, 17, 64, 70):
+            for rows in (3, 64, 70):
                 found = layer(x[:rows])
                 judge(f"{name}, {rows} rows", error(found, expected[:rows]), most)
                 if rows <= 64:

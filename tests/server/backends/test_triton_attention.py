@@ -30,7 +30,8 @@ class Pages:
     def of(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The row's keys and values (tokens, kv_heads, width)."""
         pages, length = self.table[row].long(), LENGTHS[row]
-        return tuple(each[pages].flatten(0, 1)[:length].float() for each in (self.keys, self.values))  # type: ignore[return-value]
+        keys, values = (each[pages].flatten(0, 1)[:length].float() for each in (self.keys, self.values))
+        return keys, values
 
 
 def plain(q: torch.Tensor, pages: Pages, window: int, softcap: float) -> torch.Tensor:

@@ -23,7 +23,7 @@ LAUNCHES = {
     64: (Launch(64, 4, 2), Launch(64, 4, 3), Launch(128, 4, 3), Launch(128, 8, 3)),
 }
 REPEATS = 7
-CACHE_BYTES = 256 << 20  # written between two runs, so that no weights are left in the card's cache
+CACHE_BYTES = 512 << 20  # written between two runs, so that no weights are left in the card's cache
 
 
 Timer = Callable[[Callable[[], object]], float]
@@ -63,7 +63,8 @@ def tune(linears: Iterable[TritonLinear], folder: Path | None = None, timer: Tim
 
 def _device_name(layers: dict[str, list[TritonLinear]]) -> str:
     device = next(iter(layers.values()))[0].packed.device
-    return torch.cuda.get_device_name(device).replace(" ", "-") if device.type == "cuda" else device.type
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return str(name).replace(" ", "-")
 
 
 def _read(path: Path) -> dict[str, Plan]:

@@ -38,13 +38,13 @@ def _weights(values, top, rate):
 @triton.jit
 def _total(logits, count, top, rate, least, min_p, BLOCK: tl.constexpr):
     """The weight of what is kept."""
-    total = 0.0
+    total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, count, BLOCK):
         values, _, inside = _block(logits, start, count, BLOCK)
         weights = _weights(values, top, rate)
         kept = inside & (_ordered(values) >= least) & (weights >= min_p)
-        total += tl.sum(tl.where(kept, weights, 0.0), 0)
-    return total
+        total += tl.where(kept, weights, 0.0)
+    return tl.sum(total, 0)
 
 
 @triton.jit
@@ -57,19 +57,21 @@ def _threshold(logits, count, top, rate, least, goal, COUNTED: tl.constexpr, BLO
     found = one - one
     for step in range(16):
         unit = one << (30 - 2 * step)
-        first, second, third = 0.0, 0.0, 0.0
+        first = tl.zeros((BLOCK,), tl.float32)
+        second = tl.zeros((BLOCK,), tl.float32)
+        third = tl.zeros((BLOCK,), tl.float32)
         for start in range(0, count, BLOCK):
             values, _, inside = _block(logits, start, count, BLOCK)
             keys = _ordered(values)
             weights = tl.where(inside & (keys >= least), 1.0 if COUNTED else _weights(values, top, rate), 0.0)
-            first += tl.sum(tl.where(keys >= found + unit, weights, 0.0), 0)
-            second += tl.sum(tl.where(keys >= found + unit * 2, weights, 0.0), 0)
-            third += tl.sum(tl.where(keys >= found + unit * 3, weights, 0.0), 0)
-        if third >= goal:
+            first += tl.where(keys >= found + unit, weights, 0.0)
+            second += tl.where(keys >= found + unit * 2, weights, 0.0)
+            third += tl.where(keys >= found + unit * 3, weights, 0.0)
+        if tl.sum(third, 0) >= goal:
             found += unit * 3
-        elif second >= goal:
+        elif tl.sum(second, 0) >= goal:
             found += unit * 2
-        elif first >= goal:
+        elif tl.sum(first, 0) >= goal:
             found += unit
     return tl.minimum(found, _ordered(top))
 
@@ -99,7 +101,7 @@ def _sample(
             best = tl.min(tl.where(values == highest, ids, count), 0)
     temperature = tl.load(temperatures + row).to(tl.float32)
     if temperature > 0:
-        rate = tl.minimum(1.4426950408889634 / temperature, 1e30)  # for exp2
+        rate = 1.4426950408889634 / tl.maximum(temperature, 1e-30)  # for exp2
         top_k = tl.load(top_ks + row)
         top_p = tl.load(top_ps + row).to(tl.float32)
         min_p = tl.load(min_ps + row).to(tl.float32)
@@ -109,7 +111,9 @@ def _sample(
         if top_p < 1:
             goal = top_p * _total(logits, count, top, rate, least, 0.0, BLOCK)
             least = tl.maximum(least, _threshold(logits, count, top, rate, least, goal, False, BLOCK))
-        target = tl.load(uniforms + row).to(tl.float32) * _total(logits, count, top, rate, least, min_p, BLOCK)
+        target = tl.load(uniforms + row).to(tl.float32) * _total(
+            logits, count, top, rate, least, min_p, BLOCK
+        )
         before = 0.0
         for start in range(0, count, BLOCK):
             values, ids, inside = _block(logits, start, count, BLOCK)

@@ -88,8 +88,8 @@ TIED = torch.tensor([1.0, 3.0, 2.0, 3.0, 2.0, -0.0, 0.0, float("-inf")])
         (1, 1.0, 0.0, [1, 3]),  # all that equal the last one
         (3, 1.0, 0.0, [1, 2, 3, 4]),
         (0, 0.0, 0.0, [1, 3]),
-        (0, 0.70, 0.0, [1, 3]),  # 70.3 % of all
-        (0, 0.71, 0.0, [1, 2, 3, 4]),
+        (0, 0.67, 0.0, [1, 3]),  # 67.3 % of all
+        (0, 0.68, 0.0, [1, 2, 3, 4]),
         (3, 0.75, 0.0, [1, 2, 3, 4]),  # of the four, these two have 73.1 %
         (3, 0.72, 0.0, [1, 3]),
         (6, 1.0, 0.0, [0, 1, 2, 3, 4, 5, 6]),  # two kinds of zero are one number
@@ -118,10 +118,10 @@ def test_a_tiny_temperature_is_the_highest_logit(temperature: float) -> None:
 
 def test_a_row_does_not_depend_on_the_others() -> None:
     random = np.random.default_rng(1)
-    rows = [(0.8, 10, 0.9, 0.01, random.random()) for _ in range(4)]
-    logits = torch.from_numpy(random.normal(size=(4, 100)).astype(np.float32))
+    rows = [(0.8, 10, 0.9, 0.01, random.random()) for _ in range(2)]
+    logits = torch.from_numpy(random.normal(size=(2, 100)).astype(np.float32))
     together = found(logits, rows)
-    assert together == [found(logits[row : row + 1], rows[row : row + 1])[0] for row in range(4)]
-    wide = torch.zeros((4, 130))
+    assert together == [found(logits[row : row + 1], rows[row : row + 1])[0] for row in range(2)]
+    wide = torch.zeros((2, 130))
     wide[:, :100] = logits
     assert found(wide[:, :100], rows) == together

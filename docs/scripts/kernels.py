@@ -1,7 +1,6 @@
 """The speed of the Triton kernels on a CUDA device, after a check that they are right.
 
     python docs/scripts/kernels.py                                  # all kernels; the products as they are, then tuned
-    python docs/scripts/kernels.py --no-tune --rows 1,64 --budget 60
     python docs/scripts/kernels.py --device cpu --toy               # only right or wrong, by Triton's interpreter
 
 Times are medians with a cold cache, without the host's share. TB/s counts the packed weights, or the keys and values.
@@ -251,7 +250,6 @@ def check_sampling(device: str) -> None:
         kept = torch.zeros_like(weights).scatter(1, order, best * needed)
         cumulated = kept.cumsum(-1)
         expected = (cumulated <= uniform.double()[:, None] * cumulated[:, -1:]).sum(-1)
-        # Single precision may decide otherwise where a number drawn falls between two tokens.
         judge(f"sampling, top_k {top_k}, top_p {top_p}", float((tokens != expected).double().mean()), 0.05)
 
 

@@ -127,7 +127,7 @@ def _sample(
                 last = tl.max(tl.where(kept, ids, 0), 0)
                 best = tl.minimum(last, tl.min(tl.where(beyond, ids, count), 0))
             before += of_block
-    tl.store(out + row, best.to(tl.int64))
+    tl.store(out + row, best)
 
 
 def sample(

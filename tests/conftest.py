@@ -16,7 +16,7 @@ from pangu_convert.tokenizer import starcoder_tokenizer
 
 # One thread, here and in the commands: a test computes little, and on a busy machine two wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
-# Kernels for GPUs run in Triton's interpreter. It reads this when it is imported.
+# Triton's kernels run on a CPU; it asks when it is imported, which other libraries may do first.
 os.environ["TRITON_INTERPRET"] = "1"
 
 settings.register_profile("any machine", deadline=None)  # no test asserts a time

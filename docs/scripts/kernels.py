@@ -1,7 +1,6 @@
 """The speed of the Triton kernels on a CUDA device, after a check that they are right.
 
-    python docs/scripts/kernels.py                                  # both kernels, first as they are, then tuned
-    python docs/scripts/kernels.py --no-tune --rows 1,64 --budget 60
+    python docs/scripts/kernels.py                                  # all kernels; the products as they are, then tuned
     python docs/scripts/kernels.py --device cpu --toy               # only right or wrong, by Triton's interpreter
 
 Times are medians with a cold cache, without the host's share. TB/s counts the packed weights, or the keys and values.
@@ -61,7 +60,7 @@ def check_linear(device: str) -> None:
             alone = torch.cat([layer(row[None]) for row in x[:2]])
             most = 1e-3 if dtype == torch.float16 else 8e-3
             name = f"{bits} bits, {outputs} x {inputs}, {groups} groups, {dtype}"
-            for rows in (3, 17, 64, 70):
+            for rows in (3, 64, 70):
                 found = layer(x[:rows])
                 judge(f"{name}, {rows} rows", error(found, expected[:rows]), most)
                 if rows <= 64:
@@ -210,6 +209,50 @@ def time_attention(a: argparse.Namespace, timer: Timer, left: Callable[[], bool]
                 )
 
 
+def time_sampling(a: argparse.Namespace, timer: Timer, left: Callable[[], bool]) -> None:
+    """One step's tokens, with top_p and without."""
+    from pangu_server.backends.torch.kernels.triton_sampling import sample
+
+    for vocabulary in (49152, 151936):
+        for rows in a.rows if left() else ():
+            logits = torch.randn((rows, vocabulary), device="cuda").to(a.dtype) * 3
+            one, none = torch.ones(rows, device="cuda"), torch.zeros(rows, device="cuda")
+            for name, top_k, top_p in (("all", 0, 1.0), ("top_p", 0, 0.95), ("top_k, top_p", 40, 0.95)):
+                keep = torch.full((rows,), top_k, device="cuda", dtype=torch.int32)
+                draw = partial(sample, logits, one * 0.2, keep, one * top_p, none, one * 0.5)
+                seconds = timer(in_graph(draw))
+                put(f"sampling, {vocabulary}, {name}", rows, seconds, logits.nbytes)
+            seconds = timer(in_graph(partial(torch.argmax, logits, -1)))
+            put(f"sampling, {vocabulary}, torch's argmax", rows, seconds, logits.nbytes)
+
+
+def check_sampling(device: str) -> None:
+    """Draws with and without cuts against a sort in double precision."""
+    from pangu_server.backends.torch.kernels.triton_sampling import sample
+
+    rows, vocabulary = (4, 500) if device == "cpu" else (64, 49152)
+    logits = torch.randn((rows, vocabulary), device=device) * 3
+    uniform = torch.rand(rows, device=device)
+    for top_k, top_p in ((0, 1.0), (0, 0.9), (40, 0.9)):
+        tokens = sample(
+            logits,
+            torch.full((rows,), 0.8, device=device),
+            torch.full((rows,), top_k, device=device, dtype=torch.int32),
+            torch.full((rows,), top_p, device=device),
+            torch.zeros(rows, device=device),
+            uniform,
+        )
+        weights = (logits.double() / 0.8).softmax(-1)
+        best, order = weights.sort(-1, descending=True)
+        if top_k:
+            best[:, top_k:] = 0
+        needed = best.cumsum(-1) - best < top_p * best.sum(-1, keepdim=True)
+        kept = torch.zeros_like(weights).scatter(1, order, best * needed)
+        cumulated = kept.cumsum(-1)
+        expected = (cumulated <= uniform.double()[:, None] * cumulated[:, -1:]).sum(-1)
+        judge(f"sampling, top_k {top_k}, top_p {top_p}", float((tokens != expected).double().mean()), 0.05)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -238,6 +281,7 @@ def main() -> None:
     torch.manual_seed(0)
     check_linear(a.device)
     check_attention(a.device)
+    check_sampling(a.device)
     print(f"checked in {time.perf_counter() - started:.1f} s", flush=True)
     if a.toy or a.device == "cpu":
         return
@@ -248,6 +292,7 @@ def main() -> None:
         return time.perf_counter() < started + float(a.budget)
 
     time_attention(a, seconds, left)
+    time_sampling(a, seconds, left)
     time_linear(a, seconds, left)
     time_cublas(a, seconds, left)
 

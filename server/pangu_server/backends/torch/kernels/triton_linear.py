@@ -1,9 +1,7 @@
 """Products of 16-bit activations with packed weights of 8 and 4 bits, for up to 64 rows; more rows are for cuBLAS.
 
-* Layout. The inputs are cut into blocks; a block of one output is `words` int32, each with two halves of 16 bits, each
-  half with fields of 8 or 4 bits. Field j of the two halves of word w is the weight of inputs j * 2 * words + 2 * w
-  and the one after it. So one shift and one mask of all words give the weights of consecutive inputs, two an
-  instruction, as pairs that the tensor cores take; and a program's share of a block is one piece of memory.
+* Layout: see packing.py. One shift and one mask of all words give the weights of consecutive inputs, two an
+  instruction, as pairs that the tensor cores take.
 * No conversion. A half-precision number whose bits are 0x6400 is 1024, and its last ten bits count in ones; a
   bfloat16 of 0x4300 is 128, and its last seven count. A field in two's complement with its sign flipped is the weight
   plus a constant: one exclusive or puts both in, one subtraction takes the constants out. All of it is exact.
@@ -22,6 +20,7 @@ from torch.nn.functional import linear
 from triton.runtime.errors import OutOfResources
 
 from pangu_server.backends.torch.kernels.launching import Plan, default_plan
+from pangu_server.backends.torch.kernels.packing import packed_words, words_of_block
 from pangu_server.backends.torch.kernels.products import dot
 from pangu_server.backends.torch.quantized import Quantized
 
@@ -149,20 +148,6 @@ def _unpack(
         tl.store(out + place, numbers.to(out.dtype.element_ty), mask=(first + row < last)[:, None])
 
 
-def words_of_block(inputs: int, bits: int, group: int) -> int | None:
-    """int32 words that an output has in a block, as many as fit; None if no block fits.
-
-    A tensor core takes 16 inputs at a time, so a field needs at least as many. A group must be whole fields of one
-    block, or whole blocks.
-    """
-    for run in (64, 32, 16):
-        block = run * 16 // bits
-        in_groups = group == inputs or group % block == 0 or (group % run == 0 and block % group == 0)
-        if inputs % block == 0 and in_groups:
-            return run // 2
-    return None
-
-
 @dataclass(slots=True, eq=False)
 class TritonLinear:
     """A linear layer whose weights stay packed. Call it with rows (rows, inputs) of `dtype`."""
@@ -228,7 +213,7 @@ class TritonLinear:
         if order is not None and torch.equal(order, torch.arange(inputs, device=order.device)):
             order = None
         bias = None if bias is None else bias.to(weight.integers.device, dtype)
-        packed = _packed(weight.integers, weight.bits, words)
+        packed = packed_words(weight.integers, weight.bits, words)
         return TritonLinear(packed, scales, bias, order, weight.bits, inputs, dtype)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -308,16 +293,3 @@ class TritonLinear:
             bias = None if self.bias is None else self.bias[first:last]
             products.append(linear(x, self.dense(first, last), bias))
         return products[0] if len(products) == 1 else torch.cat(products, 1)
-
-
-def _packed(integers: torch.Tensor, bits: int, words: int) -> torch.Tensor:
-    """int8 (outputs, inputs) as int32 (blocks, outputs, words)."""
-    outputs = len(integers)
-    fields = integers.view(torch.uint8).view(outputs, -1, 2, 8 // bits, words, 2)
-    if bits == 4:
-        nibbles = (fields & 15).unbind(3)
-        data = nibbles[0] | nibbles[1] << 4
-    else:
-        data = fields.squeeze(3)
-    # outputs, blocks, byte of a half, word, half -> blocks, outputs, word, half, byte
-    return data.permute(1, 0, 3, 4, 2).flatten(3).contiguous().view(torch.int32).squeeze(-1)

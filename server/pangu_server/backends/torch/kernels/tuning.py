@@ -23,10 +23,13 @@ LAUNCHES = {
     64: (Launch(64, 4, 2), Launch(64, 4, 3), Launch(128, 4, 3), Launch(128, 8, 3)),
 }
 REPEATS = 7
-CACHE_BYTES = 256 << 20  # written between two runs, so that no weights are left in the card's cache
+CACHE_BYTES = 512 << 20  # written between two runs, so that no weights are left in the card's cache
 
 
-def tune(linears: Iterable[TritonLinear], folder: Path | None = None) -> int:
+Timer = Callable[[Callable[[], object]], float]
+
+
+def tune(linears: Iterable[TritonLinear], folder: Path | None = None, timer: Timer | None = None) -> int:
     """Give each layer the best plan for this card, searched for now or by an earlier start.
 
     The split is chosen where it matters, at 16 rows, and kept for more rows: a row's result must not depend on how
@@ -40,13 +43,12 @@ def tune(linears: Iterable[TritonLinear], folder: Path | None = None) -> int:
         layers.setdefault(linear.key, []).append(linear)
     if not layers:
         return 0
-    name = torch.cuda.get_device_name(next(iter(layers.values()))[0].packed.device)
-    path = (folder or kernels_folder()) / f"{name.replace(' ', '-')}-triton-{triton.__version__}.json"
+    path = (folder or kernels_folder()) / f"{_device_name(layers)}-triton-{triton.__version__}.json"
     plans = _read(path)
     missing = layers.keys() - plans.keys()
     for key in sorted(missing):
         started = time.perf_counter()
-        plans[key] = _search(layers[key])
+        plans[key] = _search(layers[key][0], timer or seconds)
         log.info("launch shapes of %s found in %.1f s", key, time.perf_counter() - started)
     if missing:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +59,12 @@ def tune(linears: Iterable[TritonLinear], folder: Path | None = None) -> int:
         for linear in same:
             linear.plan = plans[key]
     return len(missing)
+
+
+def _device_name(layers: dict[str, list[TritonLinear]]) -> str:
+    device = next(iter(layers.values()))[0].packed.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return str(name).replace(" ", "-")
 
 
 def _read(path: Path) -> dict[str, Plan]:
@@ -70,30 +78,27 @@ def _read(path: Path) -> dict[str, Plan]:
         return {}
 
 
-def _search(linears: list[TritonLinear]) -> Plan:
-    linear = linears[0]
-    default, blocks = default_plan(linear.outputs, len(linear.packed)), len(linear.packed)
+def _search(linear: TritonLinear, timer: Timer) -> Plan:
+    blocks = len(linear.packed)
+    default = default_plan(linear.outputs, blocks)
+
+    def of(padded: int, split: int, launch: Launch) -> float:
+        """Seconds; infinite where the card has not the memory for this shape."""
+        x = torch.zeros((padded, linear.inputs), device=linear.packed.device, dtype=linear.dtype)
+        try:
+            return timer(lambda: linear.launch(x, split, padded, **launch.options()))
+        except OutOfResources:
+            return float("inf")
+
     splits = [split for split in SPLITS if split == 1 or blocks >= 2 * split]
-    seconds = {
-        (split, launch): _seconds(linear, 16, split, launch) for launch in LAUNCHES[16] for split in splits
-    }
-    split, best = min(seconds, key=lambda choice: seconds[choice])
+    times = {(split, launch): of(16, split, launch) for launch in LAUNCHES[16] for split in splits}
+    split, best = min(times, key=lambda choice: times[choice])
     launches = {16: best}
     for padded in (32, 64):
-        times = {launch: _seconds(linear, padded, split, launch) for launch in LAUNCHES[padded]}
-        launches[padded] = min(times, key=lambda launch: times[launch])
-        if times[launches[padded]] == float("inf"):
-            launches[padded] = default.launches[padded]
+        found = {launch: of(padded, split, launch) for launch in LAUNCHES[padded]}
+        best = min(found, key=lambda launch: found[launch])
+        launches[padded] = default.launches[padded] if found[best] == float("inf") else best
     return Plan(split, launches)
-
-
-def _seconds(linear: TritonLinear, padded: int, split: int, launch: Launch) -> float:
-    """Median of a few runs with a cold cache; infinite where the card has not the memory for this shape."""
-    x = torch.zeros((padded, linear.inputs), device=linear.packed.device, dtype=linear.dtype)
-    try:
-        return seconds(lambda: linear.launch(x, split, padded, **launch.options()))
-    except OutOfResources:
-        return float("inf")
 
 
 def seconds(function: Callable[[], object], repeats: int = REPEATS) -> float:

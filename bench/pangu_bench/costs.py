@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from pangu_bench.environment import (
     now,
 )
 from pangu_bench.latency import EndpointTokenizer, Prompts, measure_latency, timed_request, tokenizer_of
-from pangu_bench.memory import Meters, Peak
+from pangu_bench.memory import Meters, Peak, gpu_names
 from pangu_bench.options import CostOptions
 from pangu_bench.rows import LatencyRow, MemoryRow, RowFile, RowsError, ServedRow
 from pangu_convert.artifact import Artifact
@@ -28,6 +28,8 @@ from pangu_training.asking.server_process import ServerProcess
 from pangu_training.stage.command import ServerOptions
 
 SERVED = ("backend", "engine", "device", "compute_type", "kernel")  # what runs, of `/v1/models`
+# Of a GPU, unless it is said: the server's own default is all that is left, and would be all that is measured.
+GPU_CACHE_MEMORY = "4GB"
 CPU_METERS, GPU_METERS = ("pss",), ("nvml", "nvml_device")  # where the weights are; the first that there is
 
 
@@ -51,6 +53,8 @@ def measured_server(
 ) -> Iterator[Endpoint]:
     """Serve `artifact` for as long as the context lasts; its start is measured, and by `costs` what it costs."""
     meters, threads = Meters(), options.threads
+    if options.cache_memory is None and options.device != "cpu" and gpu_names():
+        options = replace(options, cache_memory=GPU_CACHE_MEMORY)
     copy_speed = copy_bytes_per_second(threads)
     with ServerProcess(artifact.path, options, log=log) as server:
         endpoint = _measured_start(server, rows, meters=meters, threads=threads, copy_speed=copy_speed)

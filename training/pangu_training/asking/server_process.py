@@ -36,6 +36,7 @@ class ServerProcess:
         self._options = (
             *("--host", "127.0.0.1", "--port", str(port), "--max-request-seconds", str(REQUEST_SECONDS)),
             *("--device", options.device, "--engine", options.engine, "--threads", str(options.threads)),
+            *(("--cache-memory", options.cache_memory) if options.cache_memory else ()),
         )
 
     def __enter__(self) -> Self:

@@ -110,6 +110,9 @@ class ServerOptions:
         group="server",
         type=whole_number(1),
     )
+    cache_memory: str | None = option(
+        "of attention keys and values, such as 4GB", None, metavar="SIZE", group="server"
+    )
 
 
 def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None, *, extra: str) -> int:

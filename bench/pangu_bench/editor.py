@@ -129,9 +129,9 @@ def _what(report: Mapping[str, Any]) -> str:
     guessed = "" if first["counted"] else " Sizes are guessed from characters: the server has no /tokenize."
     return (
         f"Someone opens a file and types into it: {first['keystrokes']} keystrokes of a few tokens, after each of "
-        f"which a completion of {options['new_tokens']} tokens is asked for. {first['waited']} of them wait for it, "
-        f"and {first['accepted']} of these completions become part of the file. After the others the next keystroke "
-        f"comes in {least} to {most} ms. Seed {options['seed']}; {texts}.{guessed}"
+        f"which a completion of {options['new_tokens']} tokens is asked for. {first['waited']} of them wait for it; "
+        f"completions accepted into the file: {first['accepted']}. After the others the next keystroke comes in "
+        f"{least} to {most} ms. Seed {options['seed']}; {texts}.{guessed}"
     )
 
 

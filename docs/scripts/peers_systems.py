@@ -69,7 +69,8 @@ class Spec:
 def llama_server(program: Path, model: Path) -> Spec:
     """llama.cpp's server with a slot for each client; all else is its default."""
     words = f"--host 127.0.0.1 --port {{port}} -t {{threads}} -np {SLOTS} -c {SLOTS * SLOT_TOKENS}"
-    return Spec(name="llama-server", command=(str(program), "-m", str(model), *words.split()))
+    named = ("-m", str(model), "--alias", model.stem)
+    return Spec(name="llama-server", command=(str(program), *named, *words.split()))
 
 
 def openvino(python: Path, model: Path) -> Spec:
@@ -183,8 +184,9 @@ class System:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         if question is not None:
-            self._process.stdin.write(json.dumps(question) + "\n")
-            self._process.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.write(json.dumps(question) + "\n")
+                self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
             raise ServedError(f"it is gone, see {self._log}")

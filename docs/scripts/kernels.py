@@ -42,6 +42,7 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def judge(name: str, found: float, most: float) -> None:
+    """A line that begins with WRONG if it is."""
     print(f"{'right' if found <= most else 'WRONG'}  {name}: relative error {found:.2g}", flush=True)
 
 
@@ -231,8 +232,7 @@ def check_sampling(device: str) -> None:
     from pangu_server.backends.torch.kernels.triton_sampling import sample
 
     rows, vocabulary = (4, 500) if device == "cpu" else (64, 49152)
-    logits = torch.randn((rows, vocabulary), device=device) * 3
-    uniform = torch.rand(rows, device=device)
+    logits, uniform = torch.randn((rows, vocabulary), device=device) * 3, torch.rand(rows, device=device)
     for top_k, top_p in ((0, 1.0), (0, 0.9), (40, 0.9)):
         tokens = sample(
             logits,
@@ -262,7 +262,7 @@ def main() -> None:
     add("--toy", action="store_true", help="only check, time nothing")
     add("--no-tune", dest="tune", action="store_false", help="leave out the search for launch shapes")
     add("--dtype", choices=("float16", "bfloat16"), default="bfloat16")
-    add("--rows", default="1,8,16,64", help="of the products and of attention")
+    add("--rows", default="1,8,16,64")
     add("--formats", default="4:128,8:128,8:0", help="bits:group of each format; group 0 is a scale a row")
     add("--layers", type=int, default=4, help="how many layers lie in memory; their time is scaled to 40")
     add("--budget", type=float, default=300, help="seconds after which no new timing begins")
@@ -273,11 +273,10 @@ def main() -> None:
     if a.device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
     started = time.perf_counter()
-
     from pangu_server.backends.torch.kernels import triton_installed
 
     if not triton_installed():
-        parser.error("Triton is not installed: pip install triton --constraint constraints.txt")
+        parser.error("pip install triton --constraint constraints.txt")
     torch.manual_seed(0)
     check_linear(a.device)
     check_attention(a.device)

@@ -1,6 +1,6 @@
 """Kernels of the engine in Triton: quantized products, attention over pages, sampling.
 
-Only this module can be imported without Triton. Ask `triton_installed` before importing another one.
+This module can be imported without Triton. Ask `triton_installed` before importing one that needs it.
 """
 
 import os
@@ -16,7 +16,7 @@ def kernels_folder() -> Path:
 
 
 def triton_installed() -> bool:
-    """Whether the other modules of this package can be imported.
+    """Whether Triton is there.
 
     Triton compiles into `$PANGU_HOME/kernels/triton`, unless `$TRITON_CACHE_DIR` says another folder. It reads that
     variable when it is imported, so this function comes first.

@@ -93,7 +93,7 @@ def _attend(
             total = total * shrink + tl.sum(weights, 1)
             total_v = dot(weights.to(value.dtype), value, total_v * shrink[:, None])
             top = higher
-        store = ((row * tl.num_programs(1) + chunk) * T + token) * (KV_HEADS * SHARED) + q_head
+        store = ((row.to(tl.int64) * tl.num_programs(1) + chunk) * T + token) * (KV_HEADS * SHARED) + q_head
         tl.store(tops + store, top, mask=known)
         tl.store(sums + store, total, mask=known)
         tl.store(sums_v + store[:, None] * WIDTH + d[None, :], total_v, mask=known[:, None] & inside)
@@ -129,7 +129,7 @@ def _merge(
     total = 0.0
     result = tl.zeros((PADDED,), tl.float32)
     for chunk in range(first, tl.cdiv(length, CHUNK)):
-        place = ((row * chunks + chunk) * T + token) * HEADS + head
+        place = ((row.to(tl.int64) * chunks + chunk) * T + token) * HEADS + head
         of_chunk = tl.load(tops + place)
         higher = tl.maximum(top, of_chunk)
         base = tl.where(higher == float("-inf"), 0.0, higher)

@@ -41,12 +41,13 @@ class TorchBackend(ContinuousSchedule):
         loaded = load(artifact, device)
         model = loaded.model
         gc.collect()
+        # Before the cache, which takes the rest of a GPU's memory.
+        choosing = choosing_for(model.config.get_text_config().vocab_size, options.max_batch, model.device)
         runner = Runner(model, _cache(model, artifact, options))
-        vocabulary = model.config.get_text_config().vocab_size
         costs = Costs()
         super().__init__(
             runner,
-            choosing_for(vocabulary, options.max_batch, runner.device),
+            choosing,
             max_batch=options.max_batch,
             on_batch=options.on_batch,
             draft=options.draft,
@@ -62,7 +63,7 @@ class TorchBackend(ContinuousSchedule):
             threads=options.threads,
             max_batch=options.max_batch,
         )
-        _warm(runner, self._choosing, costs, options)
+        _warm(runner, choosing, costs, options)
         self.start()
 
 
@@ -77,7 +78,8 @@ def _cache(model: Any, artifact: Artifact, options: LoadOptions) -> PagedCache:
     if given is not None:
         pages = given // size
     elif cuda:
-        pages = (torch.cuda.mem_get_info()[0] - GPU_RESERVE_BYTES) * 9 // 10 // size
+        free = torch.cuda.mem_get_info()[0]
+        pages = max(free - max(GPU_RESERVE_BYTES, free // 10), 0) // size
     else:
         most = options.max_batch * row_pages  # more would only keep what nobody asks for
         pages = max(row_pages, min(most, free_memory_bytes() // CPU_SHARE // size))
@@ -120,9 +122,10 @@ def _warm(runner: Runner, choosing: Choosing, costs: Costs, options: LoadOptions
                 costs.learn(size, time.perf_counter() - started)
             for slot in range(options.max_batch):
                 choosing.leave(slot)
-            _forward(runner, [min(PREFILL_TOKENS[runner.device.type], runner.cache.row_tokens)]).argmax(
-                -1
-            ).tolist()
+            # Libraries load a kernel at its first use, and choose it by the size.
+            most = min(PREFILL_TOKENS[runner.device.type], runner.cache.row_tokens)
+            for size in [most] if runner.device.type == "cpu" else [most >> n for n in range(6)]:
+                _forward(runner, [size]).argmax(-1).tolist()
     except torch.OutOfMemoryError as error:
         raise ArtifactError(
             f"the GPU's memory is too small for the model and its cache: lower --cache-memory or --max-batch ({error})"

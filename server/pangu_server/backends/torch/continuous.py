@@ -157,7 +157,12 @@ class ContinuousSchedule(Schedule):
             return self._admit()  # cancelled meanwhile
         row = self._rows.claim(head)
         prompt = head.tokens[: head.prompt_tokens]
-        self._choosing.join(row.slot, prompt, head.tokens[head.prompt_tokens :], head.options)
+        try:
+            self._choosing.join(row.slot, prompt, head.tokens[head.prompt_tokens :], head.options)
+        except IndexError as error:  # a token that the model does not have: nobody else's fault
+            self._rows.leave(row)
+            self.finish(head, error)
+            return self._admit()
         if self._drafts:
             row.lookup = Lookup(head.tokens, head.options.prediction)
         if first_time:

@@ -35,7 +35,7 @@ def load_model(artifact: Artifact, device: str) -> Loaded:
         ArtifactError: a file is damaged, or the model does not fit.
     """
     try:
-        weights = open_weights(artifact)
+        weights = open_weights(artifact, device)
         quantized = artifact.manifest.format != "transformers"
         dtype = _dtype(weights.dtype, device, quantized)
         model = build(weights.config, artifact.manifest.architecture)

@@ -1,25 +1,12 @@
-"""Kernels of the engine in Triton: quantized products, attention over pages, sampling.
+"""Quantized products and attention over pages: for CPUs in numba, for GPUs in Triton. No compiler is needed.
 
-This module can be imported without Triton. Ask `triton_installed` before importing one that needs it.
+Import it before one of its modules: what they compile is kept in `$PANGU_HOME/kernels`.
 """
 
 import os
-from importlib.util import find_spec
-from pathlib import Path
 
 from pangu_convert.download import cache_folder
 
-
-def kernels_folder() -> Path:
-    """Where compiled kernels and launch shapes are kept: `$PANGU_HOME/kernels`."""
-    return cache_folder() / "kernels"
-
-
-def triton_installed() -> bool:
-    """Whether Triton is there.
-
-    Triton compiles into `$PANGU_HOME/kernels/triton`, unless `$TRITON_CACHE_DIR` says another folder. It reads that
-    variable when it is imported, so this function comes first.
-    """
-    os.environ.setdefault("TRITON_CACHE_DIR", str(kernels_folder() / "triton"))
-    return find_spec("triton") is not None
+# Triton and numba read these when they are imported.
+for _name in ("TRITON_CACHE_DIR", "NUMBA_CACHE_DIR"):
+    os.environ.setdefault(_name, str(cache_folder() / "kernels" / _name.split("_")[0].lower()))

@@ -1,8 +1,12 @@
-"""How the quantized product is launched: rules that fit most cards, and what a search on this card found."""
+"""How the quantized product is launched.
+
+Rules, not a search: on an H200 shapes that were the fastest one by one made the forty layers of StarCoder-15B slower in
+a CUDA graph (8 bits a row 5.4 instead of 4.8 ms, 4 bits 4.3 instead of 4.0), where each kernel begins in the end of
+another.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 PADDED_ROWS = (16, 32, 64)
 PROGRAMS = 384  # enough to keep a large card busy
@@ -35,24 +39,9 @@ class Plan:
             return None
         return Plan(self.split, {**self.launches, rows: replace(launch, stages=launch.stages - 1)})
 
-    def to_json(self) -> dict[str, Any]:
-        """What `from_json` reads."""
-        launches = {str(rows): [at.tile, at.warps, at.stages] for rows, at in self.launches.items()}
-        return {"split": self.split, "launches": launches}
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> "Plan":
-        """What `to_json` wrote.
-
-        Raises:
-            ValueError, TypeError, KeyError: it did not write this.
-        """
-        launches = {rows: Launch(*map(int, data["launches"][str(rows)])) for rows in PADDED_ROWS}
-        return Plan(int(data["split"]), launches)
-
 
 def default_plan(outputs: int, blocks: int) -> Plan:
-    """What is taken before a search."""
+    """For a matrix of so many outputs and blocks."""
     split = 1
     while split < 8 and -(-outputs // 64) * split < PROGRAMS and blocks >= 4 * split:
         split *= 2

@@ -104,7 +104,7 @@ def test_guesses_are_verified(rig: Rig) -> None:
 def test_a_full_cache_puts_the_newest_back(folder: Path) -> None:
     rig = Rig(folder, cache=CudaCache, choosing=DeviceChoosing, pages=CONTEXT_TOKENS // 16 + 2)
     rig.schedule._drafts = False
-    prompts = [(prompt_of(180 + number, seed=number), 30) for number in range(4)]
+    prompts = [(prompt_of(120 + number, seed=number), 14) for number in range(4)]
     listeners = [rig.submit(prompt, max_tokens=count) for prompt, count in prompts]
     for (prompt, count), listener in zip(prompts, listeners, strict=True):
         assert finished(listener).tokens == rig.expected(prompt, count)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ class Segment:
     slot: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Flat:
     """Where the tokens of one forward belong: rows one after the other. Tensors are on the model's device."""
 
@@ -40,6 +41,12 @@ class Flat:
     slots: torch.Tensor
     visible: torch.Tensor
     tables: torch.Tensor | None = None  # int32 (of those tokens, pages); on a GPU
+
+    @cached_property
+    def arrays(self) -> tuple[Any, Any, Any, Any]:
+        """places, tokens, slots, visible for kernels on a CPU, once for all layers."""
+        tokens = torch.arange(len(self.places)) if self.tokens is None else self.tokens
+        return (self.places.numpy(), tokens.numpy(), self.slots.numpy(), self.visible.numpy())
 
 
 class Options(NamedTuple):
@@ -154,6 +161,9 @@ class CpuCache(PagedCache):
         super().__init__(*arguments, **named)
         self._keys = [self._empty(heads.kv_heads, heads.head_dim, PAGE_TOKENS) for heads in self.layers]
         self._values = [self._empty(heads.kv_heads, PAGE_TOKENS, heads.head_dim) for heads in self.layers]
+        # NumPy has no bfloat16, and the kernels no other type than float32.
+        pairs = zip(self._keys, self._values, strict=True) if self.dtype == torch.float32 else ()
+        self._arrays = [(keys.numpy(), values.numpy()) for keys, values in pairs]
         self._kernels = [_kernels(heads, self.dtype, parallel) for heads in self.layers]
 
     def _empty(self, *shape: int) -> torch.Tensor:
@@ -190,17 +200,17 @@ class CpuCache(PagedCache):
                 tokens = slice(part.first, part.first + part.count)
                 out[tokens] = self.attend_gathered(layer, query[tokens], options, part)
             return out
-        keys_, values_ = keys.numpy(), values.numpy()
-        kernels.store(key.numpy(), value.numpy(), flat.places.numpy(), keys_, values_)
+        key_pages, value_pages = self._arrays[layer]
+        places, few, slots, visible = flat.arrays
+        kernels.store(key.numpy(), value.numpy(), places, key_pages, value_pages)
         for part in flat.segments:
             tokens = slice(part.first, part.first + part.count)
             out[tokens] = self.attend_gathered(layer, query[tokens], options, part)
-        if len(flat.visible):
-            few = torch.arange(len(query)) if flat.tokens is None else flat.tokens
+        if len(few):
+            scale, softcap = np.float32(options.scale), np.float32(options.softcap)
             kernels.attend(
-                query.numpy(), keys_, values_,
-                few.numpy(), flat.slots.numpy(), flat.visible.numpy(), self.tables,
-                np.float32(options.scale), np.float32(options.softcap), options.window, out.numpy(),
+                query.numpy(), key_pages, value_pages, few, slots, visible, self.tables,
+                scale, softcap, options.window, out.numpy(),
             )  # fmt: skip
         return out
 

@@ -44,6 +44,11 @@ def load_model(artifact: Artifact, device: str) -> Loaded:
     except (SafetensorError, RuntimeError, ValueError, KeyError, OSError) as error:
         raise ArtifactError(f"torch cannot load {artifact.path}: {error}") from error
     del weights
+    if device == "cpu" and dtype == torch.float32:
+        with contextlib.suppress(ImportError):  # no numba: transformers' own
+            from pangu_server.backends.torch.kernels.cpu_norm import replace_norms
+
+            replace_norms(model)
     _return_freed_memory()
     name = str(dtype).removeprefix("torch.")
     return Loaded(

@@ -45,9 +45,8 @@ class CpuLinear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self._order is not None:
             x = x.index_select(1, self._order)
-        integers, x_scales = rounded(x.numpy())
         out = torch.empty((len(x), self.outputs))
-        self._multiply(integers, x_scales, self._weights, self._scales, self._bias, self._group, out.numpy())
+        self._multiply(x.numpy(), self._weights, self._scales, self._bias, self._group, out.numpy())
         return out
 
 
@@ -113,20 +112,19 @@ def _multiplier(bits: int, parallel: bool) -> Any:
     if not parallel:
 
         @numba.njit(nogil=True)
-        def multiply(
-            x: Any, x_scales: Any, weights: Any, scales: Any, bias: Any, group: Any, out: Any
-        ) -> None:
-            span(x, x_scales, weights, scales, bias, group, out, 0, weights.shape[0])
+        def multiply(x: Any, weights: Any, scales: Any, bias: Any, group: Any, out: Any) -> None:
+            integers, x_scales = rounded(x)
+            span(integers, x_scales, weights, scales, bias, group, out, 0, weights.shape[0])
 
         return multiply
 
     @numba.njit(nogil=True, parallel=True)
-    def multiply_spread(
-        x: Any, x_scales: Any, weights: Any, scales: Any, bias: Any, group: Any, out: Any
-    ) -> None:
+    def multiply_spread(x: Any, weights: Any, scales: Any, bias: Any, group: Any, out: Any) -> None:
         outputs = weights.shape[0]
+        integers, x_scales = rounded(x)
         for part in numba.prange((outputs + SPREAD_OUTPUTS - 1) // SPREAD_OUTPUTS):
             first = part * SPREAD_OUTPUTS
-            span(x, x_scales, weights, scales, bias, group, out, first, min(outputs, first + SPREAD_OUTPUTS))
+            last = min(outputs, first + SPREAD_OUTPUTS)
+            span(integers, x_scales, weights, scales, bias, group, out, first, last)
 
     return multiply_spread

@@ -43,8 +43,9 @@ class TorchScorer:
         import torch
 
         with torch.inference_mode():
-            logits: torch.Tensor = self._model(torch.tensor([list(ids)])).logits[0]
-            return logits.float().log_softmax(-1)
+            prompt = torch.tensor([list(ids)], device=self._model.device)
+            logits: torch.Tensor = self._model(prompt).logits[0]
+            return logits.float().log_softmax(-1).cpu()
 
     def greedy(self, ids: Sequence[int], num_tokens: int) -> list[int]:
         """See `Scorer`."""
@@ -52,7 +53,7 @@ class TorchScorer:
         from transformers import GenerationConfig
 
         self._model.generation_config = GenerationConfig()
-        prompt = torch.tensor([list(ids)])
+        prompt = torch.tensor([list(ids)], device=self._model.device)
         config = GenerationConfig(
             max_new_tokens=num_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
         )
@@ -71,7 +72,9 @@ class TorchScorer:
 class CTranslate2Scorer:
     """A CTranslate2 model in the type that it really computes in; by default the one it is stored in."""
 
-    def __init__(self, folder: Path, threads: int, compute_type: str = "default") -> None:
+    def __init__(
+        self, folder: Path, threads: int, compute_type: str = "default", device: str = "cpu"
+    ) -> None:
         import logging
 
         import ctranslate2
@@ -80,7 +83,7 @@ class CTranslate2Scorer:
         try:
             self._generator = ctranslate2.Generator(
                 str(folder),
-                device="cpu",
+                device=device,
                 compute_type=compute_type,
                 intra_threads=threads,
                 inter_threads=1,
@@ -117,20 +120,20 @@ class CTranslate2Scorer:
         self._generator.unload_model()
 
 
-def load_scorer(artifact: Artifact, threads: int) -> Scorer:
+def load_scorer(artifact: Artifact, threads: int, device: str = "cpu") -> Scorer:
     """The scorer of an artifact; `ArtifactError` when it does not load."""
     if artifact.manifest.format == "ctranslate2":
-        return CTranslate2Scorer(artifact.path, threads)
+        return CTranslate2Scorer(artifact.path, threads, device=device)
     if artifact.manifest.format == "gptq":
         import torch
 
         from pangu_convert.gptq_weights import load_dequantized
 
-        return TorchScorer(load_dequantized(artifact, torch.float32))
-    return load_source(artifact.path)
+        return TorchScorer(load_dequantized(artifact, torch.float32).to(device))
+    return load_source(artifact.path, device)
 
 
-def load_source(folder: Path) -> Scorer:
+def load_source(folder: Path, device: str = "cpu") -> Scorer:
     """The scorer of an unquantized Hugging Face folder, in float32: exact for weights of 16 bits."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -141,4 +144,4 @@ def load_source(folder: Path) -> Scorer:
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
     )
-    return TorchScorer(model.eval())
+    return TorchScorer(model.to(device).eval())

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -62,6 +62,7 @@ class VerifyOptions:
     windows: int = option("pieces of code text", 10)
     window_tokens: int = option("tokens a piece", 512)
     threads: int | None = option("compute threads (default: the CPUs we may use)", None)
+    device: Literal["cpu", "cuda"] = option("what to compute both on", "cpu")
     max_kl: float | None = option("mean KL divergence, nats", None, group=BOUNDS_GROUP)
     min_same_top1: float | None = option("share of equal likeliest tokens", None, group=BOUNDS_GROUP)
     max_perplexity_ratio: float | None = option("perplexity over the source's", None, group=BOUNDS_GROUP)
@@ -82,6 +83,7 @@ def verify(options: VerifyOptions) -> int:
         num_windows=options.windows,
         window_tokens=options.window_tokens,
         threads=threads,
+        device=options.device,
     )
     write_scores(artifact, {**artifact.manifest.scores, "fidelity": record})
     bits = bits_of(artifact.manifest)
@@ -89,24 +91,34 @@ def verify(options: VerifyOptions) -> int:
     bounds = dataclasses.replace(BOUNDS[bits], **{k: v for k, v in given.items() if v is not None})
     failures = outside(record, bounds)
     print(verdict(record, failures, bits))
-    if artifact.manifest.format == "ctranslate2" and (caution := int8_caution(record["compute_type"])):
+    if artifact.manifest.format == "ctranslate2" and (
+        caution := int8_caution(record["compute_type"], options.device)
+    ):
         print(f"caution: {caution}")
     return 1 if failures else 0
 
 
 def measure(
-    artifact: Artifact, checkpoint: Checkpoint, *, num_windows: int, window_tokens: int, threads: int
+    artifact: Artifact,
+    checkpoint: Checkpoint,
+    *,
+    num_windows: int,
+    window_tokens: int,
+    threads: int,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Compare the artifact with the checkpoint on the fixed code text.
 
     Raises:
         CheckpointError: the checkpoint is not the one that the artifact was made from, or is too short for
-            the windows.
+            the windows, or there is no GPU.
     """
     import torch
     from tokenizers import Tokenizer
 
     torch.set_num_threads(threads)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise CheckpointError("there is no GPU that torch can use: leave --device cuda out")
     sha256 = checkpoint_hash(checkpoint)
     if sha256 != artifact.manifest.source.sha256:
         raise CheckpointError(
@@ -119,7 +131,7 @@ def measure(
         )
     tokenizer = Tokenizer.from_file(str(artifact.path / TOKENIZER))
     text = evaluation_windows(tokenizer, num_windows=num_windows, window_tokens=window_tokens)
-    source, quantized = load_source(checkpoint.path), load_scorer(artifact, threads)
+    source, quantized = load_source(checkpoint.path, device), load_scorer(artifact, threads, device)
     try:
         fidelity = compare(source, quantized, text)
         prompts = [window[:GREEDY_PROMPT_TOKENS] for window in text.windows[:GREEDY_PROMPTS]]
@@ -138,6 +150,7 @@ def measure(
         "source_sha256": sha256,
         "text": {"source": text.source, "tokens": text.num_tokens, "sha256": text.sha256},
         "compute_type": quantized.compute_type,
+        "device": device,
         "source_compute_type": source.compute_type,
         "library_versions": library_versions(),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -55,6 +55,7 @@ class ContinuousSchedule(Schedule):
         super().__init__()
         self._runner, self._choosing, self._on_batch = runner, choosing, on_batch
         self._rows = Rows(runner.cache, max_batch)
+        self._page_bytes = runner.cache.nbytes // runner.cache.pages
         self._drafts, self._costs = draft == "prompt", costs or Costs()
         self._flying: Step | None = None  # its tokens are not read yet
         self._quiet = 0  # steps since a guess was right
@@ -68,10 +69,8 @@ class ContinuousSchedule(Schedule):
     def cache_use(self) -> CacheUse:
         """See `Backend`."""
         pages = self._rows.pages
-        page_bytes = self._rows.cache.nbytes // pages.count
-        return CacheUse(
-            held_bytes=(pages.count - pages.free) * page_bytes, used_fraction=pages.held / pages.count
-        )
+        held_bytes = (pages.count - pages.free) * self._page_bytes
+        return CacheUse(held_bytes=held_bytes, used_fraction=pages.held / pages.count)
 
     def counts(self) -> Counts:
         """See `Backend`."""

@@ -100,7 +100,7 @@ class Schedule(ABC):
             if ticket not in self.waiting:
                 return
             self.waiting.remove(ticket)
-        ticket.listener.on_end(None)
+        _tell_end(ticket, None)
 
     def close(self) -> None:
         """Cancel all, wait for the running ones to notice."""
@@ -115,17 +115,26 @@ class Schedule(ABC):
     # ------------------------------------------------------------------ for `turn`
 
     def admit(self, tickets: Sequence[Ticket]) -> list[Ticket]:
-        """Move these from the queue to `running`; returns those that had not been cancelled meanwhile."""
+        """Move these from the queue to `running`; returns those that had not been cancelled meanwhile.
+
+        One whose listener fails at once has ended.
+        """
         with self.changed:
             admitted = [ticket for ticket in tickets if ticket in self.waiting]
             for ticket in admitted:
                 self.waiting.remove(ticket)
             self.running += admitted
-        for ticket in admitted:
-            if not ticket.started:
-                ticket.started = True
-                ticket.listener.on_start()
-        return admitted
+        return [ticket for ticket in admitted if ticket.started or self._begins(ticket)]
+
+    def _begins(self, ticket: Ticket) -> bool:
+        ticket.started = True
+        try:
+            ticket.listener.on_start()
+        except Exception as error:  # of the listener: nobody else's
+            logger.exception("a listener failed")
+            self.finish(ticket, error)
+            return False
+        return True
 
     def requeue(self, tickets: Sequence[Ticket], *, front: bool = False) -> None:
         """Move these from `running` to the end (or front) of the queue, to go on from the tokens they have."""
@@ -145,7 +154,7 @@ class Schedule(ABC):
         """Remove from `running` and tell the listener."""
         with self.changed:
             self.running.remove(ticket)
-        ticket.listener.on_end(error)
+        _tell_end(ticket, error)
 
     def _work(self) -> None:
         while True:
@@ -165,3 +174,10 @@ class Schedule(ABC):
                 self.admit(list(self.waiting)[:1])
             for ticket in [ticket for ticket in self.running if ticket not in paused]:
                 self.finish(ticket, error)
+
+
+def _tell_end(ticket: Ticket, error: Exception | None) -> None:
+    try:
+        ticket.listener.on_end(error)
+    except Exception:  # it has ended all the same
+        logger.exception("a listener failed")

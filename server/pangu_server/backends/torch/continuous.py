@@ -84,6 +84,16 @@ class ContinuousSchedule(Schedule):
 
     def turn(self) -> None:
         """See `Schedule`."""
+        try:
+            self._turn()
+        except Exception:  # the tickets of all rows end with it
+            self._flying = None
+            for row in list(self._rows.running):
+                self._choosing.leave(row.slot)
+                self._rows.leave(row, sound=False)
+            raise
+
+    def _turn(self) -> None:
         with torch.inference_mode():
             for row in list(self._rows.running):
                 if row.ticket.cancelled:
@@ -158,7 +168,7 @@ class ContinuousSchedule(Schedule):
         prompt = head.tokens[: head.prompt_tokens]
         try:
             self._choosing.join(row.slot, prompt, head.tokens[head.prompt_tokens :], head.options)
-        except IndexError as error:  # a token that the model does not have: nobody else's fault
+        except Exception as error:  # a token that the model does not have: nobody else's fault
             self._rows.leave(row)
             self.finish(head, error)
             return self._admit()
@@ -215,7 +225,7 @@ class ContinuousSchedule(Schedule):
     # ------------------------------------------------------------------ a step
 
     def _launch(self, parts: Sequence[Part]) -> Step:
-        """Compute the parts and choose their tokens."""
+        """Compute the parts and choose their tokens. If it fails, the rows are as they were."""
         started = time.perf_counter()
         self._on_batch(len(parts))
         logits = self._runner.forward(parts)
@@ -225,10 +235,11 @@ class ContinuousSchedule(Schedule):
         draws: list[int] = []
         tops: list[int | None] = []
         inputs: list[int] = []  # the tokens that they were computed from
+        scores: list[tuple[Row, list[TokenLogprobs]]] = []
         for part in parts:
             row, end = part.row, at + part.kept
             if row.ticket.prompt_due and part.kept:
-                self._score(part, logits[at:end])
+                scores.append((row, _scored(part, logits[at:end])))
             chosen += range(end - part.choices, end)
             slots += [row.slot] * part.choices
             draws += range(row.draws, row.draws + part.choices)
@@ -236,27 +247,24 @@ class ContinuousSchedule(Schedule):
             if part.choices:
                 inputs += [row.ticket.tokens[-1], *part.guesses]
             at = end
-            row.computed = part.start + part.known
-            row.flying += min(part.choices, 1)
-        if not chosen:
-            return Step(parts, torch.empty(0, dtype=torch.long), None, started)
-        if len(chosen) < len(logits):
-            logits = logits[torch.tensor(chosen, device=logits.device)]
-        guessed = any(part.guesses for part in parts)
-        given = torch.tensor(inputs, device=logits.device) if guessed else None
-        tokens = self._choosing.choose(logits, slots, draws, given)
-        if not guessed:  # else some may not come to be
-            self._choosing.accept(slots, tokens)
-            self._runner.remember(slots, tokens)
-        asked = any(top is not None for top in tops)
-        return Step(parts, tokens, self._choosing.logprobs(logits, tokens, tops) if asked else None, started)
-
-    def _score(self, part: Part, logits: torch.Tensor) -> None:
-        """The log-probabilities of the prompt's tokens behind those that the part computed."""
-        row, ticket = part.row, part.row.ticket
-        assert ticket.options.prompt_logprobs is not None
-        following = ticket.tokens[part.start + 1 : part.start + part.count + 1]
-        row.prompt_logprobs += prompt_logprobs(logits, following, ticket.options.prompt_logprobs)
+        tokens, logprobs = torch.empty(0, dtype=torch.long), None
+        if chosen:
+            if len(chosen) < len(logits):
+                logits = logits[torch.tensor(chosen, device=logits.device)]
+            guessed = any(part.guesses for part in parts)
+            given = torch.tensor(inputs, device=logits.device) if guessed else None
+            tokens = self._choosing.choose(logits, slots, draws, given)
+            if any(top is not None for top in tops):
+                logprobs = self._choosing.logprobs(logits, tokens, tops)
+            if not guessed:  # else some may not come to be
+                self._runner.remember(slots, tokens)
+                self._choosing.accept(slots, tokens)
+        for part in parts:
+            part.row.computed = part.start + part.known
+            part.row.flying += min(part.choices, 1)
+        for row, entries in scores:
+            row.prompt_logprobs += entries
+        return Step(parts, tokens, logprobs, started)
 
     def _settle(self, step: Step) -> None:
         """Read the tokens of a step and tell the listeners."""
@@ -322,6 +330,14 @@ class ContinuousSchedule(Schedule):
         self._choosing.leave(row.slot)
         self._rows.leave(row, sound=error is None)
         self.finish(row.ticket, error)
+
+
+def _scored(part: Part, logits: torch.Tensor) -> list[TokenLogprobs]:
+    """The log-probabilities of the prompt's tokens behind those that the part computed."""
+    ticket = part.row.ticket
+    assert ticket.options.prompt_logprobs is not None
+    following = ticket.tokens[part.start + 1 : part.start + part.count + 1]
+    return prompt_logprobs(logits, following, ticket.options.prompt_logprobs)
 
 
 def _most(ticket: Ticket) -> int:

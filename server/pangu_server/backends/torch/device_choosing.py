@@ -68,7 +68,7 @@ class DeviceChoosing:
 
     def leave(self, slot: int) -> None:
         """See `Choosing`."""
-        del self._seats[slot]
+        self._seats.pop(slot, None)
 
     def plain(self, slots: Sequence[int]) -> bool:
         """See `Choosing`."""

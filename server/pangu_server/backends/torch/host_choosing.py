@@ -37,7 +37,7 @@ class HostChoosing:
 
     def leave(self, slot: int) -> None:
         """See `Choosing`."""
-        del self._samplers[slot]
+        self._samplers.pop(slot, None)
 
     def plain(self, slots: Sequence[int]) -> bool:
         """See `Choosing`."""

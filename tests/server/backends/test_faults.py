@@ -75,11 +75,11 @@ def undisturbed(rig: Rig, listener: Watched) -> None:
 def failing_once(function: Callable[..., Any]) -> Callable[..., Any]:
     left = [1]
 
-    def failing(*arguments: Any) -> Any:
+    def failing(*arguments: Any, **named: Any) -> Any:
         if left[0]:
             left[0] = 0
             raise torch.OutOfMemoryError("fault")
-        return function(*arguments)
+        return function(*arguments, **named)
 
     return failing
 

@@ -101,7 +101,7 @@ class ContinuousSchedule(Schedule):
             if not self._ahead:
                 self._land()
             parts = self._plan()
-            step = None
+            step, alone = None, self._flying is None
             if parts:
                 try:
                     step = self._launch(parts)
@@ -112,7 +112,7 @@ class ContinuousSchedule(Schedule):
             self._land()
             self._flying = step
             if step and (not self._ahead or any(part.guesses for part in step.parts)):
-                self._land()
+                self._land(at_once=alone)
 
     @property
     def _ahead(self) -> bool:
@@ -120,11 +120,11 @@ class ContinuousSchedule(Schedule):
         on_device = self._rows.cache.on_device
         return on_device and not (self._drafts and self._quiet % RETRY_STEPS < TRIED_STEPS)
 
-    def _land(self) -> None:
-        """Read the tokens of the step that is under way."""
+    def _land(self, *, at_once: bool = False) -> None:
+        """Read the tokens of the step that is under way; `at_once`: the time until here is what it took."""
         step, self._flying = self._flying, None
         if step:
-            self._settle(step)
+            self._settle(step, timed=at_once)
 
     # ------------------------------------------------------------------ who gets tokens
 
@@ -266,9 +266,10 @@ class ContinuousSchedule(Schedule):
             row.prompt_logprobs += entries
         return Step(parts, tokens, logprobs, started)
 
-    def _settle(self, step: Step) -> None:
+    def _settle(self, step: Step, *, timed: bool) -> None:
         """Read the tokens of a step and tell the listeners."""
         tokens: list[int] = step.tokens.tolist()
+        seconds = time.perf_counter() - step.started
         scored: Sequence[TokenLogprobs | None] = (
             step.logprobs.read() if step.logprobs else [None] * len(tokens)
         )
@@ -294,8 +295,8 @@ class ContinuousSchedule(Schedule):
                 logger.exception("a listener failed")
                 self._leave(row, error)
         self._quiet += 1
-        if decoded and not self._flying:
-            self._costs.learn(sum(part.count for part in step.parts), time.perf_counter() - step.started)
+        if decoded and timed:
+            self._costs.learn(sum(part.count for part in step.parts), seconds)
 
     def _take(
         self, part: Part, tokens: Sequence[int], scored: Sequence[TokenLogprobs | None], *, guessed: bool

@@ -1,7 +1,7 @@
 """Continuous batching: completions join and leave between two steps.
 
 A turn is one forward: the next token of every completion that generates, with guesses to verify where they pay, and as
-many tokens of prompts as the turn's budget has. Prompts are computed in the order of their arrival.
+many tokens of prompts as the turn's budget has: half of them of the oldest prompt, the others of the shortest ones.
 """
 
 import logging
@@ -133,31 +133,29 @@ class ContinuousSchedule(Schedule):
         parts: list[Part] = []
         running = list(self._rows.running)
         guesses = self._guesses([row for row in running if row.pending == 1 and row.draws and not row.flying])
-        left = PREFILL_TOKENS[self._runner.device.type]
         for row in running:
-            if row.ended or (row.flying and row.ticket.remaining <= row.flying):
-                continue  # it gave way to an older one, or has its last token under way
+            if row.ended or row.pending > 1 or (row.flying and row.ticket.remaining <= row.flying):
+                continue  # it gave way to an older one, has a prompt, or its last token under way
             guess = guesses.get(row, [])
-            count = 1 + len(guess) if row.pending == 1 else min(row.pending, left, _most(row.ticket))
-            if count <= 0 or not self._make_room(row, row.computed + count, parts):
-                continue
-            left -= count if row.pending > 1 else 0
-            parts.append(Part.of(row, count, guess))
-        while left > 0 and (new := self._admit()):
-            if self._end_without_work(new):
-                continue
-            count = min(new.pending, left, _most(new.ticket))
-            if not self._make_room(new, new.computed + count, parts):
-                break
-            left -= count
-            parts.append(Part.of(new, count))
+            if self._make_room(row, row.computed + 1 + len(guess), parts):
+                parts.append(Part.of(row, 1 + len(guess), guess))
+        prompts = [row for row in self._rows.running if row.pending > 1]
+        while new := self._admit():
+            if not self._end_without_work(new):
+                prompts.append(new)
+        for row, count in _shares(prompts, PREFILL_TOKENS[self._runner.device.type]).items():
+            if count and not row.ended and self._make_room(row, row.computed + count, parts):
+                parts.append(Part.of(row, count))
         return [part for part in parts if not part.row.ended]
 
     def _admit(self) -> Row | None:
-        """A row for the head of the queue, if there is a slot and room for its prompt."""
+        """A row for the first of the queue that no other row computes a beginning of, if there are slot and room."""
+        if self._rows.full:
+            return None
         with self.changed:
-            head = self.waiting[0] if self.waiting else None
-        if head is None or self._rows.full or self._rows.sharing(head):
+            waiting = list(self.waiting)
+        head = next((ticket for ticket in waiting if not self._rows.sharing(ticket)), None)
+        if head is None:
             return None
         if self._rows.running and -(-len(head.tokens) // PAGE_TOKENS) + 1 > self._rows.pages.available:
             return None
@@ -281,7 +279,10 @@ class ContinuousSchedule(Schedule):
             own = slice(at, at + part.choices)
             at += part.choices
             row.flying -= min(part.choices, 1)
-            if row.ended or not part.last:
+            if row.ended:
+                continue
+            if not part.last:
+                self._rows.share(row)
                 continue
             try:
                 if ticket.prompt_due:
@@ -339,6 +340,22 @@ def _scored(part: Part, logits: torch.Tensor) -> list[TokenLogprobs]:
     assert ticket.options.prompt_logprobs is not None
     following = ticket.tokens[part.start + 1 : part.start + part.count + 1]
     return prompt_logprobs(logits, following, ticket.options.prompt_logprobs)
+
+
+def _shares(rows: Sequence[Row], tokens: int) -> dict[Row, int]:
+    """How many of `tokens` each row may compute of its prompt, oldest row first.
+
+    Half are for the oldest, so that it gets on whoever comes; the others for those that need least, so that a short
+    prompt does not wait for a long one.
+    """
+    shares, left = dict.fromkeys(rows, 0), tokens
+    for row, most in [(row, tokens // 2) for row in rows[:1]] + [
+        (row, tokens) for row in sorted(rows, key=lambda row: row.pending)
+    ]:
+        count = min(row.pending - shares[row], _most(row.ticket) - shares[row], most, left)
+        shares[row] += count
+        left -= count
+    return shares
 
 
 def _most(ticket: Ticket) -> int:

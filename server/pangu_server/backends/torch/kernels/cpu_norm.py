@@ -30,11 +30,10 @@ class CpuNorm(nn.Module):  # type: ignore[misc]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """As transformers' norm."""
-        out = torch.empty_like(x)
-        _normalize(
-            x.view(-1, x.shape[-1]).numpy(), self._array, self._epsilon, out.view(-1, x.shape[-1]).numpy()
-        )
-        return out
+        rows = x.reshape(-1, x.shape[-1]).contiguous()  # of a joined product a head's rows lie apart
+        out = torch.empty_like(rows)
+        _normalize(rows.numpy(), self._array, self._epsilon, out.numpy())
+        return out.view(x.shape)
 
 
 def replace_norms(model: Any) -> int:

@@ -42,7 +42,7 @@ def test_a_product_is_that_of_the_plain_matrix(
         expected = x.double() @ weight.dense().double().T + bias.double()
         found = linear(x)
         scale = (x.double().abs() @ weight.dense().double().abs().T).max()
-        assert (found - expected).abs().max() < 1e-5 * scale
+        assert (found - expected).abs().max() < 2e-5 * scale
         for row in range(rows):
             assert torch.equal(linear(x[row : row + 1])[0], found[row]), "its company changes nothing"
 
@@ -102,7 +102,7 @@ def test_attention_over_pages_is_attention(
         queries.numpy(), keys.numpy(), values.numpy(), tokens, rows, visible, tables,
         np.float32(0.3), np.float32(softcap), window, out.numpy(),
     )  # fmt: skip
-    for token, (row, seen) in enumerate(zip(rows, visible, strict=True)):
+    for token, (row, seen) in enumerate(zip(rows.tolist(), visible.tolist(), strict=True)):
         first = max(0, seen - window) if window else 0
         own = stored[row][:, first:seen].repeat_interleave(heads // kv_heads, 2)
         scores = torch.einsum("hd,thd->ht", queries[token], own[0]) * 0.3
@@ -112,7 +112,7 @@ def test_attention_over_pages_is_attention(
         assert torch.allclose(out[token], expected, atol=1e-5)
 
 
-class ToyRMSNorm(nn.Module):
+class ToyRMSNorm(nn.Module):  # type: ignore[misc]
     """As Llama's, or as Gemma's, which adds one to its weight."""
 
     def __init__(self, width: int, added: float) -> None:

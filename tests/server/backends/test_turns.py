@@ -7,7 +7,12 @@ import pytest
 from support.batch_engine import STEP_SECONDS, BatchEngine, Named, clocked, greedy
 from support.collector import Collector
 
-from pangu_server.backends.ctranslate2.batches import QUANTUM_COSTS, QUANTUM_SECONDS, quantum
+from pangu_server.backends.ctranslate2.batches import (
+    QUANTUM_COSTS,
+    QUANTUM_SECONDS,
+    BatchSchedule,
+    quantum,
+)
 from pangu_server.backends.seam import SamplingOptions, TokenLogprobs
 
 SLACK = 1.1  # predictions are learned
@@ -121,6 +126,20 @@ def test_a_third_one_waits_for_what_was_predicted_for_the_second_not_for_its_end
     waited = third.seconds[0] - second.submitted[0]
     turn = max(20 * 0.1 + 64 * STEP_SECONDS, quantum(20 * 0.1 + cost))
     assert waited <= SLACK * (turn + quantum(cost) + cost)
+
+
+def test_who_will_soon_have_ended_is_not_interrupted(
+    engine: BatchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.costs.token_seconds, engine.costs.growth_seconds = 0.1, 0.0
+    monkeypatch.setattr(BatchSchedule, "_due", lambda self, *_: bool(self.waiting or self._paused))
+    first = Arriving(engine, 1, [2] * 50, greedy(8))  # 5 s to prefill, 0.8 s to go
+    run(engine, [1] * 5, greedy(30), first)
+    assert engine.batches == [[1], [2]]
+    first = Arriving(engine, 1, [2] * 5, greedy(8))  # 0.5 s to prefill
+    run(engine, [1] * 5, greedy(30), first)
+    assert engine.batches[2:4] == [[1], [2]]
+    assert engine.events.count("interrupted") > 0
 
 
 def test_idle_time_is_nobodys_turn(engine: BatchEngine) -> None:

@@ -101,11 +101,11 @@ class Named(Collector):
 
 
 @contextlib.contextmanager
-def clocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchEngine]:
+def clocked(monkeypatch: pytest.MonkeyPatch, max_batch: int = 16) -> Iterator[BatchEngine]:
     """An engine whose clock is the schedule's."""
     engine: BatchEngine | None = None
     monkeypatch.setattr(time, "perf_counter", lambda: engine.seconds if engine else 0.0)
-    engine = BatchEngine()
+    engine = BatchEngine(max_batch)
     yield engine
     engine.go.set()
     engine.close()

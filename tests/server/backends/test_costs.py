@@ -20,7 +20,7 @@ def learned(lengths: list[int], rows: int = 1) -> CostModel:
     costs = CostModel()
     costs.learn_step(1, STEP)
     for tokens in lengths:
-        costs.learn_prefill(tokens, rows, rows * MEASURED[tokens] + costs.step(rows))
+        costs.learn_prefill(tokens + 1, rows, rows * MEASURED[tokens] + costs.step(rows))
     return costs
 
 
@@ -31,19 +31,19 @@ def test_rows_and_steps_are_learned() -> None:
     for _ in range(300):  # a machine on which a second row costs as much as the first
         costs.learn_step(1, 1.0)
         costs.learn_step(2, 2.0)
-    costs.learn_prefill(500, 2, 2.0 + 100.0)
+    costs.learn_prefill(501, 2, 2.0 + 100.0)
     assert costs.step(1) == pytest.approx(1.0)
     assert costs.step(2) == pytest.approx(2.0, rel=0.01)
-    assert costs.prefill(500, 2) == pytest.approx(100.0)
+    assert costs.prefill(500, 2) == pytest.approx(100.0, rel=0.01)
     assert costs.batch(near) >= sum(costs.batch([one]) for one in near) - 0.2
 
 
 @pytest.mark.parametrize("tokens", MEASURED)
 def test_the_first_prefill_sets_the_scale_and_longer_prompts_cost_more_a_token(tokens: int) -> None:
     costs = learned([tokens])
-    assert costs.prefill(tokens) == pytest.approx(MEASURED[tokens])
+    assert costs.prefill(tokens) == pytest.approx(MEASURED[tokens], rel=0.01)
     assert costs.prefill(2 * tokens) > 2.2 * MEASURED[tokens]
-    assert costs.prefill(tokens, 3) == pytest.approx(3 * MEASURED[tokens])
+    assert costs.prefill(tokens, 3) == pytest.approx(3 * MEASURED[tokens], rel=0.01)
 
 
 @pytest.mark.parametrize("rows", [1, 4])
@@ -62,7 +62,7 @@ def test_prompts_of_one_length_are_predicted_whatever_was_learned_before() -> No
 def test_a_short_prefill_teaches_nothing_and_a_free_one_no_negative_cost() -> None:
     costs = learned([512])
     before = costs.prefill(512)
-    costs.learn_prefill(2, 1, 100.0)
+    costs.learn_prefill(32, 1, 100.0)
     assert costs.prefill(512) == before
     for _ in range(50):
         costs.learn_prefill(512, 1, 0.0)

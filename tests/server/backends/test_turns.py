@@ -7,7 +7,12 @@ import pytest
 from support.batch_engine import STEP_SECONDS, BatchEngine, Named, clocked, greedy
 from support.collector import Collector
 
-from pangu_server.backends.ctranslate2.batches import QUANTUM_COSTS, QUANTUM_SECONDS, quantum
+from pangu_server.backends.ctranslate2.batches import (
+    QUANTUM_COSTS,
+    QUANTUM_SECONDS,
+    BatchSchedule,
+    quantum,
+)
 from pangu_server.backends.seam import SamplingOptions, TokenLogprobs
 
 SLACK = 1.1  # predictions are learned
@@ -77,6 +82,7 @@ def test_who_pauses_for_one_after_the_other_keeps_two_thirds_of_the_time(engine:
     took = first.seconds[-1] - first.seconds[0]
     assert len(first.others) > 5
     assert took <= SLACK * 300 * STEP_SECONDS * (QUANTUM_COSTS + 1) / QUANTUM_COSTS
+    assert engine.costs.step(1) == pytest.approx(STEP_SECONDS), "a pause is not learned as a step"
 
 
 def test_a_long_newcomer_starves_nobody_and_is_not_starved(engine: BatchEngine) -> None:
@@ -121,6 +127,41 @@ def test_a_third_one_waits_for_what_was_predicted_for_the_second_not_for_its_end
     waited = third.seconds[0] - second.submitted[0]
     turn = max(20 * 0.1 + 64 * STEP_SECONDS, quantum(20 * 0.1 + cost))
     assert waited <= SLACK * (turn + quantum(cost) + cost)
+
+
+def test_who_will_soon_have_ended_is_not_interrupted(
+    engine: BatchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.costs.token_seconds, engine.costs.growth_seconds = 0.1, 0.0
+    monkeypatch.setattr(BatchSchedule, "_due", lambda self, *_: bool(self.waiting or self._paused))
+    first = Arriving(engine, 1, [2] * 50, greedy(8))  # 5 s to prefill, 0.8 s to go
+    run(engine, [1] * 5, greedy(30), first)
+    assert engine.batches == [[1], [2]]
+    first = Arriving(engine, 1, [2] * 5, greedy(8))  # 0.5 s to prefill
+    run(engine, [1] * 5, greedy(30), first)
+    assert engine.batches[2:4] == [[1], [2]]
+    assert engine.events.count("interrupted") > 0
+
+
+@pytest.mark.parametrize(("max_batch", "batches"), [(3, [[1], [2, 2], [2]]), (1, [[1], [2], [2], [2]])])
+def test_rows_that_pause_count(
+    max_batch: int, batches: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most `max_batch` in all, or one more than those that pause."""
+    with clocked(monkeypatch, max_batch) as engine:
+        others = [Collector() for _ in range(3)]
+
+        class First(Named):
+            def on_token(self, token_id: int, logprobs: TokenLogprobs | None) -> bool:
+                if not self.tokens:
+                    for other in others:
+                        engine.submit([2] * 5, greedy(3), other)
+                return super().on_token(token_id, logprobs)
+
+        run(engine, [1] * 5, greedy(100), First("first", engine))
+        for other in others:
+            assert other.ended.wait(60)
+        assert engine.batches == batches
 
 
 def test_idle_time_is_nobodys_turn(engine: BatchEngine) -> None:

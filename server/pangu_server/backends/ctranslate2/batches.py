@@ -6,11 +6,11 @@ one after the other: `CostModel` decides.
 
 Nobody waits for another one's whole generation. After each step a batch may have to let the head of the queue run:
 
-* It pauses inside the engine's callback while the head, and those that go with it, run beside it on a second worker.
-  It loses nothing. The head waits for twice its own predicted cost, so who pauses keeps two thirds of the time.
-* The batch beside may take what was predicted for it, or twice the sum of its prefill, which it will need again, and
-  of the next one's cost, if that is longer. Then it is interrupted. Its tickets go to the end of the queue, with the
-  tokens that they have.
+* It pauses inside the engine's callback while the head, and those that go with it, run on a second worker. It loses
+  nothing. The head waits for twice its own predicted cost, so who pauses keeps two thirds of the time.
+* The second batch may take what was predicted for it, or, if that is longer, twice the sum of its prefill, which it
+  will need again, and of the next one's cost. Then it is interrupted, unless it will soon have ended. Its tickets go
+  to the end of the queue, with the tokens that they have.
 
 A prefill cannot be interrupted.
 """
@@ -24,14 +24,12 @@ from pangu_server.backends.ctranslate2.drawing import batch_kind, is_own
 from pangu_server.backends.sampling import Logits, token_logprobs
 from pangu_server.backends.schedule import Schedule, Ticket
 
-QUANTUM_SECONDS, QUANTUM_COSTS = (
-    0.25,
-    2,
-)  # a batch goes on for at least this, and this many times what a change costs
+# While others wait, a batch goes on for at least this, and this many times what letting them run costs.
+QUANTUM_SECONDS, QUANTUM_COSTS = 0.25, 2
 
 
 def quantum(cost_seconds: float) -> float:
-    """Seconds that a batch goes on while others wait, if letting them run costs `cost_seconds`."""
+    """Seconds that a batch goes on while others wait, if a change costs `cost_seconds`."""
     return max(QUANTUM_SECONDS, QUANTUM_COSTS * cost_seconds)
 
 
@@ -105,6 +103,15 @@ class Batch:
             self._check()
         return stop
 
+    def long_to_go(self) -> bool:
+        """Whether going on can take longer than prefilling again."""
+        return self._steps_cost_more(max(self.tickets[row].remaining for row in self._alive))
+
+    def _steps_cost_more(self, steps: int) -> bool:
+        rows = len(self._alive)
+        shortest = min(len(self.tickets[row].tokens) for row in self._alive)
+        return steps * self._costs.step(rows) > self._costs.prefill(shortest, rows)
+
     def _begin(self, step: int, read_logits: Callable[[], Logits] | None) -> None:
         now = time.perf_counter()
         if self._step < 0:
@@ -118,10 +125,7 @@ class Batch:
     def _check(self) -> None:
         """After a step: is it better to end the batch here?"""
         # Nothing but forced steps, which have no callback: a prefill can be faster.
-        forced = self._first_steps[self._alive[-1]] - (self._step + 1)
-        shortest = min(len(self.tickets[row].tokens) for row in self._alive)
-        prefill = self._costs.prefill(shortest, len(self._alive))
-        if forced * self._costs.step(len(self._alive)) > prefill:
+        if self._steps_cost_more(self._first_steps[self._alive[-1]] - (self._step + 1)):
             raise Interrupted
         asked = time.perf_counter()
         self.yielded = self._over()
@@ -170,9 +174,9 @@ class BatchSchedule(Schedule):
 
         def over() -> bool:
             if self._paused:
-                return self._due(batch.prefill_seconds, predicted)
+                return batch.long_to_go() and self._due(batch.prefill_seconds, predicted)
             if self._due():
-                self._run_beside()
+                self._run_others()
             return False
 
         batch = Batch(tickets, self.costs, over, self.finish)
@@ -220,14 +224,14 @@ class BatchSchedule(Schedule):
         else:
             self.requeue([ticket], front=True)
 
-    def _run_beside(self) -> None:
-        """A turn for others while those that run pause."""
+    def _run_others(self) -> None:
+        """A turn for others, while those that run pause."""
         self._paused, self._yielded = list(self.running), True
         self.attempt(self._paused)
         self._paused, self._served_since = [], time.perf_counter()
 
     def _due(self, lost_seconds: float = 0.0, least_seconds: float = 0.0) -> bool:
-        """Whether others should run now, if that makes those that run lose so much. They have `least_seconds`."""
+        """Whether others should run now. Those that run have `least_seconds`, and lose `lost_seconds` by it."""
         with self.changed:
             head = self.waiting[0] if self.waiting else None
         if head is None and not self._paused:

@@ -6,7 +6,7 @@ from pangu_server.backends.ctranslate2.drawing import is_own
 from pangu_server.backends.schedule import Ticket
 
 EXPECTED_TOKENS = 64  # assumed of a row that may generate more: many end long before their limit
-SEEN_TOKENS = 32  # a shorter prefill does not show beside the step that it is measured with
+SEEN_TOKENS = 32  # a shorter prefill does not show next to the step that it is measured with
 
 Row = tuple[int, float]  # tokens there are, tokens that are expected to come
 
@@ -24,7 +24,7 @@ class CostModel:
         self.token_seconds = 0.002  # of prefilling a token of a very short prompt
         self.growth_seconds = 0.002  # what each token of a prompt costs more for every 1,000 tokens of it
         self.draft_tokens = 4.0  # of a row that `Sampler` draws, until it disagrees with the engine
-        self._learned = self._prefilled = False
+        self._steps, self._prefilled = 0, False
 
     def step(self, rows: int) -> float:
         """Seconds of one step of `rows` rows."""
@@ -50,10 +50,10 @@ class CostModel:
 
     def learn_step(self, rows: int, seconds: float) -> None:
         """A step of `rows` rows took `seconds`."""
-        if rows == 1 or not self._learned:
+        if rows == 1 or not self._steps:
+            self._steps = min(16, self._steps + 1)  # the mean of the first ones
             single = seconds / (1 + self.row_share * (rows - 1))
-            self.step_seconds += (single - self.step_seconds) / (16 if self._learned else 1)
-            self._learned = True
+            self.step_seconds += (single - self.step_seconds) / self._steps
         else:
             share = (seconds / self.step_seconds - 1) / (rows - 1)
             self.row_share += (min(1.0, max(0.0, share)) - self.row_share) / 16
@@ -64,9 +64,10 @@ class CostModel:
         Normalised least mean squares: both figures move towards what this length shows, each by its part in it. So
         prompts of one length settle their sum, and those of two lengths both.
         """
-        if tokens * rows < SEEN_TOKENS:
+        prefilled = (tokens - 1) * rows  # the step takes the last ones
+        if prefilled < SEEN_TOKENS or not self._steps:
             return
-        each = max(0.0, seconds - self.step(rows)) / (tokens * rows)
+        each = max(0.0, seconds - self.step(rows)) / prefilled
         predicted = self.prefill(tokens) / tokens
         if not self._prefilled and each and predicted:
             self.token_seconds *= each / predicted

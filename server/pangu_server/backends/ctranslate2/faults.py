@@ -2,13 +2,14 @@
 
 import re
 
-OUT_OF_MEMORY = r"out of memory|bad_alloc|failed to allocate"
 REMEDIES = {
     r"libcublas": (
         "install CUDA 12's cuBLAS with pip install nvidia-cublas-cu12, or run in an image with CUDA 12; "
         "--device cpu needs none"
     ),
-    OUT_OF_MEMORY: "take fewer --max-batch, an artifact of fewer bits, or a card with more memory",
+    r"out of memory|bad_alloc|failed to allocate": (
+        "take fewer --max-batch, an artifact of fewer bits, or a card or machine with more memory"
+    ),
 }
 
 

@@ -19,6 +19,9 @@ _F32, _I8, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.
 _FEATURES = binding.get_host_cpu_features()
 WIDE = bool(_FEATURES.get("avx512bw"))
 SUPPORTED = WIDE or bool(_FEATURES.get("avx2"))
+AHEAD_BYTES = (
+    2048  # of the matrix, which is fetched this far ahead: by itself the processor stops at each 4 KiB
+)
 STEP = 32 if WIDE else 16  # 16-bit integers in a register
 
 
@@ -82,6 +85,7 @@ class _Code:
         for total in totals:
             total.add_incoming(ir.Constant(self.floats, None), before)
         integers = [ir.Constant(self.sums, None)] * self.rows
+        self._fetch(start)
         for offset in range(0, BLOCK, STEP):  # unrolled: two or four steps
             weights = self._weights(start, offset)
             for i in range(self.rows):
@@ -106,6 +110,17 @@ class _Code:
             f"llvm.vector.reduce.fadd.v{STEP // 2}f32",
         )
         return [builder.call(reduce, [ir.Constant(_F32, 0.0), value], fastmath=("fast",)) for value in added]
+
+    def _fetch(self, start: Any) -> None:
+        """Begin to read what the matrix has some blocks behind input `start`; the end of the matrix does not matter."""
+        builder = self.builder
+        place = start if self.bits == 8 else builder.udiv(start, _I64(2))
+        pointer = builder.gep(self.weight, [builder.add(place, _I64(AHEAD_BYTES))])
+        arguments = [_I8.as_pointer(), _I32, _I32, _I32]
+        fetch = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), arguments), "llvm.prefetch.p0"
+        )
+        builder.call(fetch, [pointer, _I32(0), _I32(3), _I32(1)])  # to read, keep near, data
 
     def _weights(self, start: Any, offset: int) -> Any:
         """The 16-bit integers of inputs `start + offset` on."""

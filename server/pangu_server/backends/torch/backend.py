@@ -94,7 +94,7 @@ def _cache(model: Any, artifact: Artifact, options: LoadOptions) -> PagedCache:
 
         return CudaCache(layers, pages, options.max_batch, row_pages, dtype, model.device)
     return CpuCache(
-        layers, pages, options.max_batch, row_pages, dtype, model.device, parallel=options.threads > 1
+        layers, pages, options.max_batch, row_pages, dtype, model.device, threads=options.threads
     )
 
 

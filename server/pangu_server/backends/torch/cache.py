@@ -157,14 +157,14 @@ class PagedCache:
 class CpuCache(PagedCache):
     """Keys lie by dimension in a page, for `kernels.cpu_attention`; without it, or in half precision, by torch."""
 
-    def __init__(self, *arguments: Any, parallel: bool = False, **named: Any) -> None:
+    def __init__(self, *arguments: Any, threads: int = 1, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._keys = [self._empty(heads.kv_heads, heads.head_dim, PAGE_TOKENS) for heads in self.layers]
         self._values = [self._empty(heads.kv_heads, PAGE_TOKENS, heads.head_dim) for heads in self.layers]
         # NumPy has no bfloat16, and the kernels no other type than float32.
         pairs = zip(self._keys, self._values, strict=True) if self.dtype == torch.float32 else ()
         self._arrays = [(keys.numpy(), values.numpy()) for keys, values in pairs]
-        self._kernels = [_kernels(heads, self.dtype, parallel) for heads in self.layers]
+        self._kernels = [_kernels(heads, self.dtype, threads) for heads in self.layers]
 
     def _empty(self, *shape: int) -> torch.Tensor:
         # Untouched memory costs nothing, and is never read.
@@ -221,15 +221,17 @@ class CpuCache(PagedCache):
         return keys, values
 
 
-def _kernels(heads: Heads, dtype: torch.dtype, parallel: bool) -> Any:
+def _kernels(heads: Heads, dtype: torch.dtype, threads: int) -> Any:
     """The compiled attention for this layer; None where torch does it."""
     if dtype != torch.float32 or heads.head_dim % 8:
         return None
     try:
         from pangu_server.backends.torch.kernels.cpu_attention import cpu_attention
+        from pangu_server.backends.torch.kernels.spreading import spread
     except ImportError:
         return None
-    return cpu_attention(heads.head_dim, parallel)
+    kernels = cpu_attention(heads.head_dim, threads > 1)
+    return kernels._replace(attend=spread(kernels.attend, threads))
 
 
 def page_bytes(layers: Sequence[Heads], dtype: torch.dtype) -> int:

@@ -7,6 +7,7 @@ import numba
 import numpy as np
 import torch
 
+from pangu_server.backends.torch.kernels.spreading import spread
 from pangu_server.backends.torch.kernels.vectors import BLOCK, MAX_INTEGER, SUPPORTED, dot_products
 from pangu_server.backends.torch.quantized import Quantized
 
@@ -28,9 +29,9 @@ class CpuLinear:
         self._weights = _arena.placed(_packed(weight.integers, weight.bits).numpy())
         self._scales = weight.scales.float().contiguous().numpy()
         self._bias = np.zeros(self.outputs, np.float32) if bias is None else bias.float().numpy()
-        self._group, self._threads = weight.group, threads
+        self._group = weight.group
         self.name = f"numba int16 x int{weight.bits}"
-        self._multiply = _multiplier(weight.bits, threads > 1)
+        self._multiply = spread(_multiplier(weight.bits, threads > 1), threads)
 
     @staticmethod
     def supports(weight: Quantized) -> bool:

@@ -39,7 +39,11 @@ print(counts)
 def test_threads(layer: str) -> None:
     settings = {"NUMBA_NUM_THREADS": "4", "NUMBA_THREADING_LAYER": layer}
     ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env={**os.environ, **settings}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", PROGRAM],
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout == "[2, 2, 2]\n"

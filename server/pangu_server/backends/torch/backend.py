@@ -93,9 +93,7 @@ def _cache(model: Any, artifact: Artifact, options: LoadOptions) -> PagedCache:
         from pangu_server.backends.torch.cuda_cache import CudaCache
 
         return CudaCache(layers, pages, options.max_batch, row_pages, dtype, model.device)
-    return CpuCache(
-        layers, pages, options.max_batch, row_pages, dtype, model.device, threads=options.threads
-    )
+    return CpuCache(layers, pages, options.max_batch, row_pages, dtype, model.device, threads=options.threads)
 
 
 def _warm(runner: Runner, choosing: Choosing, costs: Costs, options: LoadOptions) -> None:

@@ -16,6 +16,7 @@ from pangu_server.backends.schedule import Schedule, Ticket
 from pangu_server.backends.seam import CacheUse, Counts, Draft, TokenLogprobs
 from pangu_server.backends.torch.cache import PAGE_TOKENS
 from pangu_server.backends.torch.choosing import Choosing, prompt_logprobs
+from pangu_server.backends.torch.device_choosing import Download
 from pangu_server.backends.torch.drafting import Costs, Lookup, lengths
 from pangu_server.backends.torch.rows import Part, Row, Rows
 from pangu_server.backends.torch.runner import Runner
@@ -34,7 +35,7 @@ class Step:
     """A forward whose tokens have been chosen, and not read yet."""
 
     parts: Sequence[Part]
-    tokens: torch.Tensor  # one a kept logit
+    tokens: Download  # one a kept logit
     logprobs: Any  # `Logprobs`, None if none are asked for
     started: float
 
@@ -262,11 +263,11 @@ class ContinuousSchedule(Schedule):
             part.row.flying += min(part.choices, 1)
         for row, entries in scores:
             row.prompt_logprobs += entries
-        return Step(parts, tokens, logprobs, started)
+        return Step(parts, Download(tokens), logprobs, started)
 
     def _settle(self, step: Step, *, timed: bool) -> None:
         """Read the tokens of a step and tell the listeners."""
-        tokens: list[int] = step.tokens.tolist()
+        tokens: list[int] = step.tokens.read().tolist()
         seconds = time.perf_counter() - step.started
         scored: Sequence[TokenLogprobs | None] = (
             step.logprobs.read() if step.logprobs else [None] * len(tokens)

@@ -175,7 +175,6 @@ class DeviceLogprobs:
         """See `Choosing.logprobs`. `logits` and `tokens` can be overwritten when this returns."""
         self._tops = tops
         self._asked = [row for row, top in enumerate(tops) if top is not None]
-        self._copied: torch.cuda.Event | None = None
         if not self._asked:
             return
         rows = upload(logits.device, np.array(self._asked))
@@ -185,23 +184,36 @@ class DeviceLogprobs:
         total = best.double() + (logits - best).exp_().sum(-1, keepdim=True, dtype=torch.float64).log()
         ids = torch.cat([tokens[:, None], highest(logits, max(top or 0 for top in tops))], 1)
         values = torch.stack([ids.double(), logits.gather(1, ids).double() - total])  # one transfer for both
-        self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
-        self._values.copy_(values, non_blocking=True)
-        if values.is_cuda:
-            self._copied = torch.cuda.Event()
-            self._copied.record()
+        self._values = Download(values)
 
     def read(self) -> list[TokenLogprobs | None]:
         """One entry a row; waits until the device has computed them."""
         entries: list[TokenLogprobs | None] = [None] * len(self._tops)
         if self._asked:
-            if self._copied:
-                self._copied.synchronize()
-            ids, values = self._values[0].long().tolist(), self._values[1].tolist()
+            both = self._values.read()
+            ids, values = both[0].long().tolist(), both[1].tolist()
             for place, row in enumerate(self._asked):
                 best = zip(ids[place][1:], values[place][1:], strict=True)
                 entries[row] = TokenLogprobs(values[place][0], tuple(islice(best, self._tops[row])))
         return entries
+
+
+class Download:
+    """A tensor on its way to the host. Reading it waits for what was launched before this, not for what came after."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._copy, self._copied = tensor, None
+        if tensor.is_cuda:
+            self._copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._copy.copy_(tensor, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def read(self) -> torch.Tensor:
+        """The tensor, on the host."""
+        if self._copied:
+            self._copied.synchronize()
+        return self._copy
 
 
 def highest(logits: torch.Tensor, count: int) -> torch.Tensor:

@@ -5,6 +5,7 @@ pays is a matter of the device, so costs are measured (`Costs`) and acceptance i
 """
 
 import bisect
+import heapq
 from collections.abc import Sequence
 
 MAX_DRAFT = 8  # tokens
@@ -89,20 +90,17 @@ def lengths(rates: Sequence[float], costs: Costs) -> list[int]:
     `rates` are the shares of right guesses. A guess is right only if all before it are.
     """
     chosen = [0] * len(rates)
-    best, best_pace = list(chosen), 0.0
-    expected = tokens = len(rates)
-    pace: float = expected / costs.step(tokens)
-    best_pace = pace
-    gain = list(rates)
-    total = float(expected)
-    while rates:
-        row = max(range(len(rates)), key=lambda index: gain[index] if chosen[index] < MAX_DRAFT else -1.0)
-        if chosen[row] >= MAX_DRAFT:
-            break
+    tokens, total = len(rates), float(len(rates))
+    best, best_pace = list(chosen), total / costs.step(tokens) if rates else 0.0
+    gains = [(-rate, row) for row, rate in enumerate(rates) if rate > 0]  # the highest first
+    heapq.heapify(gains)
+    while gains:
+        gain, row = heapq.heappop(gains)
         chosen[row] += 1
         tokens += 1
-        total += gain[row]
-        gain[row] *= rates[row]
+        total -= gain
+        if chosen[row] < MAX_DRAFT:
+            heapq.heappush(gains, (gain * rates[row], row))
         pace = total / costs.step(tokens)
         if pace > best_pace:
             best, best_pace = list(chosen), pace

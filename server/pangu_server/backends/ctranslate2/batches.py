@@ -6,9 +6,9 @@ one after the other: `CostModel` decides.
 
 Nobody waits for another one's whole generation. After each step a batch may have to let the head of the queue run:
 
-* It pauses inside the engine's callback while the head, and those that go with it, run beside it on a second worker.
+* It pauses inside the engine's callback while the head, and those that go with it, run on a second worker.
   It loses nothing. The head waits for twice its own predicted cost, so who pauses keeps two thirds of the time.
-* The batch beside may take what was predicted for it, or twice the sum of its prefill, which it will need again, and
+* The other batch may take what was predicted for it, or twice the sum of its prefill, which it will need again, and
   of the next one's cost, if that is longer. Then it is interrupted. Its tickets go to the end of the queue, with the
   tokens that they have.
 

@@ -6,7 +6,7 @@ from pangu_server.backends.ctranslate2.drawing import is_own
 from pangu_server.backends.schedule import Ticket
 
 EXPECTED_TOKENS = 64  # assumed of a row that may generate more: many end long before their limit
-SEEN_TOKENS = 32  # a shorter prefill does not show beside the step that it is measured with
+SEEN_TOKENS = 32  # a shorter prefill does not show next to the step that it is measured with
 
 Row = tuple[int, float]  # tokens there are, tokens that are expected to come
 

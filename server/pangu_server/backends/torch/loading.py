@@ -22,7 +22,7 @@ class Loaded:
     model: Any
     compute_type: str
     kernel: str | None = None
-    quantized_bytes: int = 0  # of matrices that are no parameters of the model
+    quantized_bytes: int = 0  # of matrices that are not parameters of the model
 
 
 Load = Callable[[Artifact, str], Loaded]  # the artifact, the device

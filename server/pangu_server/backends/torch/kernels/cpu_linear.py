@@ -80,7 +80,7 @@ def rounded(x: Any) -> Any:
 
 @functools.cache
 def _multiplier(bits: int, parallel: bool) -> Any:
-    """The compiled product for matrices of so many bits."""
+    """The compiled product for matrices of `bits` bits."""
     many, one = (dot_products(rows, bits) for rows in TILE_ROWS)
     tile = TILE_ROWS[0]
 

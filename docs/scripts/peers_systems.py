@@ -201,8 +201,9 @@ class System:
 async def _asked(endpoint: Endpoint, requests: Sequence[Request], clients: int) -> tuple[float, list[Timing]]:
     timings: dict[int, Timing] = {}
     waiting = iter(enumerate(requests))
-    options = endpoint.client_options()
-    async with httpx.AsyncClient(**options) as client:
+    # A connection a request: llama-server closes one that is kept, at times just when the next request is sent.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    async with httpx.AsyncClient(**endpoint.client_options(), limits=limits) as client:
 
         async def one_client() -> None:
             for index, request in waiting:

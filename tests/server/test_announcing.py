@@ -128,4 +128,5 @@ def test_compute_threads_wait_passively_unless_told(
         process.terminate()
         process.communicate(timeout=60)
     assert "thread (" in first or "threads (" in first
-    assert re.findall(r"OMP_WAIT_POLICY\s*=\s*'?(\w+)", log.read_text()) == [waits]
+    # Each engine's libraries may bring an OpenMP of their own.
+    assert set(re.findall(r"OMP_WAIT_POLICY\s*=\s*'?(\w+)", log.read_text())) == {waits}

@@ -26,6 +26,7 @@ ENGINES: tuple[EngineName, ...] = ("torch", "ctranslate2")  # the columns
 RUN: dict[str, tuple[EngineName, tuple[str, ...]]] = {
     "torch, transformers": ("torch", ("tiny_bigcode", "transformers", "--dtype", "float32")),
     "torch, gptq": ("torch", GPTQ_8),
+    "torch, int8": ("torch", ("tiny_bigcode", "ctranslate2", "--quantization", "int8")),
     "ctranslate2": ("ctranslate2", ("tiny_bigcode", "ctranslate2", "--quantization", "float32")),
 }
 PROMPT = "def fibonacci(n):\n    if n"
@@ -159,7 +160,7 @@ def works_prediction(client: Client) -> None:
 
 
 def works_prefix(client: Client) -> None:
-    prompt = PROMPT * 12
+    prompt = "import os\n" + PROMPT * 12  # no other request begins so
     texts, cached = [], []
     for end in (" ==", " ==", " <"):
         answer = client.complete(prompt=prompt + end)

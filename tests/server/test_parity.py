@@ -101,7 +101,7 @@ def test_every_ctranslate2_type_loads_and_says_what_it_computes_in(
     plain = ("--no-smooth",) if quantization.startswith("int8") else ()
     made = artifacts("tiny_starcoder", "ctranslate2", "--quantization", quantization, *plain)
     artifact = read_artifact(made)
-    backend = load_backend(artifact, LoadOptions(device="cpu", threads=1))
+    backend = load_backend(artifact, LoadOptions(device="cpu", threads=1, engine="ctranslate2"))
     effective = backend.info.compute_type
     tokens = greedy(backend, [589, 1459, 81], 8, [0])
     backend.close()

@@ -1,1 +1,1 @@
-"""Models in torch as a backend: transformers' own, and GPTQ ones."""
+"""The torch engine: models of transformers with our weights, cache, kernels and schedule."""

@@ -23,7 +23,7 @@ from pangu_training.stage.command import free_memory_bytes
 logger = logging.getLogger(__name__)
 
 CPU_SHARE = 8  # of the memory that is free, this part may hold keys and values
-GPU_RESERVE_BYTES = 1 << 30  # that stays free beside the cache: what a forward needs for itself
+GPU_RESERVE_BYTES = 1 << 30  # that the cache leaves free: what a forward needs for itself
 
 
 class TorchBackend(ContinuousSchedule):
@@ -133,7 +133,7 @@ def _warm(runner: Runner, choosing: Choosing, costs: Costs, options: LoadOptions
 
 
 def _forward(runner: Runner, counts: list[int]) -> torch.Tensor:
-    """The logits behind rows of so many new tokens; nobody has a page yet, so they may write anywhere."""
+    """The logits behind rows with these numbers of new tokens; nobody has a page yet, so they may write anywhere."""
     parts = []
     for slot, count in enumerate(counts):
         ticket = Ticket([0] * count, SamplingOptions(max_tokens=1), None)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 # Prompt tokens a turn: the others wait for no more than these between two of their tokens. A CPU is at full
 # speed with so few; a GPU computes some hundred in the time of one.
 PREFILL_TOKENS = {"cpu": 128, "cuda": 1024}
-TRIED_STEPS, RETRY_STEPS = 16, 128  # guesses are tried for so many steps of so many, until one is right
+TRIED_STEPS, RETRY_STEPS = 16, 128  # steps that guesses are tried for, and of how many, until one is right
 SCORED_TOKENS = 256  # of a prompt whose log-probabilities are asked for: each costs a row of the vocabulary
 
 

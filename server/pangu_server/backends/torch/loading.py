@@ -22,7 +22,7 @@ class Loaded:
     model: Any
     compute_type: str
     kernel: str | None = None
-    quantized_bytes: int = 0  # of matrices that are no parameters of the model
+    quantized_bytes: int = 0  # of matrices that are not parameters of the model
 
 
 Load = Callable[[Artifact, str], Loaded]  # the artifact, the device
@@ -53,7 +53,7 @@ def load_model(artifact: Artifact, device: str) -> Loaded:
     name = str(dtype).removeprefix("torch.")
     return Loaded(
         model=model,
-        compute_type=f"{artifact.manifest.quantization} + {name}" if quantized else name,
+        compute_type=f"{_bits(artifact.manifest.quantization)} + {name}" if quantized else name,
         kernel=", ".join(sorted(installer.kernels)) or None,
         quantized_bytes=installer.quantized_bytes,
     )
@@ -72,6 +72,11 @@ def _dtype(stored: torch.dtype, device: str, quantized: bool) -> torch.dtype:
     if quantized and stored == torch.float32:
         return torch.bfloat16
     return stored
+
+
+def _bits(quantization: str) -> str:
+    """`int8_float16` as int8, `gptq-int4-g64` as int4 g64: the rest is told apart."""
+    return quantization.removeprefix("gptq-").split("_")[0].replace("-g", " g")
 
 
 def _return_freed_memory() -> None:

@@ -1,4 +1,4 @@
-"""Products with quantized matrices on a CPU, compiled by numba at load; its cache makes the next load fast."""
+"""Products with quantized matrices on a CPU, compiled by numba at load, in a second or two."""
 
 import functools
 from typing import Any
@@ -103,7 +103,7 @@ def rounded(x: Any) -> Any:
 
 @functools.cache
 def _multiplier(bits: int, parallel: bool) -> Any:
-    """The compiled product for matrices of so many bits."""
+    """The compiled product for matrices of `bits` bits."""
     many, one = (dot_products(rows, bits) for rows in TILE_ROWS)
     tile = TILE_ROWS[0]
 

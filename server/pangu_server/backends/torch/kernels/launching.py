@@ -41,7 +41,7 @@ class Plan:
 
 
 def default_plan(outputs: int, blocks: int) -> Plan:
-    """For a matrix of so many outputs and blocks."""
+    """For a matrix of this size."""
     split = 1
     while split < 8 and -(-outputs // 64) * split < PROGRAMS and blocks >= 4 * split:
         split *= 2

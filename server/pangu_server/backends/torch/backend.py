@@ -13,9 +13,10 @@ from pangu_server.backends.schedule import Ticket
 from pangu_server.backends.seam import BackendInfo, LoadOptions, SamplingOptions
 from pangu_server.backends.torch.cache import PAGE_TOKENS, CpuCache, PagedCache, page_bytes
 from pangu_server.backends.torch.choosing import Choosing, choosing_for
-from pangu_server.backends.torch.continuous import PREFILL_TOKENS, ContinuousSchedule
+from pangu_server.backends.torch.continuous import ContinuousSchedule
 from pangu_server.backends.torch.drafting import Costs
 from pangu_server.backends.torch.loading import Load, load_model, memory_bytes
+from pangu_server.backends.torch.prefill import PREFILL_TOKENS
 from pangu_server.backends.torch.rows import Part, Row
 from pangu_server.backends.torch.runner import Runner, heads_of
 from pangu_training.stage.command import free_memory_bytes

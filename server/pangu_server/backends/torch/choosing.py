@@ -67,8 +67,15 @@ def choosing_for(vocabulary: int, max_rows: int, device: torch.device) -> Choosi
     return DeviceChoosing(vocabulary, max_rows, device)
 
 
-def prompt_logprobs(logits: torch.Tensor, token_ids: Sequence[int], top: int) -> list[TokenLogprobs]:
-    """One entry a token; `logits` (at least as many, vocabulary) are those before each."""
+def prompt_logprobs(
+    logits: torch.Tensor, token_ids: Sequence[int], options: SamplingOptions
+) -> list[TokenLogprobs]:
+    """One entry a token of a prompt whose log-probabilities are asked for.
+
+    `logits` (at least as many, vocabulary) are those before each.
+    """
+    top = options.prompt_logprobs
+    assert top is not None
     # In single precision it would round by up to 2e-5 a token.
     logs = logits[: len(token_ids)].double().log_softmax(-1)
     chosen = logs.gather(1, torch.tensor(token_ids, device=logs.device)[:, None])[:, 0].tolist()

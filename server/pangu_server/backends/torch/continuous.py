@@ -12,22 +12,19 @@ from typing import Any
 
 import torch
 
-from pangu_server.backends.schedule import Schedule, Ticket
+from pangu_server.backends.schedule import Schedule
 from pangu_server.backends.seam import CacheUse, Counts, Draft, TokenLogprobs
 from pangu_server.backends.torch.cache import PAGE_TOKENS
 from pangu_server.backends.torch.choosing import Choosing, prompt_logprobs
 from pangu_server.backends.torch.device_choosing import Download
 from pangu_server.backends.torch.drafting import Costs, Lookup, lengths
+from pangu_server.backends.torch.prefill import PREFILL_TOKENS, shares
 from pangu_server.backends.torch.rows import Part, Row, Rows
 from pangu_server.backends.torch.runner import Runner
 
 logger = logging.getLogger(__name__)
 
-# Prompt tokens a turn: the others wait for no more than these between two of their tokens. A CPU is at full
-# speed with so few; a GPU computes some hundred in the time of one.
-PREFILL_TOKENS = {"cpu": 128, "cuda": 1024}
 TRIED_STEPS, RETRY_STEPS = 16, 128  # steps that guesses are tried for, and of how many, until one is right
-SCORED_TOKENS = 256  # of a prompt whose log-probabilities are asked for: each costs a row of the vocabulary
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,7 +141,7 @@ class ContinuousSchedule(Schedule):
         while new := self._admit():
             if not self._end_without_work(new):
                 prompts.append(new)
-        for row, count in _shares(prompts, PREFILL_TOKENS[self._runner.device.type]).items():
+        for row, count in shares(prompts, PREFILL_TOKENS[self._runner.device.type]).items():
             if count and not row.ended and self._make_room(row, row.computed + count, parts):
                 parts.append(Part.of(row, count))
         return [part for part in parts if not part.row.ended]
@@ -238,7 +235,8 @@ class ContinuousSchedule(Schedule):
         for part in parts:
             row, end = part.row, at + part.kept
             if row.ticket.prompt_due and part.kept:
-                scores.append((row, _scored(part, logits[at:end])))
+                following = row.ticket.tokens[part.start + 1 : part.start + part.count + 1]
+                scores.append((row, prompt_logprobs(logits[at:end], following, row.ticket.options)))
             chosen += range(end - part.choices, end)
             slots += [row.slot] * part.choices
             draws += range(row.draws, row.draws + part.choices)
@@ -333,32 +331,3 @@ class ContinuousSchedule(Schedule):
         self._choosing.leave(row.slot)
         self._rows.leave(row, sound=error is None)
         self.finish(row.ticket, error)
-
-
-def _scored(part: Part, logits: torch.Tensor) -> list[TokenLogprobs]:
-    """The log-probabilities of the prompt's tokens behind those that the part computed."""
-    ticket = part.row.ticket
-    assert ticket.options.prompt_logprobs is not None
-    following = ticket.tokens[part.start + 1 : part.start + part.count + 1]
-    return prompt_logprobs(logits, following, ticket.options.prompt_logprobs)
-
-
-def _shares(rows: Sequence[Row], tokens: int) -> dict[Row, int]:
-    """How many of `tokens` each row may compute of its prompt, oldest row first.
-
-    Half are for the oldest, so that it gets on whoever comes; the others for those that need least, so that a short
-    prompt does not wait for a long one.
-    """
-    shares, left = dict.fromkeys(rows, 0), tokens
-    for row, most in [(row, tokens // 2) for row in rows[:1]] + [
-        (row, tokens) for row in sorted(rows, key=lambda row: row.pending)
-    ]:
-        count = min(row.pending - shares[row], _most(row.ticket) - shares[row], most, left)
-        shares[row] += count
-        left -= count
-    return shares
-
-
-def _most(ticket: Ticket) -> int:
-    """Tokens of its prompt that a step may compute."""
-    return SCORED_TOKENS if ticket.prompt_due else 1 << 30

@@ -10,7 +10,7 @@ import torch
 from support.collector import Collector
 from support.rig import Rig, finished, prompt_of, tiny_model
 
-from pangu_server.backends.torch import continuous
+from pangu_server.backends.torch import prefill
 from pangu_server.backends.torch.rows import Part
 
 BUDGET = 32
@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def steps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps]:
-    monkeypatch.setitem(continuous.PREFILL_TOKENS, "cpu", BUDGET)
+    monkeypatch.setitem(prefill.PREFILL_TOKENS, "cpu", BUDGET)
     steps = Steps(folder)
     yield steps
     steps.go.set()

@@ -172,6 +172,7 @@ class System:
             try:
                 self._endpoint = running(address)
                 asyncio.run(_asked(self._endpoint, [Request([1], 1)], 1))
+                self._endpoint = running(address)  # a server may not know what runs before it has answered
                 self.identity = identity(self._endpoint)
                 return
             except (ServedError, httpx.HTTPError) as error:

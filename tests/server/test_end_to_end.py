@@ -227,7 +227,7 @@ def test_a_server_that_cannot_start_says_why_in_one_line(artifacts: Artifacts, t
     assert "model.bin in" in refused(damaged, "--port", "0")
     # What gets past the hashes still fails in one line: here the library's own check of its file.
     (damaged / "model.bin").write_bytes(b"\xff" * (damaged / "model.bin").stat().st_size)
-    assert "CTranslate2 cannot load" in refused(damaged, "--port", "0", "--skip-verify")
+    assert "convert the checkpoint again" in refused(damaged, "--port", "0", "--skip-verify")
 
 
 def test_help_is_printed_by_the_installed_commands() -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from pangu_server.backends.torch.device_choosing import upload
+
 PAGE_TOKENS = 16
 FEW_TOKENS = 16  # new ones of a row: up to these the pages are read where they are; above they are gathered
 
@@ -27,7 +29,7 @@ class Segment:
     first: int  # place of the first one
     count: int
     length: int  # of the row with them
-    slot: int
+    pages: torch.Tensor  # int64, of the whole row, on the model's device
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +80,11 @@ class PagedCache:
         """The row in `slot` has these pages, from its page `first` on."""
         self.tables[slot, first : first + len(pages)] = pages
 
+    def segment(self, first: int, count: int, length: int, slot: int) -> Segment:
+        """The new tokens of the row in `slot`. Once a forward: all layers have the same pages."""
+        used = self.tables[slot, : -(-length // PAGE_TOKENS)]
+        return Segment(first, count, length, upload(self.device, used.astype(np.int64)))
+
     def update_tables(self) -> None:
         """Tell the device what has changed; before a forward."""
 
@@ -127,9 +134,7 @@ class PagedCache:
     ) -> torch.Tensor:
         """A row's new tokens, query (count, heads, head_dim), by torch's own attention over a copy of its pages."""
         count, heads, dimension = query.shape
-        used = self.tables[segment.slot, : -(-segment.length // PAGE_TOKENS)]
-        pages = torch.from_numpy(used.astype(np.int64)).to(self.device)
-        keys, values = self.gathered(layer, pages, segment.length)
+        keys, values = self.gathered(layer, segment.pages, segment.length)
         kv_heads = len(keys)
         groups = heads // kv_heads
         # All query heads of a key's head are as many more queries: nothing is repeated.
@@ -183,35 +188,28 @@ class CpuCache(PagedCache):
         flat: Flat,
     ) -> torch.Tensor:
         """See `PagedCache`."""
-        keys, values, kernels = self._keys[layer], self._values[layer], self._kernels[layer]
-        out = torch.empty_like(query)
+        kernels, out = self._kernels[layer], torch.empty_like(query)
+        places, few, slots, visible = flat.arrays
+        gathered = list(flat.segments)
         if kernels is None:
             pages, offsets = flat.places // PAGE_TOKENS, flat.places % PAGE_TOKENS
-            keys[pages, :, :, offsets] = key
-            values[pages, :, offsets] = value
-            few = torch.arange(len(query)) if flat.tokens is None else flat.tokens
-            single = [
-                Segment(token, 1, length, slot)
-                for token, length, slot in zip(
-                    few.tolist(), flat.visible.tolist(), flat.slots.tolist(), strict=True
-                )
+            self._keys[layer][pages, :, :, offsets] = key
+            self._values[layer][pages, :, offsets] = value
+            gathered += [
+                self.segment(int(token), 1, int(length), int(slot))
+                for token, length, slot in zip(few, visible, slots, strict=True)
             ]
-            for part in (*flat.segments, *single):
-                tokens = slice(part.first, part.first + part.count)
-                out[tokens] = self.attend_gathered(layer, query[tokens], options, part)
-            return out
-        key_pages, value_pages = self._arrays[layer]
-        places, few, slots, visible = flat.arrays
-        kernels.store(key.numpy(), value.numpy(), places, key_pages, value_pages)
-        for part in flat.segments:
-            tokens = slice(part.first, part.first + part.count)
-            out[tokens] = self.attend_gathered(layer, query[tokens], options, part)
-        if len(few):
+        else:
+            key_pages, value_pages = self._arrays[layer]
+            kernels.store(key.numpy(), value.numpy(), places, key_pages, value_pages)
             scale, softcap = np.float32(options.scale), np.float32(options.softcap)
             kernels.attend(
                 query.numpy(), key_pages, value_pages, few, slots, visible, self.tables,
                 scale, softcap, options.window, out.numpy(),
             )  # fmt: skip
+        for part in gathered:
+            tokens = slice(part.first, part.first + part.count)
+            out[tokens] = self.attend_gathered(layer, query[tokens], options, part)
         return out
 
     def gathered(self, layer: int, pages: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -87,10 +87,8 @@ class CudaCache(PagedCache):
     def _long(self, layer: int, query: torch.Tensor, options: Options, segment: Segment) -> torch.Tensor:
         if self.dtype == torch.float32 or options.softcap or query.shape[-1] > 256:
             return self.attend_gathered(layer, query, options, segment)
-        used = self.tables[segment.slot, : -(-segment.length // PAGE_TOKENS)]
-        pages = upload(self.device, used.astype(np.int64))
         keys, values = (
-            tensor.index_select(0, pages).flatten(0, 1)[None, : segment.length]
+            tensor.index_select(0, segment.pages).flatten(0, 1)[None, : segment.length]
             for tensor in (self._keys[layer], self._values[layer])
         )
         # The last query sees all keys: flash attention's mask is aligned so. SDPA would repeat shared keys.

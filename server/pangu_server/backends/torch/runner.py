@@ -39,8 +39,8 @@ class Tokens(NamedTuple):
     kept: list[int]
 
     @classmethod
-    def of(cls, parts: Sequence[Part], tables: npt.NDArray[np.int32]) -> "Tokens":
-        """The tokens of these parts; `tables` say which pages the rows have."""
+    def of(cls, parts: Sequence[Part], cache: PagedCache) -> "Tokens":
+        """The tokens of these parts, whose rows have their pages in `cache`."""
         total = sum(part.count for part in parts)
         numbers = np.empty((4, total), np.int64)
         ids, positions, places, slots = numbers
@@ -53,11 +53,11 @@ class Tokens(NamedTuple):
             known = row.ticket.tokens[start : start + part.known]
             known += [UNREAD] * (part.known - len(known))
             ids[own], positions[own], slots[own] = [*known, *part.guesses], range(start, stop), row.slot
-            pages = tables[row.slot, positions[own] // PAGE_TOKENS].astype(np.int64)
+            pages = cache.tables[row.slot, positions[own] // PAGE_TOKENS].astype(np.int64)
             places[own] = pages * PAGE_TOKENS + positions[own] % PAGE_TOKENS
             if count > FEW_TOKENS:
                 few[own] = False
-                segments.append(Segment(first, count, stop, row.slot))
+                segments.append(cache.segment(first, count, stop, row.slot))
             kept += range(first + count - part.kept, first + count)
             first += count
         return cls(ids, positions, places, slots, few, segments, kept)
@@ -81,11 +81,6 @@ class Runner:
         self._captured: dict[int, _Captured] = {}
         self._chosen = torch.zeros(len(cache.tables), dtype=torch.long, device=self.device)
 
-    @property
-    def captured(self) -> bool:
-        """Whether there are CUDA graphs."""
-        return bool(self._captured)
-
     def remember(self, slots: Sequence[int], tokens: torch.Tensor) -> None:
         """`tokens`, on the device, are the last of these slots: the next forward takes them where ids are UNREAD."""
         if self.cache.on_device:
@@ -96,7 +91,7 @@ class Runner:
 
         Returns the logits (kept tokens, vocabulary) in the model's type, part after part.
         """
-        tokens = Tokens.of(parts, self.cache.tables)
+        tokens = Tokens.of(parts, self.cache)
         if self.cache.on_device:
             return self._on_device(tokens)
         few = np.flatnonzero(tokens.few)

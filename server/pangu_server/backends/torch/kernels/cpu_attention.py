@@ -109,42 +109,22 @@ def cpu_attention(head_dim: int, parallel: bool) -> CpuAttention:
             out[tokens[at], head],
         )
 
-    if parallel:
-
-        @numba.njit(nogil=True, parallel=True)
-        def attend(
-            queries: Any,
-            keys: Any,
-            values: Any,
-            tokens: Any,
-            rows: Any,
-            visible: Any,
-            tables: Any,
-            scale: Any,
-            softcap: Any,
-            window: Any,
-            out: Any,
-        ) -> None:
-            for index in numba.prange(len(tokens) * queries.shape[1]):
-                item(index, queries, keys, values, tokens, rows, visible, tables, scale, softcap, window, out)
-    else:
-
-        @numba.njit(nogil=True)
-        def attend(
-            queries: Any,
-            keys: Any,
-            values: Any,
-            tokens: Any,
-            rows: Any,
-            visible: Any,
-            tables: Any,
-            scale: Any,
-            softcap: Any,
-            window: Any,
-            out: Any,
-        ) -> None:
-            for index in range(len(tokens) * queries.shape[1]):
-                item(index, queries, keys, values, tokens, rows, visible, tables, scale, softcap, window, out)
+    @numba.njit(nogil=True, parallel=parallel)  # else `prange` is `range`
+    def attend(
+        queries: Any,
+        keys: Any,
+        values: Any,
+        tokens: Any,
+        rows: Any,
+        visible: Any,
+        tables: Any,
+        scale: Any,
+        softcap: Any,
+        window: Any,
+        out: Any,
+    ) -> None:
+        for index in numba.prange(len(tokens) * queries.shape[1]):
+            item(index, queries, keys, values, tokens, rows, visible, tables, scale, softcap, window, out)
 
     return CpuAttention(_store, attend)
 

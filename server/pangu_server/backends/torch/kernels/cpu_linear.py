@@ -132,17 +132,8 @@ def _multiplier(bits: int, parallel: bool) -> Any:
                 for n in range(start, stop):
                     out[row, n] = one(weights, x, x_scales, scales, n, row, group)[0] + bias[n]
 
-    if not parallel:
-
-        @numba.njit(nogil=True)
-        def multiply(x: Any, weights: Any, scales: Any, bias: Any, group: Any, out: Any) -> None:
-            integers, x_scales = rounded(x)
-            span(integers, x_scales, weights, scales, bias, group, out, 0, weights.shape[0])
-
-        return multiply
-
-    @numba.njit(nogil=True, parallel=True)
-    def multiply_spread(x: Any, weights: Any, scales: Any, bias: Any, group: Any, out: Any) -> None:
+    @numba.njit(nogil=True, parallel=parallel)  # else `prange` is `range`
+    def multiply(x: Any, weights: Any, scales: Any, bias: Any, group: Any, out: Any) -> None:
         outputs = weights.shape[0]
         integers, x_scales = rounded(x)
         for part in numba.prange((outputs + SPREAD_OUTPUTS - 1) // SPREAD_OUTPUTS):
@@ -150,4 +141,4 @@ def _multiplier(bits: int, parallel: bool) -> Any:
             last = min(outputs, first + SPREAD_OUTPUTS)
             span(integers, x_scales, weights, scales, bias, group, out, first, last)
 
-    return multiply_spread
+    return multiply

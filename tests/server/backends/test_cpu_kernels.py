@@ -73,7 +73,10 @@ def test_what_does_not_fit_is_left_to_others(inputs: int, groups: int) -> None:
 
 
 @pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (20, 0.0), (0, 5.0)])
-@pytest.mark.parametrize(("heads", "kv_heads", "width", "parallel"), [(4, 2, 16, False), (6, 1, 8, True)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "width", "parallel"),
+    [(4, 2, 16, False), (6, 1, 8, True), (7, 1, 32, False), (2, 2, 64, False)],
+)
 def test_attention_over_pages_is_attention(
     heads: int, kv_heads: int, width: int, window: int, softcap: float, parallel: bool
 ) -> None:

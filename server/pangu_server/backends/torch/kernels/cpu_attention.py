@@ -4,17 +4,19 @@ Keys lie in a page by dimension, values by token, so that both are read along wh
 """
 
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 PAGE_TOKENS = 16
-_F32, _I64 = ir.FloatType(), ir.IntType(64)
-_CHAINS = 4  # sums at a time: one alone would wait for its last addition
+_LANES = 8  # numbers that are multiplied at a time
+_F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 
 
 class CpuAttention(NamedTuple):
@@ -37,14 +39,41 @@ class CpuAttention(NamedTuple):
 @functools.cache
 def cpu_attention(head_dim: int, parallel: bool) -> CpuAttention:
     """The kernels for heads of `head_dim`, a multiple of 8."""
-    page_scores, add_values = _page_scores(head_dim), _add_values(head_dim)
+    width = 16 if head_dim % 16 == 0 else 8
+    scores4, scores2, scores1 = (_multiply(rows, PAGE_TOKENS, head_dim) for rows in (4, 2, 1))
+    wide = 64 if head_dim % 64 == 0 else width  # of a single row
+    values4, values2, values1 = _multiply(4, width), _multiply(2, width), _multiply(1, wide)
 
-    @numba.njit(nogil=True, fastmath=True)
+    @numba.njit(nogil=True)
+    def score(queries: Any, keys: Any, scores: Any, at: Any) -> None:
+        heads = len(queries)
+        for head in range(0, heads - 3, 4):
+            scores4(queries, head, 0, keys, 0, scores, head, at, head_dim)
+        if heads % 4 >= 2:
+            head = heads // 4 * 4
+            scores2(queries, head, 0, keys, 0, scores, head, at, head_dim)
+        if heads % 2:
+            scores1(queries, heads - 1, 0, keys, 0, scores, heads - 1, at, head_dim)
+
+    @numba.njit(nogil=True)
+    def add_values(scores: Any, at: Any, count: Any, values: Any, out: Any) -> None:
+        heads = len(out)
+        for d in range(0, head_dim, width):
+            for head in range(0, heads - 3, 4):
+                values4(scores, head, at, values, d, out, head, d, count)
+            if heads % 4 >= 2:
+                head = heads // 4 * 4
+                values2(scores, head, at, values, d, out, head, d, count)
+        if heads % 2:
+            for d in range(0, head_dim, wide):
+                values1(scores, heads - 1, at, values, d, out, heads - 1, d, count)
+
+    @numba.njit(nogil=True)
     def one(
-        query: Any,
+        queries: Any,
         keys: Any,
         values: Any,
-        head: Any,
+        kv_head: Any,
         pages: Any,
         first: Any,
         last: Any,
@@ -52,29 +81,24 @@ def cpu_attention(head_dim: int, parallel: bool) -> CpuAttention:
         softcap: Any,
         out: Any,
     ) -> None:
+        """All heads of a token that share keys and values, so that these are read once."""
         start, stop = first // PAGE_TOKENS, (last + PAGE_TOKENS - 1) // PAGE_TOKENS
-        scores = np.empty(stop * PAGE_TOKENS, np.float32)
+        heads = len(queries)
+        scores = np.zeros((heads, stop * PAGE_TOKENS), np.float32)
         for at in range(start, stop):
-            page_scores(query, keys[pages[at], head], scores, at * PAGE_TOKENS)
-        for j in range(first, last):
-            scores[j] *= scale
-        if softcap > 0:
-            for j in range(first, last):
-                scores[j] = softcap * np.tanh(scores[j] / softcap)
-        total = _weights(scores, first, last)
-        scores[start * PAGE_TOKENS : first] = 0
-        for d in range(head_dim):
-            out[d] = np.float32(0)
+            score(queries, keys[pages[at], kv_head], scores, at * PAGE_TOKENS)
+        out[:] = 0
+        totals = np.empty(heads, np.float32)
+        for head in range(heads):
+            totals[head] = _weights(scores[head, first:last], scale, softcap)
+            scores[head, start * PAGE_TOKENS : first] = 0
         for at in range(start, stop):
-            add_values(
-                scores,
-                at * PAGE_TOKENS,
-                values[pages[at], head],
-                out,
-                min(PAGE_TOKENS, last - at * PAGE_TOKENS),
-            )
-        for d in range(head_dim):
-            out[d] /= total
+            position = at * PAGE_TOKENS
+            count = min(PAGE_TOKENS, last - position)
+            add_values(scores, position, count, values[pages[at], kv_head], out)
+        for head in range(heads):
+            for d in range(head_dim):
+                out[head, d] /= totals[head]
 
     @numba.njit(nogil=True)
     def item(
@@ -91,13 +115,15 @@ def cpu_attention(head_dim: int, parallel: bool) -> CpuAttention:
         window: Any,
         out: Any,
     ) -> None:
-        heads = queries.shape[1]
-        at, head = index // heads, index % heads
+        kv_heads = keys.shape[1]
+        at, kv_head = index // kv_heads, index % kv_heads
         last = visible[at]
         first = max(0, last - window) if window > 0 else 0
-        kv_head = head // (heads // keys.shape[1])
+        group = queries.shape[1] // kv_heads
+        mine = slice(kv_head * group, (kv_head + 1) * group)
+        token = tokens[at]
         one(
-            queries[tokens[at], head],
+            queries[token, mine],
             keys,
             values,
             kv_head,
@@ -106,7 +132,7 @@ def cpu_attention(head_dim: int, parallel: bool) -> CpuAttention:
             last,
             scale,
             softcap,
-            out[tokens[at], head],
+            out[token, mine],
         )
 
     @numba.njit(nogil=True, parallel=parallel)  # else `prange` is `range`
@@ -123,7 +149,7 @@ def cpu_attention(head_dim: int, parallel: bool) -> CpuAttention:
         window: Any,
         out: Any,
     ) -> None:
-        for index in numba.prange(len(tokens) * queries.shape[1]):
+        for index in numba.prange(len(tokens) * keys.shape[1]):
             item(index, queries, keys, values, tokens, rows, visible, tables, scale, softcap, window, out)
 
     return CpuAttention(_store, attend)
@@ -141,15 +167,21 @@ def _store(new_keys: Any, new_values: Any, places: Any, keys: Any, values: Any) 
 
 
 @numba.njit(nogil=True, fastmath=True, cache=True)
-def _weights(scores: Any, first: Any, last: Any) -> Any:
-    """Replace scores[first:last] by exp(score - the highest); returns their sum."""
-    bits = np.empty(last, np.int32)
-    powers = bits.view(np.float32)
-    top = scores[first]
-    for j in range(first, last):
+def _weights(scores: Any, scale: Any, softcap: Any) -> Any:
+    """Replace each score by exp(score * scale - the highest); returns their sum."""
+    count = len(scores)  # loops to it, from 0, are vectorized; others are not
+    for j in range(count):
+        scores[j] *= scale
+    if softcap > 0:
+        for j in range(count):
+            scores[j] = softcap * np.tanh(scores[j] / softcap)
+    top = scores[0]
+    for j in range(count):
         top = max(top, scores[j])
+    bits = np.empty(count, np.int32)
+    powers = bits.view(np.float32)
     # 2**whole by its bits, times a polynomial in the fraction: within 3e-7 of exp, and vectorized as exp is not.
-    for j in range(first, last):
+    for j in range(count):
         x = max((scores[j] - top) * np.float32(1.4426950408889634), np.float32(-126))
         whole = np.floor(x)
         f = x - whole
@@ -159,104 +191,74 @@ def _weights(scores: Any, first: Any, last: Any) -> Any:
         power = power * f + np.float32(2.4015361e-1)
         power = power * f + np.float32(6.9315308e-1)
         scores[j] = power * f + np.float32(9.9999994e-1)
-        bits[j] = (np.int32(whole) + np.int32(127)) << np.int32(23)
+        bits[j] = np.int32((whole + np.float32(127)) * np.float32(1 << 23))
     total = np.float32(0)
-    for j in range(first, last):
+    for j in range(count):
         scores[j] *= powers[j]
         total += scores[j]
     return total
 
 
-class _Emitter:
-    """What both loops need of LLVM."""
+def _multiply(rows: int, width: int, count: int | None = None) -> Any:
+    """An intrinsic: (a, a_row, a_at, b, b_at, c, c_row, c_at, count) -> None, for two-dimensional float32 arrays.
 
-    def __init__(self, builder: Any, lanes: int) -> None:
-        self.builder, self.vector, self.lanes = builder, ir.VectorType(_F32, lanes), lanes
-
-    def load(self, pointer: Any, index: Any) -> Any:
-        """A vector from here on."""
-        place = self.builder.gep(pointer, [index])
-        return self.builder.load(self.builder.bitcast(place, self.vector.as_pointer()), align=4)
-
-    def store(self, value: Any, pointer: Any, index: Any) -> None:
-        """The vector to here."""
-        place = self.builder.gep(pointer, [index])
-        self.builder.store(value, self.builder.bitcast(place, self.vector.as_pointer()), align=4)
-
-    def spread(self, pointer: Any, index: Any) -> Any:
-        """A vector of the number here."""
-        value = self.builder.load(self.builder.gep(pointer, [index]))
-        undefined = ir.Constant(self.vector, ir.Undefined)
-        first = self.builder.insert_element(undefined, value, ir.IntType(32)(0))
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
-        return self.builder.shuffle_vector(first, undefined, mask)
-
-    def multiply_add(self, a: Any, b: Any, total: Any) -> Any:
-        """a * b + total."""
-        product = self.builder.fmul(a, b, flags=["fast"])
-        return self.builder.fadd(product, total, flags=["fast"])
-
-
-def _page_scores(head_dim: int) -> Any:
-    """(query (head_dim,), keys of a page (head_dim, PAGE_TOKENS), scores, at): the page's scores, from `at` on."""
+    Adds to c[c_row : c_row + rows, c_at : c_at + width] the product of a[a_row : a_row + rows, a_at : a_at + count]
+    and b[:count, b_at : b_at + width]. A `count` known here, a multiple of 4, lets one row have several sums.
+    """
+    chains = max(1, 4 // rows) if count else 1  # a sum alone would wait for its last addition
+    cells = [(row, at) for row in range(rows) for at in range(0, width, _LANES)]
+    vector = ir.VectorType(_F32, _LANES)
 
     @intrinsic
-    def page_scores(typing: Any, query: Any, keys: Any, scores: Any, at: Any) -> Any:
+    def multiply(
+        typing: Any,
+        a: Any,
+        a_row: Any,
+        a_at: Any,
+        b: Any,
+        b_at: Any,
+        c: Any,
+        c_row: Any,
+        c_at: Any,
+        length: Any,
+    ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            q, k, target = (
-                context.make_array(kind)(context, builder, value).data
-                for kind, value in zip(signature.args[:3], arguments[:3], strict=True)
-            )
-            emit = _Emitter(builder, PAGE_TOKENS)
-            sums = [ir.Constant(emit.vector, None)] * _CHAINS
-            for d in range(head_dim):
-                along = emit.load(k, _I64(d * PAGE_TOKENS))
-                sums[d % _CHAINS] = emit.multiply_add(emit.spread(q, _I64(d)), along, sums[d % _CHAINS])
-            total = functools.reduce(lambda a, b: builder.fadd(a, b, flags=["fast"]), sums)
-            emit.store(total, target, arguments[3])
+            def row(index: int, at: Any, column: Any) -> Any:
+                array = context.make_array(signature.args[index])(context, builder, arguments[index])
+                start = builder.mul(at, builder.extract_value(array.shape, 1))
+                return builder.gep(array.data, [builder.add(start, column)])
+
+            def vector_at(pointer: Any, offset: int) -> Any:
+                return builder.bitcast(builder.gep(pointer, [_I64(offset)]), vector.as_pointer())
+
+            def everywhere(number: Any) -> Any:
+                one = builder.insert_element(ir.Constant(vector, ir.Undefined), number, _I32(0))
+                mask = ir.Constant(ir.VectorType(_I32, _LANES), [0] * _LANES)
+                return builder.shuffle_vector(one, one, mask)
+
+            first, target = arguments[1], arguments[6]
+            left = [row(0, builder.add(first, _I64(i)), arguments[2]) for i in range(rows)]
+            out = [row(5, builder.add(target, _I64(i)), arguments[7]) for i in range(rows)]
+            sums = [[cgutils.alloca_once(builder, vector) for _ in cells] for _ in range(chains)]
+            for total in itertools.chain(*sums):
+                builder.store(ir.Constant(vector, None), total)
+            with cgutils.for_range(builder, builder.udiv(arguments[8], _I64(chains)), intp=_I64) as steps:
+                for chain, totals in enumerate(sums):
+                    k = builder.add(builder.mul(steps.index, _I64(chains)), _I64(chain))
+                    right = row(3, k, arguments[4])
+                    for (i, at), total in zip(cells, totals, strict=True):
+                        number = everywhere(builder.load(builder.gep(left[i], [k])))
+                        numbers = builder.load(vector_at(right, at), align=4)
+                        product = builder.fmul(number, numbers, flags=["fast"])
+                        builder.store(builder.fadd(product, builder.load(total), flags=["fast"]), total)
+            for (i, at), *parts in zip(cells, *sums, strict=True):
+                place = vector_at(out[i], at)
+                value = builder.load(place, align=4)
+                for part in parts:
+                    value = builder.fadd(value, builder.load(part), flags=["fast"])
+                builder.store(value, place, align=4)
             return context.get_dummy_value()
 
-        return types.void(query, keys, scores, at), generate
+        return types.void(a, a_row, a_at, b, b_at, c, c_row, c_at, length), generate
 
-    return page_scores
-
-
-def _add_values(head_dim: int) -> Any:
-    """(weights, at, values of a page (PAGE_TOKENS, head_dim), out (head_dim,), count): add `count` weighted values."""
-
-    @intrinsic
-    def add_values(typing: Any, weights: Any, at: Any, values: Any, out: Any, count: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            w, v, target = (
-                context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (0, 2, 3)
-            )
-            lanes = 8
-            emit = _Emitter(builder, lanes)
-            parts = range(head_dim // lanes)
-            first = [emit.load(target, _I64(part * lanes)) for part in parts]
-            before = builder.block
-            head, done = builder.append_basic_block("token"), builder.append_basic_block("done")
-            builder.branch(head)
-            builder.position_at_end(head)
-            j = builder.phi(_I64)
-            j.add_incoming(_I64(0), before)
-            sums = [builder.phi(emit.vector) for _ in parts]
-            weight = emit.spread(w, builder.add(arguments[1], j))
-            row = builder.mul(j, _I64(head_dim))
-            following = builder.add(j, _I64(1))
-            j.add_incoming(following, head)
-            added = []
-            for part in parts:
-                sums[part].add_incoming(first[part], before)
-                along = emit.load(v, builder.add(row, _I64(part * lanes)))
-                added.append(emit.multiply_add(weight, along, sums[part]))
-                sums[part].add_incoming(added[part], head)
-            builder.cbranch(builder.icmp_signed("<", following, arguments[4]), head, done)
-            builder.position_at_end(done)
-            for part in parts:
-                emit.store(added[part], target, _I64(part * lanes))
-            return context.get_dummy_value()
-
-        return types.void(weights, at, values, out, count), generate
-
-    return add_values
+    return multiply

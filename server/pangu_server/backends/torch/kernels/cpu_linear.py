@@ -8,12 +8,10 @@ import numpy as np
 import torch
 
 from pangu_server.backends.torch.kernels.spreading import spread
-from pangu_server.backends.torch.kernels.vectors import BLOCK, MAX_INTEGER, SUPPORTED, dot_products
+from pangu_server.backends.torch.kernels.vectors import BLOCK, MAX_INTEGER, SUPPORTED, TILE, tile_product
 from pangu_server.backends.torch.quantized import Quantized
 
-TILE_ROWS = (4, 1)  # rows of activations that meet a row of the matrix in one pass
-OUTPUTS = 64  # of the matrix's rows, for which all activations pass: they stay in the processor's cache
-SPREAD_OUTPUTS = 256  # a thread's share at least
+SPREAD_TILES = 16  # a thread's share at least
 
 
 class CpuLinear:
@@ -24,14 +22,15 @@ class CpuLinear:
     """
 
     def __init__(self, weight: Quantized, bias: torch.Tensor | None, threads: int) -> None:
-        self.outputs, self.inputs = weight.integers.shape
+        self.outputs = len(weight.integers)
         self._order = weight.order
         self._weights = _arena.placed(_packed(weight.integers, weight.bits).numpy())
-        self._scales = weight.scales.float().contiguous().numpy()
-        self._bias = np.zeros(self.outputs, np.float32) if bias is None else bias.float().numpy()
+        self._scales = _tiles(weight.scales.float()).transpose(1, 2).contiguous().numpy()
+        self._bias = _tiles(torch.zeros(self.outputs) if bias is None else bias.float()).numpy()
         self._group = weight.group
         self.name = f"numba int16 x int{weight.bits}"
-        self._multiply = spread(_multiplier(weight.bits, threads > 1), threads)
+        grouped = weight.scales.shape[1] > 1
+        self._multiply = spread(_multiplier(weight.bits, grouped, threads > 1), threads)
 
     @staticmethod
     def supports(weight: Quantized) -> bool:
@@ -46,9 +45,9 @@ class CpuLinear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self._order is not None:
             x = x.index_select(1, self._order)
-        out = torch.empty((len(x), self.outputs))
+        out = torch.empty((len(x), self._bias.size))
         self._multiply(x.numpy(), self._weights, self._scales, self._bias, self._group, out.numpy())
-        return out
+        return out[:, : self.outputs]
 
 
 class _Arena:
@@ -73,12 +72,21 @@ class _Arena:
 _arena = _Arena()
 
 
+def _tiles(rows: torch.Tensor) -> torch.Tensor:
+    """(outputs, ...) as (tiles, TILE, ...), with zeros at the end."""
+    missing = -len(rows) % TILE
+    return torch.cat([rows, rows.new_zeros((missing, *rows.shape[1:]))]).unflatten(0, (-1, TILE))
+
+
 def _packed(integers: torch.Tensor, bits: int) -> torch.Tensor:
-    """(outputs, bytes): int8 as it is; of 4 bits each block's first half in low halves, the other in high ones."""
-    if bits == 8:
-        return integers.contiguous()
-    fields = (integers.to(torch.int16) + 8).to(torch.uint8).view(len(integers), -1, 2, BLOCK // 2)
-    return (fields[:, :, 0] | fields[:, :, 1] << 4).reshape(len(integers), -1).view(torch.int8).contiguous()
+    """(tiles, bytes): a pair of inputs of each output of a tile, then the next pair.
+
+    In 4 bits low halves of bytes are a pair of inputs, high halves the next pair.
+    """
+    pairs = _tiles(integers).unflatten(2, (-1, 2)).transpose(1, 2)  # (tiles, inputs / 2, TILE, 2)
+    if bits == 4:
+        pairs = (pairs[:, 0::2] & 15) | pairs[:, 1::2] << 4
+    return pairs.flatten(1).contiguous()
 
 
 @numba.njit(nogil=True, cache=True)
@@ -102,43 +110,28 @@ def rounded(x: Any) -> Any:
 
 
 @functools.cache
-def _multiplier(bits: int, parallel: bool) -> Any:
-    """The compiled product for matrices of `bits` bits."""
-    many, one = (dot_products(rows, bits) for rows in TILE_ROWS)
-    tile = TILE_ROWS[0]
+def _multiplier(bits: int, grouped: bool, parallel: bool) -> Any:
+    """The compiled product for matrices of `bits` bits, with a scale for each group of inputs or for each output."""
+    four, two, one = (tile_product(rows, bits, grouped=grouped) for rows in (4, 2, 1))
 
     @numba.njit(nogil=True)
-    def span(
-        x: Any,
-        x_scales: Any,
-        weights: Any,
-        scales: Any,
-        bias: Any,
-        group: Any,
-        out: Any,
-        first: Any,
-        last: Any,
+    def of_tile(
+        tile: Any, x: Any, x_scales: Any, weights: Any, scales: Any, bias: Any, group: Any, out: Any
     ) -> None:
-        rows = x.shape[0]
-        for start in range(first, last, OUTPUTS):
-            stop = min(last, start + OUTPUTS)
-            whole = rows - rows % tile
-            for row in range(0, whole, tile):
-                for n in range(start, stop):
-                    sums = many(weights, x, x_scales, scales, n, row, group)
-                    for i in range(tile):
-                        out[row + i, n] = sums[i] + bias[n]
-            for row in range(whole, rows):
-                for n in range(start, stop):
-                    out[row, n] = one(weights, x, x_scales, scales, n, row, group)[0] + bias[n]
+        rows = len(x)
+        for row in range(0, rows - 3, 4):
+            four(weights, x, x_scales, scales, bias, tile, row, group, out)
+        if rows % 4 >= 2:
+            two(weights, x, x_scales, scales, bias, tile, rows // 4 * 4, group, out)
+        if rows % 2:
+            one(weights, x, x_scales, scales, bias, tile, rows - 1, group, out)
 
     @numba.njit(nogil=True, parallel=parallel)  # else `prange` is `range`
     def multiply(x: Any, weights: Any, scales: Any, bias: Any, group: Any, out: Any) -> None:
-        outputs = weights.shape[0]
         integers, x_scales = rounded(x)
-        for part in numba.prange((outputs + SPREAD_OUTPUTS - 1) // SPREAD_OUTPUTS):
-            first = part * SPREAD_OUTPUTS
-            last = min(outputs, first + SPREAD_OUTPUTS)
-            span(integers, x_scales, weights, scales, bias, group, out, first, last)
+        tiles = len(weights)
+        for part in numba.prange((tiles + SPREAD_TILES - 1) // SPREAD_TILES):
+            for tile in range(part * SPREAD_TILES, min(tiles, (part + 1) * SPREAD_TILES)):
+                of_tile(tile, integers, x_scales, weights, scales, bias, group, out)
 
     return multiply

@@ -1,8 +1,9 @@
-"""Dot products of quantized rows as vector instructions, for numba: what its own vectorizer does not find.
+"""Products of quantized matrices as vector instructions, for numba: what its own vectorizer does not find.
 
 Activations are 16-bit integers with a scale for each `BLOCK` of them, weights 8- or 4-bit integers: x86's `vpmaddwd`
-multiplies pairs and adds them, exactly. That reads a row at the speed of memory, and with several rows of activations
-it does twice the work of single-precision arithmetic (Zen 3). A block's sum becomes a float and is scaled.
+multiplies pairs and adds them, exactly. A lane of a register is an output, so nothing is summed across a register; a
+block's sums become floats and are scaled. That reads a matrix at the speed of memory for one row of activations, and
+for many it does up to twice the work of single-precision arithmetic.
 """
 
 from typing import Any
@@ -13,142 +14,182 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 BLOCK = 64  # inputs that share a scale of the activations: a divisor of every width that models have
-MAX_INTEGER = 32767  # of an activation: 64 / 2 pairs of 2 * 32767 * 128 stay below 2**31
+MAX_INTEGER = 32767  # of an activation: a lane's 64 products of 32767 * 128 stay below 2**31
 
 _F32, _I8, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _FEATURES = binding.get_host_cpu_features()
 WIDE = bool(_FEATURES.get("avx512bw"))
-SUPPORTED = WIDE or bool(_FEATURES.get("avx2"))
+SUPPORTED = WIDE or bool(_FEATURES.get("avx2") and _FEATURES.get("fma"))
+LANES = 16 if WIDE else 8  # 32-bit numbers in a register
+VECTORS = 2  # of outputs in a tile: with four rows of activations all sums fit into AVX2's 16 registers
+TILE = LANES * VECTORS  # outputs that lie together in a packed matrix
 AHEAD_BYTES = (
     2048  # of the matrix, which is fetched this far ahead: by itself the processor stops at each 4 KiB
 )
-STEP = 32 if WIDE else 16  # 16-bit integers in a register
+_LINE_BYTES = 64
 
 
-def dot_products(rows: int, bits: int) -> Any:
-    """An intrinsic: (weights, x, x_scales, scales, n, m, group) -> the sums of row n with `rows` rows of x, from m on.
+def tile_product(rows: int, bits: int, *, grouped: bool) -> Any:
+    """An intrinsic: (weights, x, x_scales, scales, bias, tile, row, group, out) -> None.
 
-    weights int8 (outputs, bytes), x int16 (rows, inputs), x_scales float32 (rows, inputs / BLOCK), scales float32
-    (outputs, groups); `group` inputs share one of these, a multiple of BLOCK.
+    Fills out[row : row + rows, tile * TILE : (tile + 1) * TILE]. weights int8 (tiles, bytes), packed as `cpu_linear`
+    does it; x int16 (all rows, inputs), x_scales float32 (all rows, inputs / BLOCK), scales float32 (tiles, groups,
+    TILE): `group` inputs share one, a multiple of BLOCK; not `grouped`: all do. bias float32 (tiles, TILE), out
+    float32 (all rows, tiles * TILE). A row's numbers do not depend on `rows`.
     """
 
     @intrinsic
-    def products(
-        typing: Any, weights: Any, x: Any, x_scales: Any, scales: Any, n: Any, m: Any, group: Any
+    def product(
+        typing: Any,
+        weights: Any,
+        x: Any,
+        x_scales: Any,
+        scales: Any,
+        bias: Any,
+        tile: Any,
+        row: Any,
+        group: Any,
+        out: Any,
     ) -> Any:
-        signature = types.UniTuple(types.float32, rows)(weights, x, x_scales, scales, n, m, group)
+        signature = types.void(weights, x, x_scales, scales, bias, tile, row, group, out)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            code = _Code(context, builder, signature, arguments, rows, bits)
-            return context.make_tuple(builder, signature.return_type, code.generate())
+            _Code(context, builder, signature, arguments, rows, bits).generate(grouped=grouped)
+            return context.get_dummy_value()
 
         return signature, generate
 
-    return products
+    return product
 
 
 class _Code:
-    """Writes the loop over the inputs: blocks outside, registers inside."""
+    """Writes the loops: blocks of inputs outside, pairs of inputs inside."""
 
     def __init__(
         self, context: Any, builder: Any, signature: Any, arguments: Any, rows: int, bits: int
     ) -> None:
-        self.builder, self.rows, self.bits = builder, rows, bits
-        arrays = [
-            context.make_array(kind)(context, builder, value)
-            for kind, value in zip(signature.args[:4], arguments[:4], strict=True)
-        ]
-        n, m, self.group = arguments[4:]
-        self.inputs = builder.extract_value(arrays[1].shape, 1)
-        self.weight = self._row(arrays[0], n)
-        self.x = [self._row(arrays[1], builder.add(m, _I64(i))) for i in range(rows)]
-        self.x_scale = [self._row(arrays[2], builder.add(m, _I64(i))) for i in range(rows)]
-        self.scale = self._row(arrays[3], n)
-        self.floats = ir.VectorType(_F32, STEP // 2)
-        self.sums = ir.VectorType(_I32, STEP // 2)
-        self.words = ir.VectorType(_I16, STEP)
-        name = "llvm.x86.avx512.pmaddw.d.512" if WIDE else "llvm.x86.avx2.pmadd.wd"
-        self.multiply = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(self.sums, [self.words, self.words]), name
-        )
+        self.builder, self.bits = builder, bits
+        tile, row, self.group = arguments[5:8]
 
-    def generate(self) -> list[Any]:
-        """The sums, as LLVM floats."""
+        def rows_of(index: int, first: Any, count: int = 1) -> tuple[Any, list[Any]]:
+            """The width of array `index`, which counts all but the first dimension, and pointers to rows of it."""
+            array = context.make_array(signature.args[index])(context, builder, arguments[index])
+            width = builder.extract_value(array.shape, 1)
+            for dimension in range(2, signature.args[index].ndim):
+                width = builder.mul(width, builder.extract_value(array.shape, dimension))
+            places = [builder.mul(builder.add(first, _I64(i)), width) for i in range(count)]
+            return width, [builder.gep(array.data, [place]) for place in places]
+
+        _, [self.weights] = rows_of(0, tile)
+        self.inputs, self.x = rows_of(1, row, rows)
+        _, self.x_scales = rows_of(2, row, rows)
+        _, [self.scales] = rows_of(3, tile)
+        _, [self.bias] = rows_of(4, tile)
+        _, outs = rows_of(8, row, rows)
+        self.out = [builder.gep(out, [builder.mul(tile, _I64(TILE))]) for out in outs]
+        self.floats = ir.VectorType(_F32, LANES)
+        self.integers = ir.VectorType(_I32, LANES)
+        self.words = ir.VectorType(_I16, 2 * LANES)
+        self.octets = ir.VectorType(_I8, 2 * LANES)
+        self.multiply = self._function(
+            "llvm.x86.avx512.pmaddw.d.512" if WIDE else "llvm.x86.avx2.pmadd.wd",
+            self.integers,
+            [self.words, self.words],
+        )
+        self.multiply_add = self._function(f"llvm.fma.v{LANES}f32", self.floats, [self.floats] * 3)
+        self.cells = [(i, j) for i in range(rows) for j in range(VECTORS)]
+
+    def generate(self, *, grouped: bool) -> None:
+        """The whole of it."""
         builder = self.builder
-        before = builder.block
-        block, done = builder.append_basic_block("block"), builder.append_basic_block("done")
-        builder.branch(block)
-        builder.position_at_end(block)
-        start = builder.phi(_I64)
-        start.add_incoming(_I64(0), before)
-        totals = [builder.phi(self.floats) for _ in range(self.rows)]
+        totals = [cgutils.alloca_once(builder, self.floats) for _ in self.cells]
+        sums = [cgutils.alloca_once(builder, self.integers) for _ in self.cells]
         for total in totals:
-            total.add_incoming(ir.Constant(self.floats, None), before)
-        integers = [ir.Constant(self.sums, None)] * self.rows
-        self._fetch(start)
-        for offset in range(0, BLOCK, STEP):  # unrolled: two or four steps
-            weights = self._weights(start, offset)
-            for i in range(self.rows):
-                x = self._load(self.x[i], builder.add(start, _I64(offset)), self.words, 2)
-                integers[i] = builder.add(integers[i], builder.call(self.multiply, [weights, x]))
-        scale = builder.load(builder.gep(self.scale, [builder.udiv(start, self.group)]))
-        at = builder.udiv(start, _I64(BLOCK))
-        added = []
-        for i in range(self.rows):
-            both = builder.fmul(builder.load(builder.gep(self.x_scale[i], [at])), scale)
-            product = builder.fmul(builder.sitofp(integers[i], self.floats), self._all(both), flags=["fast"])
-            added.append(builder.fadd(product, totals[i], flags=["fast"]))
-        following = builder.add(start, _I64(BLOCK))
-        start.add_incoming(following, block)
-        for total, value in zip(totals, added, strict=True):
-            total.add_incoming(value, block)
-        builder.cbranch(builder.icmp_signed("<", following, self.inputs), block, done)
-        builder.position_at_end(done)
-        reduce = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(_F32, [_F32, self.floats]),
-            f"llvm.vector.reduce.fadd.v{STEP // 2}f32",
-        )
-        return [builder.call(reduce, [ir.Constant(_F32, 0.0), value], fastmath=("fast",)) for value in added]
+            builder.store(ir.Constant(self.floats, None), total)
+        with cgutils.for_range(builder, builder.udiv(self.inputs, _I64(BLOCK)), intp=_I64) as blocks:
+            first = builder.mul(blocks.index, _I64(BLOCK))
+            for each in sums:
+                builder.store(ir.Constant(self.integers, None), each)
+            step = 2  # pairs to an iteration: what a byte of 4-bit fields holds
+            with cgutils.for_range(builder, _I64(BLOCK // 2 // step), intp=_I64) as steps:
+                self._pairs(builder.add(first, builder.mul(steps.index, _I64(2 * step))), step, sums)
+            scales = self._scales(first) if grouped else None
+            for at, (i, j) in enumerate(self.cells):
+                value = builder.sitofp(builder.load(sums[at]), self.floats)
+                if scales is not None:
+                    value = builder.fmul(value, scales[j])
+                x_scale = self._all(builder.load(builder.gep(self.x_scales[i], [blocks.index])), self.floats)
+                builder.store(
+                    builder.call(self.multiply_add, [value, x_scale, builder.load(totals[at])]), totals[at]
+                )
+        scales = None if grouped else self._scales(_I64(0))
+        for at, (i, j) in enumerate(self.cells):
+            total, bias = builder.load(totals[at]), self._load(self.bias, _I64(j * LANES), self.floats)
+            if scales is not None:
+                value = builder.call(self.multiply_add, [total, scales[j], bias])
+            else:
+                value = builder.fadd(total, bias)
+            place = builder.gep(self.out[i], [_I64(j * LANES)])
+            builder.store(value, builder.bitcast(place, self.floats.as_pointer()), align=4)
 
-    def _fetch(self, start: Any) -> None:
-        """Begin to read what the matrix has some blocks behind input `start`; the end of the matrix does not matter."""
+    def _pairs(self, first: Any, count: int, sums: list[Any]) -> None:
+        """Add `count` pairs of inputs, from input `first` on; in 4 bits an even number of pairs."""
         builder = self.builder
-        place = start if self.bits == 8 else builder.udiv(start, _I64(2))
-        pointer = builder.gep(self.weight, [builder.add(place, _I64(AHEAD_BYTES))])
-        arguments = [_I8.as_pointer(), _I32, _I32, _I32]
-        fetch = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.VoidType(), arguments), "llvm.prefetch.p0"
-        )
-        builder.call(fetch, [pointer, _I32(0), _I32(3), _I32(1)])  # to read, keep near, data
+        pair_bytes = TILE * 2 * self.bits // 8
+        start = builder.mul(builder.udiv(first, _I64(2)), _I64(pair_bytes))
+        fetch = self._function("llvm.prefetch.p0", ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
+        for line in range(0, count * pair_bytes, _LINE_BYTES):
+            pointer = builder.gep(self.weights, [builder.add(start, _I64(AHEAD_BYTES + line))])
+            builder.call(fetch, [pointer, _I32(0), _I32(3), _I32(1)])  # to read, keep near, data
+        for pair in range(count):
+            weights = [self._weights(start, pair, j) for j in range(VECTORS)]
+            for i, row in enumerate(self.x):
+                place = builder.gep(row, [builder.add(first, _I64(2 * pair))])
+                both = builder.load(builder.bitcast(place, _I32.as_pointer()), align=4)
+                x = builder.bitcast(self._all(both, self.integers), self.words)
+                for j in range(VECTORS):
+                    target = sums[i * VECTORS + j]
+                    product = builder.call(self.multiply, [weights[j], x])
+                    builder.store(builder.add(builder.load(target), product), target)
 
-    def _weights(self, start: Any, offset: int) -> Any:
-        """The 16-bit integers of inputs `start + offset` on."""
-        builder, octets = self.builder, ir.VectorType(_I8, STEP)
+    def _weights(self, start: Any, pair: int, vector: int) -> Any:
+        """16-bit integers of a pair of inputs, for each output of a vector."""
+        builder = self.builder
         if self.bits == 8:
+            offset = (pair * VECTORS + vector) * 2 * LANES
             return builder.sext(
-                self._load(self.weight, builder.add(start, _I64(offset)), octets, 1), self.words
+                self._load(self.weights, builder.add(start, _I64(offset)), self.octets), self.words
             )
-        # A block of 64 inputs is 32 bytes: low halves are the first 32 inputs, high halves the others.
-        half = BLOCK // 2
-        place = builder.add(builder.udiv(start, _I64(2)), _I64(offset % half))
-        both = self._load(self.weight, place, octets, 1)
-        field = builder.lshr(both, ir.Constant(octets, [_I8(4)] * STEP)) if offset >= half else both
-        field = builder.and_(field, ir.Constant(octets, [_I8(15)] * STEP))
-        return builder.sub(builder.zext(field, self.words), ir.Constant(self.words, [_I16(8)] * STEP))
+        # Low halves of bytes are one pair of inputs, high halves the next.
+        offset = (pair // 2 * VECTORS + vector) * 2 * LANES
+        both = self._load(self.weights, builder.add(start, _I64(offset)), self.octets)
+        both = builder.sext(both, self.words)
+        if pair % 2:
+            return builder.ashr(both, self._constant(4))
+        return builder.ashr(builder.shl(both, self._constant(12)), self._constant(12))
 
-    def _row(self, array: Any, index: Any) -> Any:
-        width = self.builder.extract_value(array.shape, 1)
-        return self.builder.gep(array.data, [self.builder.mul(index, width)])
+    def _scales(self, first: Any) -> list[Any]:
+        """Of the group of input `first`."""
+        place = self.builder.mul(self.builder.udiv(first, self.group), _I64(TILE))
+        return [
+            self._load(self.scales, self.builder.add(place, _I64(j * LANES)), self.floats)
+            for j in range(VECTORS)
+        ]
 
-    def _load(self, pointer: Any, index: Any, kind: Any, align: int) -> Any:
+    def _function(self, name: str, result: Any, arguments: list[Any]) -> Any:
+        return cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(result, arguments), name)
+
+    def _constant(self, value: int) -> Any:
+        return ir.Constant(self.words, [_I16(value)] * 2 * LANES)
+
+    def _load(self, pointer: Any, index: Any, kind: Any) -> Any:
         place = self.builder.gep(pointer, [index])
-        return self.builder.load(self.builder.bitcast(place, kind.as_pointer()), align=align)
+        return self.builder.load(self.builder.bitcast(place, kind.as_pointer()), align=1)
 
-    def _all(self, value: Any) -> Any:
+    def _all(self, value: Any, kind: Any) -> Any:
         """A vector of this number."""
-        undefined, lanes = ir.Constant(self.floats, ir.Undefined), STEP // 2
+        undefined = ir.Constant(kind, ir.Undefined)
         first = self.builder.insert_element(undefined, value, _I32(0))
         return self.builder.shuffle_vector(
-            first, undefined, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes)
+            first, undefined, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
         )

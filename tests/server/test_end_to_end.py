@@ -17,10 +17,13 @@ from support.process import COMMAND, Server, wait_for
 
 pytestmark = pytest.mark.real_model
 PROMPT = "def fibonacci(n):"
-FORMATS = {
-    "ctranslate2": ("ctranslate2", "--quantization", "int8"),
-    "transformers": ("transformers", "--dtype", "float32"),
-    "gptq": ("gptq", "--bits", "4", "--group-size", "64", "--samples", "4", "--sequence-length", "64"),
+INT8 = ("ctranslate2", "--quantization", "int8")
+GPTQ = ("gptq", "--bits", "4", "--group-size", "64", "--samples", "4", "--sequence-length", "64")
+SERVED = {  # an artifact, and the engine that serves it
+    "ctranslate2": (INT8, "ctranslate2"),
+    "ctranslate2-on-torch": (INT8, "torch"),
+    "transformers": (("transformers", "--dtype", "float32"), "auto"),
+    "gptq": (GPTQ, "auto"),
 }
 COMPUTE_TYPES = {
     "ctranslate2": ["int8_float32"],  # the engines
@@ -29,9 +32,10 @@ COMPUTE_TYPES = {
 START_TIMEOUT_SECONDS = 120
 
 
-@pytest.fixture(scope="module", params=FORMATS)
+@pytest.fixture(scope="module", params=SERVED)
 def server(request: pytest.FixtureRequest, artifacts: Artifacts) -> Iterator[Server]:
-    server = Server(artifacts("smollm2", *FORMATS[request.param]))
+    conversion, engine = SERVED[request.param]
+    server = Server(artifacts("smollm2", *conversion), "--engine", engine)
     yield server
     assert server.terminate() == 0
 

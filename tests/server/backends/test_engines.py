@@ -1,6 +1,7 @@
 """The torch engine on every artifact: greedy tokens are those of the same numbers in a plain model of transformers."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,24 @@ def test_what_runs_is_named_and_its_memory_counted(artifacts: Artifacts) -> None
     assert info.engine == "torch"
     assert info.kernel == "numba int16 x int4"
     assert info.compute_type.endswith("+ float32")
+
+
+@pytest.mark.parametrize(
+    "source", [("tiny_starcoder", *INT8), GPTQ_4], ids=lambda source: "-".join(source[:2])
+)
+def test_without_kernels_plain_matrices_are_multiplied(
+    artifacts: Artifacts, source: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A platform without numba: slower and larger, the same tokens."""
+    for name in ("cpu_linear", "cpu_attention", "cpu_norm"):
+        monkeypatch.setitem(sys.modules, f"pangu_server.backends.torch.kernels.{name}", None)
+    path = artifacts(*source)
+    prompt = Tokenizer.from_file(str(path / "tokenizer.json")).encode(PROMPTS[0]).ids
+    plain = Plain(path)
+    backend = load_backend(read_artifact(path), TORCH)
+    assert backend.info.kernel == "dequantized"
+    assert greedy(backend, prompt, NUM_TOKENS, plain.end_ids) == plain.greedy(prompt)
+    backend.close()
 
 
 def test_a_cache_too_small_for_one_request_is_refused(artifacts: Artifacts) -> None:

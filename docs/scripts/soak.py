@@ -1,6 +1,6 @@
 """Ill-behaved clients for a long time: does `pangu-serve` keep its promises, and give everything back?
 
-    python docs/scripts/soak.py ARTIFACT [--minutes 10] [--clients 32] [--output FILE.json]
+    python docs/scripts/soak.py ARTIFACT [--engine torch] [--minutes 10] [--clients 32] [--output FILE.json]
 
 The clients read streams to the end, leave in the middle or while they wait, read slowly, send bodies that are wrong,
 and use every endpoint. Then:
@@ -188,6 +188,7 @@ def main() -> None:
         "--max-queued", type=int, default=48, help="of the server: some requests must be refused"
     )
     parser.add_argument("--threads", type=int, default=1, help="of the server: the clients need a CPU too")
+    parser.add_argument("--engine", choices=["auto", "torch", "ctranslate2"], default="auto")
     parser.add_argument("--max-growth", type=float, default=0.05, help="of resident memory")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
@@ -200,6 +201,7 @@ def main() -> None:
     ]
     command = [COMMAND, arguments.artifact, "--port", "0"]
     command += ["--max-queued", str(arguments.max_queued), "--threads", str(arguments.threads)]
+    command += ["--engine", arguments.engine]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         ready = (re.search(r" ready on (http://\S+): ", line) for line in server.stdout)
@@ -214,6 +216,7 @@ def main() -> None:
     report = json.dumps(
         {
             "verdict": "passed" if passed else "FAILED",
+            "engine": arguments.engine,
             **result,
             "environment": environment(arguments.threads),
         },

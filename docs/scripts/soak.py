@@ -189,6 +189,9 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=1, help="of the server: the clients need a CPU too")
     parser.add_argument("--engine", choices=["auto", "torch", "ctranslate2"], default="auto")
+    parser.add_argument(
+        "--cache-memory", help="of the server: with little the cache of the torch engine is soon full"
+    )
     parser.add_argument("--max-growth", type=float, default=0.05, help="of resident memory")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
@@ -202,6 +205,8 @@ def main() -> None:
     command = [COMMAND, arguments.artifact, "--port", "0"]
     command += ["--max-queued", str(arguments.max_queued), "--threads", str(arguments.threads)]
     command += ["--engine", arguments.engine]
+    if arguments.cache_memory:
+        command += ["--cache-memory", arguments.cache_memory]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         ready = (re.search(r" ready on (http://\S+): ", line) for line in server.stdout)
@@ -217,6 +222,7 @@ def main() -> None:
         {
             "verdict": "passed" if passed else "FAILED",
             "engine": arguments.engine,
+            "cache_memory": arguments.cache_memory,
             **result,
             "environment": environment(arguments.threads),
         },

@@ -1,6 +1,8 @@
 """transformers' config of the model in a GGUF file."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pangu_convert.gguf_file import GgufFile
@@ -43,9 +45,22 @@ def read_config(
     keys.neutral(f"{architecture}.attention.max_alibi_bias", 0.0)
     keys.neutral(f"{architecture}.use_parallel_residual", architecture == "starcoder")
     keys.neutral(f"{architecture}.tensor_data_layout", "Meta AI original pth", "reference")
-    if architecture == "starcoder":
-        return _bigcode(keys, layers, vocabulary_size)
-    return _llama_like(file, keys, architecture, layers, vocabulary_size)
+    with understood(keys.name):
+        if architecture == "starcoder":
+            return _bigcode(keys, layers, vocabulary_size)
+        return _llama_like(file, keys, architecture, layers, vocabulary_size)
+
+
+@contextlib.contextmanager
+def understood(name: str) -> Iterator[None]:
+    """transformers' own refusal of a config, as a line about the file."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (StrictDataclassError, ValueError, ArithmeticError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise CheckpointError(f"{name}: transformers has no model with these keys ({reason})") from None
 
 
 def _bigcode(keys: GgufKeys, layers: int, vocabulary_size: int) -> "PretrainedConfig":
@@ -109,10 +124,12 @@ def _has(file: GgufFile, *endings: str) -> bool:
 def _rope(file: GgufFile, keys: GgufKeys, prefix: str, context: int, head_size: int) -> dict[str, Any]:
     """transformers' `rope_parameters`."""
     scaling = f"{prefix}.scaling"
-    theta = keys.real(f"{prefix}.freq_base", 10000.0)
+    theta = keys.real(f"{prefix}.freq_base", 10000.0, least=1.0)
     linear = keys.real(f"{prefix}.scale_linear", 1.0)  # how it was written before there was a type
     kind = keys.text(f"{scaling}.type", "linear")  # llama.cpp's default, which a factor of 1 makes none
     factor = keys.real(f"{scaling}.factor", linear)
+    if factor < 1:
+        raise keys.refused(f"{scaling}.factor", factor, "1 or more")
     original = keys.size(f"{scaling}.original_context_length", context)
     for neutral in ("attn_factor", "yarn_ext_factor", "yarn_attn_factor"):
         keys.neutral(f"{scaling}.{neutral}", 1.0)

@@ -29,11 +29,14 @@ def import_gguf(path: Path, folder: Path, dtype: str) -> dict[str, Any]:
     Raises:
         CheckpointError: not GGUF, or not a model that can be taken whole: the message names what is in the way.
     """
+    from transformers.utils import logging
+
     file = read_gguf(path)
     keys = GgufKeys(file)
     architecture, file_type = _kind(keys)
     template = keys.text("tokenizer.chat_template")
     vocabulary = read_vocabulary(keys)
+    logging.set_verbosity_error()
     config = read_config(file, keys, architecture, vocabulary.size)
     keys.require_empty()
     matched = match_tensors(file, architecture, config)

@@ -42,11 +42,11 @@ class GgufKeys:
             raise self.refused(key, value, f"a number from 1 to {MAX_SIZE}")
         return value
 
-    def real(self, key: str, default: float | None = None) -> float:
-        """A positive finite number; without a default the key is required."""
+    def real(self, key: str, default: float | None = None, *, least: float = 0.0) -> float:
+        """A finite number over `least`; without a default the key is required."""
         value = self._number(key, default)
-        if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-            raise self.refused(key, value, "a positive number")
+        if not isinstance(value, int | float) or not math.isfinite(value) or value <= least:
+            raise self.refused(key, value, f"a number over {least:g}")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:

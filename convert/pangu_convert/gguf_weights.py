@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from pangu_convert.gguf_config import ROPE_FACTORS
+from pangu_convert.gguf_config import ROPE_FACTORS, understood
 from pangu_convert.gguf_file import GgufFile, GgufTensor
 from pangu_training.stage.errors import CheckpointError
 
@@ -71,24 +71,23 @@ def match_tensors(file: GgufFile, architecture: str, config: "PretrainedConfig")
     config.tie_word_embeddings = HEAD not in used or _same_bytes(used[HEAD], used.get(EMBEDDING))
     if config.tie_word_embeddings:
         used.pop(HEAD, None)
-    with torch.device("meta"):
+    file_name, matched = file.parts[0].name, {}
+    with torch.device("meta"), understood(file_name):
         model = AutoModelForCausalLM.from_config(config)
     config.architectures = [type(model).__name__]
-    file_name, matched = file.parts[0].name, {}
-    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    stored_names = {_transformers_name(name, TENSOR_NAMES[architecture]): name for name in used}
-    for name, shape in wanted.items():
-        if name not in stored_names:
+    for name, parameter in model.named_parameters():
+        stored = _gguf_name(name, TENSOR_NAMES[architecture])
+        if stored not in used:
             raise CheckpointError(
-                f"{file_name} has no tensor for {name}: import a complete file, or the Hugging Face folder"
+                f"{file_name} has no tensor {stored}, which its model needs as {name}: download it again, or import "
+                "the Hugging Face folder"
             )
-        tensor = used.pop(stored_names[name])
-        if tensor.shape != shape:
+        matched[name] = used.pop(stored)
+        if matched[name].shape != parameter.shape:
             raise CheckpointError(
-                f"{file_name}: {tensor.name} is of shape {list(tensor.shape)}, and the model that its keys describe "
-                f"has {list(shape)}"
+                f"{file_name}: {stored} is of shape {list(matched[name].shape)}, and the model that its keys describe "
+                f"has {list(parameter.shape)}"
             )
-        matched[name] = tensor
     for unused in used:
         raise CheckpointError(
             f"{file_name} has the tensor {unused}, which {config.architectures[0]} has no place for: import the "
@@ -159,14 +158,12 @@ def _unpermuted(rows: "np.ndarray[Any, Any]", heads: int) -> "np.ndarray[Any, An
     return unpermuted
 
 
-def _transformers_name(name: str, names: Mapping[str, str]) -> str:
-    """transformers' name of a tensor, `name` itself when there is none."""
-    parts = re.fullmatch(r"(?:blk\.(0|[1-9]\d*)\.)?(\w+)\.(weight|bias)", name)
-    if parts is None:
-        return name
-    number, module, kind = parts.groups()
-    template = names.get(module if number is None else f"blk.{{}}.{module}")
-    return name if template is None else f"{template.format(number)}.{kind}"
+def _gguf_name(parameter: str, names: Mapping[str, str]) -> str:
+    """The name in a GGUF file of one of transformers' parameters."""
+    module, _, kind = parameter.rpartition(".")
+    number = re.search(r"\.(\d+)\.", module)
+    template = {theirs: ours for ours, theirs in names.items()}[re.sub(r"\.\d+\.", ".{}.", module)]
+    return f"{template.format(number and number[1])}.{kind}"
 
 
 def _same_bytes(head: GgufTensor, embedding: GgufTensor | None) -> bool:

@@ -5,6 +5,7 @@ normalisation (Qwen2), which changes the tokens of some texts without a word. He
 field chooses the pre-tokenizer that the model was trained with, and an unknown one is refused.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,13 +59,15 @@ def read_vocabulary(keys: GgufKeys) -> Vocabulary:
     kind, pre = keys.text("tokenizer.ggml.model"), keys.text("tokenizer.ggml.pre")
     if kind not in ("gpt2", "llama") or pre not in (PRE_TOKENIZERS if kind == "gpt2" else (None, "default")):
         raise CheckpointError(
-            f"the GGUF file's tokenizer ({kind}, {pre}) is not one of {', '.join(PRE_TOKENIZERS)} or "
-            "SentencePiece (llama, default): import the model's Hugging Face folder instead"
+            f"{keys.name}: its tokenizer (model {kind}, pre {pre}) is not one of {', '.join(PRE_TOKENIZERS)} or "
+            "SentencePiece (model llama, pre default): import the model's Hugging Face folder instead"
         )
     texts: list[str] = keys.items("tokenizer.ggml.tokens", str)
     types: list[int] = keys.items("tokenizer.ggml.token_type", int)
     scores: list[float] = keys.items("tokenizer.ggml.scores", float)
-    merges: list[str] = keys.items("tokenizer.ggml.merges", str)
+    merges: list[str] = []
+    if kind == "gpt2":  # a SentencePiece vocabulary's merges come from its scores
+        merges = keys.items("tokenizer.ggml.merges", str)
     _check_tables(keys.name, texts, types, scores if kind == "llama" else None)
     size = len(texts)
     while texts and texts[-1] == f"[PAD{len(texts) - 1}]":  # filled up to the embedding's row count
@@ -122,8 +125,7 @@ def _check_tables(name: str, texts: list[str], types: list[int], scores: list[fl
     if unknown := set(types) - set(range(NORMAL, BYTE + 1)):
         raise CheckpointError(f"{name}: tokenizer.ggml.token_type has the unknown type {min(unknown)}")
     if len(set(texts)) != len(texts):
-        seen: set[str] = set()
-        twice = next(text for text in texts if text in seen or seen.add(text))
+        twice = Counter(texts).most_common(1)[0][0]
         raise CheckpointError(
             f"{name}: tokenizer.ggml.tokens has {twice!r} twice: one of the two could not be encoded"
         )
@@ -159,12 +161,14 @@ def _byte_level(name: str, texts: list[str], merges: list[str], pre: str) -> "To
     from tokenizers import Tokenizer, decoders, models
 
     vocabulary = {text: token_id for token_id, text in enumerate(texts)}
-    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
-    for pair in pairs:
-        if len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys():
+    pairs: list[tuple[str, str]] = []
+    for merge in merges:
+        left, _, right = merge.partition(" ")
+        if not {left, right, left + right} <= vocabulary.keys():
             raise CheckpointError(
-                f"{name}: tokenizer.ggml.merges joins {' and '.join(pair)!r}, which are not all tokens"
+                f"{name}: tokenizer.ggml.merges joins {left!r} and {right!r}, which are not all tokens"
             )
+        pairs.append((left, right))
     # Llama 3 takes a whole word that is a token, whatever the merges would make of it.
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=pre == "llama-bpe"))
     PRE_TOKENIZERS[pre](tokenizer)

@@ -132,7 +132,7 @@ def llama3_factors(rope: dict[str, Any]) -> np.ndarray[Any, Any]:
     config = LlamaConfig(head_dim=16, rope_parameters=rope)
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     plain = 10000.0 ** -(torch.arange(0, 16, 2) / 16)
-    return (plain / scaled).numpy().astype(np.float32)
+    return np.asarray(plain / scaled, dtype=np.float32)
 
 
 def test_frequency_factors_are_llama_3s(tmp_path: Path) -> None:

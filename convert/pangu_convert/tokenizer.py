@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 # Token types of GGUF (llama.cpp, gguf-py `TokenType`)
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+# Tokens that a file names by `tokenizer.ggml.ROLE_token_id`; those of the first list are no text.
+ROLES = (
+    *("bos", "eos", "eot", "eom", "prefix", "suffix", "middle"),
+    *("fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep"),
+)
+PLAIN_ROLES = ("unknown", "padding", "seperator", "cls", "mask")
 # Besides the tokens that the file names, these end a plain completion where they are control tokens.
 END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>")
 SPACE = "\u2581"  # SentencePiece's mark of a space
@@ -73,14 +79,14 @@ def read_vocabulary(keys: GgufKeys) -> Vocabulary:
     while texts and texts[-1] == f"[PAD{len(texts) - 1}]":  # filled up to the embedding's row count
         texts.pop()
     named = {
-        name: keys.token(f"tokenizer.ggml.{name}_token_id", len(texts))
-        for name in (
-            *("bos", "eos", "eot", "eom", "unknown", "padding", "seperator", "cls", "mask"),
-            *("prefix", "suffix", "middle", "fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep"),
-        )
+        name: keys.token(f"tokenizer.ggml.{name}_token_id", len(texts)) for name in (*ROLES, *PLAIN_ROLES)
     }
     if named["eos"] is None:
         raise keys.refused("tokenizer.ggml.eos_token_id", None, "the token that ends a text")
+    for role in ROLES:  # some writers leave these among the ordinary tokens
+        token_id = named[role]
+        if token_id is not None and types[token_id] == NORMAL:
+            types[token_id] = CONTROL
     keys.neutral("tokenizer.ggml.remove_extra_whitespaces", False)
     keys.neutral("tokenizer.ggml.precompiled_charsmap", [])
     keys.neutral("tokenizer.ggml.add_sep_token", False)

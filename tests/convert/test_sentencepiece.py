@@ -98,6 +98,14 @@ def test_a_token_that_the_user_defined_is_whole() -> None:
     assert tokenizer.decode(tokenizer.encode("bcab").ids) == "bcab"
 
 
+def test_a_token_that_the_file_names_is_no_text() -> None:
+    # CodeLlama's files name the tokens to fill a gap, and store them as ordinary pieces
+    tokenizer = read(["ab", "ca"], prefix_token_id=260).tokenizer
+    assert tokenizer.encode("bca", add_special_tokens=False).tokens == [SPACE, "b", "ca"]
+    assert tokenizer.decode([260]) == ""
+    assert tokenizer.decode([259]) == "ab"
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

@@ -90,7 +90,7 @@ def _llama_like(
     width, heads = size("embedding_length"), size("attention.head_count")
     head_size = size("attention.key_length", width // heads or None)
     if heads * head_size > MAX_SIZE or head_size % 2:
-        raise CheckpointError(f"{keys.name}: {heads} heads of {head_size} numbers are no attention")
+        raise CheckpointError(f"{keys.name}: {heads} heads of {head_size} numbers cannot be computed")
     keys.neutral(f"{architecture}.attention.value_length", head_size)
     keys.neutral(f"{architecture}.rope.dimension_count", head_size)
     context = size("context_length")

@@ -61,7 +61,7 @@ class GgufKeys:
         value = self._left.pop(key, [])
         if not isinstance(value, list) or not all(type(item) is kind for item in value):
             raise self.refused(key, value, f"a list of {kind.__name__}")
-        return value
+        return list(value)
 
     def token(self, key: str, vocabulary_size: int) -> int | None:
         """A token's id, None when the file names none."""

@@ -162,7 +162,7 @@ def _gguf_name(parameter: str, names: Mapping[str, str]) -> str:
     """The name in a GGUF file of one of transformers' parameters."""
     module, _, kind = parameter.rpartition(".")
     number = re.search(r"\.(\d+)\.", module)
-    template = {theirs: ours for ours, theirs in names.items()}[re.sub(r"\.\d+\.", ".{}.", module)]
+    template = {theirs: stored for stored, theirs in names.items()}[re.sub(r"\.\d+\.", ".{}.", module)]
     return f"{template.format(number and number[1])}.{kind}"
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Token types of GGUF (llama.cpp, gguf-py `TokenType`)
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-# Tokens that a file names by `tokenizer.ggml.ROLE_token_id`; those of the first list are no text.
+# Tokens that a file names by `tokenizer.ggml.ROLE_token_id`; those of the first list are not text.
 ROLES = (
     *("bos", "eos", "eot", "eom", "prefix", "suffix", "middle"),
     *("fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep"),
@@ -90,10 +90,11 @@ def read_vocabulary(keys: GgufKeys) -> Vocabulary:
     keys.neutral("tokenizer.ggml.remove_extra_whitespaces", False)
     keys.neutral("tokenizer.ggml.precompiled_charsmap", [])
     keys.neutral("tokenizer.ggml.add_sep_token", False)
-    spaced = keys.flag("tokenizer.ggml.add_space_prefix", kind == "llama")
     if kind == "llama":
+        spaced = keys.flag("tokenizer.ggml.add_space_prefix", True)
         tokenizer = _sentence_piece(texts, types, scores, prefix=spaced, unknown=named["unknown"])
     else:
+        keys.neutral("tokenizer.ggml.add_space_prefix", False)
         tokenizer = _byte_level(keys.name, texts, merges, str(pre))
     tokenizer.add_tokens(
         [
@@ -105,7 +106,11 @@ def read_vocabulary(keys: GgufKeys) -> Vocabulary:
     # llama.cpp's defaults: these two kinds of models were trained with a token at the beginning.
     begins = keys.flag("tokenizer.ggml.add_bos_token", kind == "llama" or pre == "llama-bpe")
     ends = keys.flag("tokenizer.ggml.add_eos_token", False)
-    _add_around(keys, tokenizer, named["bos"] if begins else None, named["eos"] if ends else None)
+    if begins and named["bos"] is None:
+        raise keys.refused(
+            "tokenizer.ggml.bos_token_id", None, "the token at the beginning, as add_bos_token asks"
+        )
+    _add_around(tokenizer, named["bos"] if begins else None, named["eos"] if ends else None)
     control = {text: token_id for token_id, text in enumerate(texts) if types[token_id] == CONTROL}
     all_ends = [named["eos"], named["eot"], named["eom"], *(control.get(text) for text in END_OF_TEXT)]
     return Vocabulary(
@@ -148,7 +153,7 @@ def _added(text: str, token_type: int) -> Any:
     return AddedToken(text, special=token_type != USER_DEFINED, normalized=False)
 
 
-def _add_around(keys: GgufKeys, tokenizer: "Tokenizer", beginning: int | None, end: int | None) -> None:
+def _add_around(tokenizer: "Tokenizer", beginning: int | None, end: int | None) -> None:
     from tokenizers import processors
 
     pairs = [

@@ -230,6 +230,7 @@ def not_a_number(content: Content) -> None:
         (set_key("llama.block_count", 10**9), "llama.block_count is 1000000000"),
         (set_key("tokenizer.ggml.eos_token_id", 261), "tokenizer.ggml.eos_token_id is 261"),
         (set_key("tokenizer.ggml.eos_token_id", "256"), "tokenizer.ggml.eos_token_id is '256'"),
+        (set_key("tokenizer.ggml.add_space_prefix", True), "tokenizer.ggml.add_space_prefix is True"),
         (set_key("tokenizer.ggml.pre", "novel"), "tokenizer (model gpt2, pre novel) is not one of"),
         (set_key("tokenizer.ggml.model", "t5"), "tokenizer (model t5, pre qwen2) is not one of"),
         (set_key("tokenizer.ggml.merges", ["a nothing"]), "joins 'a' and 'nothing'"),

@@ -98,7 +98,7 @@ def test_a_token_that_the_user_defined_is_whole() -> None:
     assert tokenizer.decode(tokenizer.encode("bcab").ids) == "bcab"
 
 
-def test_a_token_that_the_file_names_is_no_text() -> None:
+def test_a_token_that_the_file_names_is_not_text() -> None:
     # CodeLlama's files name the tokens to fill a gap, and store them as ordinary pieces
     tokenizer = read(["ab", "ca"], prefix_token_id=260).tokenizer
     assert tokenizer.encode("bca", add_special_tokens=False).tokens == [SPACE, "b", "ca"]
@@ -117,6 +117,7 @@ def test_a_token_that_the_file_names_is_no_text() -> None:
         ({"remove_extra_whitespaces": True}, "remove_extra_whitespaces is True"),
         ({"precompiled_charsmap": [1, 2]}, "precompiled_charsmap is [1, 2]"),
         ({"eos_token_id": None}, "eos_token_id is missing"),
+        ({"bos_token_id": None}, "bos_token_id is missing"),
         ({"bos_token_id": -1}, "bos_token_id is -1"),
     ],
 )

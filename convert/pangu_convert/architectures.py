@@ -4,7 +4,7 @@ from pangu_training.stage.checkpoint import Checkpoint
 from pangu_training.stage.errors import CheckpointError
 
 ARCHITECTURES = ("GPTBigCodeForCausalLM", "LlamaForCausalLM", "Qwen2ForCausalLM")
-GGUF_ARCHITECTURES = ("llama", "qwen2")
+GGUF_ARCHITECTURES = ("llama", "qwen2", "starcoder")
 
 
 def require_supported(checkpoint: Checkpoint) -> None:

@@ -6,16 +6,15 @@ second time, and no figure of its "unquantized" form is one of the original mode
 
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pangu_convert.architectures import ARCHITECTURES, GGUF_ARCHITECTURES, require_supported
+from pangu_convert.architectures import require_supported
 from pangu_convert.catalogue import DEFAULT_MODEL, MODELS
 from pangu_convert.download import DownloadError, cache_folder, fetch
-from pangu_convert.tokenizer import field, gguf_tokenizer
+from pangu_convert.gguf_import import import_gguf
 from pangu_convert.weights import DTYPES, check_weights, with_rope_theta, write_model
 from pangu_training.stage.checkpoint import CONFIG, TEXT_FILES, read_checkpoint, read_json
 from pangu_training.stage.errors import CheckpointError
@@ -24,8 +23,6 @@ from pangu_training.stage.options import argument, option
 from pangu_training.stage.output import new_directory, require_free_space, write_file
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# Besides the end-of-turn token, which GGUF names, these end a plain completion.
-END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +47,9 @@ def import_checkpoint(options: ImportOptions) -> None:
             file = MODELS[source]
             path = fetch(file, cache_folder())
             origin = {"source": source, "licence": file.licence, "cite": file.cite, "sha256": file.sha256}
-            import_gguf(path, folder, origin, options.dtype or "bfloat16")
+            _import_file(path, folder, origin, options.dtype)
         elif Path(source).is_file():
-            path = Path(source)
-            origin = {"source": path.name, "sha256": sha256_of(path)}
-            import_gguf(path, folder, origin, options.dtype or "bfloat16")
+            _import_file(Path(source), folder, {"source": Path(source).name}, options.dtype)
         elif Path(source).is_dir():
             import_folder(Path(source), folder, {"source": Path(source).resolve().name}, options.dtype)
         elif HUB_ID.fullmatch(source):
@@ -67,54 +62,10 @@ def import_checkpoint(options: ImportOptions) -> None:
     print(f"{output}: {checkpoint.architecture}, {checkpoint.dtype}, {checkpoint.weight_bytes / 1e9:.2f} GB")
 
 
-def import_gguf(path: Path, folder: Path, origin: Mapping[str, Any], dtype: str) -> None:
-    """De-quantize the GGUF file at `path` into a checkpoint in `folder`.
-
-    Peak memory is about 4.5 bytes a parameter (measured: 2.8 GiB for 0.63 billion).
-
-    Raises:
-        CheckpointError: not GGUF, not a supported architecture or tokenizer.
-    """
-    from gguf import GGUFReader, LlamaFileType
-
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"GGUF":
-        raise CheckpointError(
-            f"{path} is not a GGUF file: give one, or the folder of a Hugging Face checkpoint"
-        )
-    try:
-        reader = GGUFReader(path)
-    except (ValueError, IndexError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged or cut short ({error}): download it again") from None
-    architecture = field(reader, "general.architecture")
-    if architecture not in GGUF_ARCHITECTURES:
-        raise CheckpointError(
-            f"{path.name} is of architecture {architecture!r}; GGUF import takes {', '.join(GGUF_ARCHITECTURES)}; "
-            f"a Hugging Face folder can be {', '.join(ARCHITECTURES)}"
-        )
-    tokenizer = gguf_tokenizer(reader)
-    parameters = sum(int(tensor.n_elements) for tensor in reader.tensors)
-    require_free_space(folder, parameters * (4 if dtype == "float32" else 2))
-    _save_dequantized(path, folder, tokenizer, field(reader, "tokenizer.chat_template"), dtype)
+def _import_file(path: Path, folder: Path, origin: Mapping[str, Any], dtype: str | None) -> None:
+    found = import_gguf(path, folder, dtype or "bfloat16")
     _complete_config(folder)
-    file_type = field(reader, "general.file_type")
-    _write_origin(
-        folder,
-        {
-            **origin,
-            "file": path.name,
-            "model": field(reader, "general.name"),
-            "quantized_source": {
-                "format": "GGUF",
-                "type": "unknown"
-                if file_type is None
-                else LlamaFileType(file_type).name.removeprefix("MOSTLY_").removeprefix("ALL_"),
-                "tensor_types": dict(Counter(tensor.tensor_type.name for tensor in reader.tensors)),
-            },
-            "note": f"weights de-quantized to {dtype} from the GGUF file: not the original unquantized model",
-        },
-    )
+    _write_origin(folder, {**origin, **found})
 
 
 def import_folder(path: Path, folder: Path, origin: Mapping[str, Any], dtype: str | None) -> None:
@@ -145,43 +96,6 @@ def fetch_hub_model(repository: str) -> Path:
             "the network, or give a local folder"
         ) from None
     return target
-
-
-def _save_dequantized(path: Path, folder: Path, tokenizer: Any, template: str | None, dtype: str) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFast
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    model = AutoModelForCausalLM.from_pretrained(
-        path.parent,
-        gguf_file=path.name,
-        # Without it the weights stay packed and a token takes ten seconds.
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=getattr(torch, dtype),
-    )
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    if head is not embedding and torch.equal(head, embedding):
-        model.config.tie_word_embeddings = True
-        model.tie_weights()
-    config = model.config
-    ends = [config.eos_token_id, *(tokenizer.token_to_id(text) for text in END_OF_TEXT)]
-    model.generation_config.eos_token_id = list(dict.fromkeys(token for token in ends if token is not None))
-    model.save_pretrained(folder)
-
-    def text(token_id: int | None) -> str | None:
-        return None if token_id is None else tokenizer.id_to_token(token_id)
-
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=text(config.bos_token_id),
-        eos_token=text(config.eos_token_id),
-        pad_token=text(config.pad_token_id),
-        model_max_length=config.max_position_embeddings,
-        clean_up_tokenization_spaces=False,
-    )
-    wrapped.chat_template = template
-    wrapped.save_pretrained(folder)
 
 
 def _complete_config(folder: Path) -> None:

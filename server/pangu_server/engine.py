@@ -56,7 +56,7 @@ class Engine:
         *,
         model_names: Sequence[str] = (),
         limits: Limits | None = None,
-        fim_order: FimOrder = "prefix-first",
+        fim_order: FimOrder | None = None,
     ) -> None:
         self.artifact, self.metrics, self.limits = artifact, metrics, limits or Limits()
         self.model_names = (artifact.manifest.name, *model_names)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pangu_convert.infilling import FimOrder, FimTokens, fim_tokens
+from pangu_convert.infilling import FimOrder, FimTokens, best_order, fim_tokens
 from pangu_server.encoding import Encoder
 from pangu_server.errors import ContextLengthExceeded
 
@@ -31,7 +31,7 @@ class FillInMiddle:
     def __init__(
         self, encoder: Encoder, tokens: FimTokens, order: FimOrder, on_cut: Callable[[], None]
     ) -> None:
-        self._encoder, self._order, self._on_cut = encoder, order, on_cut
+        self._encoder, self.order, self._on_cut = encoder, order, on_cut
         self._tokens, self.middle = tokens, tokens.middle
         separators = (encoder.token_id(name) for name in FILE_SEPARATORS)
         self._file_separator = next((token_id for token_id in separators if token_id is not None), None)
@@ -43,12 +43,12 @@ class FillInMiddle:
     def find(
         cls,
         encoder: Encoder,
-        order: FimOrder = "prefix-first",
+        order: FimOrder | None = None,
         on_cut: Callable[[], None] = lambda: None,
     ) -> "FillInMiddle | None":
-        """The vocabulary's FIM tokens, if it has them."""
+        """The vocabulary's FIM tokens, if it has them; without an `order` that of its family."""
         tokens = fim_tokens(encoder.tokenizer)
-        return cls(encoder, tokens, order, on_cut) if tokens else None
+        return cls(encoder, tokens, order or best_order(encoder.tokenizer), on_cut) if tokens else None
 
     def asked_in(self, prompt_ids: Sequence[int]) -> bool:
         """Whether what follows a prompt fills a hole. In the order suffix-first code stands behind the middle token."""
@@ -92,7 +92,7 @@ class FillInMiddle:
             if len(context) + len(ids) > room:
                 break
             context = ids + context
-        return [*encoder.start_ids, *context, *self._tokens.prompt(before, after, self._order)]
+        return [*encoder.start_ids, *context, *self._tokens.prompt(before, after, self.order)]
 
     def _file(self, file: SourceFile, parse_special: bool) -> list[int]:
         text = self._encoder.text(

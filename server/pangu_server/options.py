@@ -4,8 +4,8 @@ import re
 from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from pangu_convert.infilling import FimOrder
 from pangu_server.backends.seam import Device, Draft, EngineChoice
 from pangu_server.limits import Limits, seconds
 from pangu_server.logs import LogFormat
@@ -55,7 +55,9 @@ class ServeOptions:
     )
     draft: Draft = option("guess tokens from the prompt and verify several in one step", "prompt")
     graphs: bool = option("capture decode steps as CUDA graphs", True)
-    fim_order: FimOrder = option("how the code around a gap is written to the model", "prefix-first")
+    fim_order: Literal["auto", "prefix-first", "suffix-first"] = option(
+        "how the code around a gap is written to the model; auto is what its family does best", "auto"
+    )
     served_model_name: tuple[str, ...] = option("more model ids to answer to", (), metavar="NAME")
     skip_verify: bool = option("do not check the artifact's hashes before loading", False)
     api_key_file: Path | None = option("API keys, one a line; also $PANGU_API_KEYS, by commas", None)

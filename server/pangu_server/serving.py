@@ -75,7 +75,7 @@ def serve(
         metrics,
         model_names=options.served_model_name,
         limits=limits,
-        fim_order=options.fim_order,
+        fim_order=None if options.fim_order == "auto" else options.fim_order,
     )
     app = protect(
         create_app(engine),

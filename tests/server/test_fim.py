@@ -188,6 +188,16 @@ def test_the_suffix_can_come_first(tmp_path: Path) -> None:
     server.engine.close()
 
 
+def test_the_order_is_what_the_family_does_best() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens(["<|fim_pad|>"])
+    found = FillInMiddle.find(Encoder(tokenizer, [END]))
+    asked = FillInMiddle.find(Encoder(tokenizer, [END]), "prefix-first")
+    assert found is not None
+    assert asked is not None
+    assert (found.order, asked.order) == ("suffix-first", "prefix-first")
+
+
 def test_files_take_what_room_is_left_nearest_first(fim: FillInMiddle) -> None:
     files = [SourceFile("a", "x" * 50), SourceFile("b", "y" * 10)]
     assert fim.prompt("p", "s", 5 + 14, files=files) == [
@@ -218,6 +228,7 @@ def test_families_are_recognised_by_their_tokens(family: tuple[str, str, str]) -
     fim = FillInMiddle.find(encoder)
     assert fim is not None
     ids = [encoder.token_id(name) for name in family]
+    assert fim.order == "prefix-first"
     assert fim.prompt("p", "s", 9) == [ids[0], ord("p"), ids[1], ord("s"), ids[2]]
 
 

@@ -22,9 +22,9 @@ FAMILIES = (
     ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek-Coder
     ("▁<PRE>", "▁<SUF>", "▁<MID>"),  # Code Llama
 )
-# Vocabularies with this token are Qwen2.5-Coder's, which fills holes far better suffix first
-# (docs/results/infilling-order.md). Of the other families that has not been measured.
-SUFFIX_FIRST = "<|fim_pad|>"
+# Vocabularies with this token are Qwen2.5-Coder's. It fills a line far better suffix first, but does not end longer
+# holes then (docs/results/infilling-order.md). Of the other families that has not been measured.
+LINES_SUFFIX_FIRST = "<|fim_pad|>"
 LONGEST_HOLE = 32  # tokens: a line or a few
 
 
@@ -53,9 +53,9 @@ def fim_tokens(tokenizer: "Tokenizer") -> FimTokens | None:
     return None
 
 
-def best_order(tokenizer: "Tokenizer") -> FimOrder:
-    """The order in which this family fills holes best, where that was measured; else prefix first."""
-    return "prefix-first" if tokenizer.token_to_id(SUFFIX_FIRST) is None else "suffix-first"
+def line_order(tokenizer: "Tokenizer") -> FimOrder:
+    """The order in which this family fills the rest of a line best, where that was measured; else prefix first."""
+    return "prefix-first" if tokenizer.token_to_id(LINES_SUFFIX_FIRST) is None else "suffix-first"
 
 
 def with_hole(row: Sequence[int], tokens: FimTokens, choice: random.Random) -> tuple[int, ...]:

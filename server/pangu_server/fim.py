@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pangu_convert.infilling import FimOrder, FimTokens, best_order, fim_tokens
+from pangu_convert.infilling import FimOrder, FimTokens, fim_tokens, line_order
 from pangu_server.encoding import Encoder
 from pangu_server.errors import ContextLengthExceeded
 
@@ -29,9 +29,13 @@ class FillInMiddle:
     """A vocabulary's FIM tokens. `find` says whether it has any. `on_cut` is told of each prompt that is cut."""
 
     def __init__(
-        self, encoder: Encoder, tokens: FimTokens, order: FimOrder, on_cut: Callable[[], None]
+        self,
+        encoder: Encoder,
+        tokens: FimTokens,
+        orders: tuple[FimOrder, FimOrder],
+        on_cut: Callable[[], None],
     ) -> None:
-        self._encoder, self.order, self._on_cut = encoder, order, on_cut
+        self._encoder, self._orders, self._on_cut = encoder, orders, on_cut
         self._tokens, self.middle = tokens, tokens.middle
         separators = (encoder.token_id(name) for name in FILE_SEPARATORS)
         self._file_separator = next((token_id for token_id in separators if token_id is not None), None)
@@ -46,9 +50,11 @@ class FillInMiddle:
         order: FimOrder | None = None,
         on_cut: Callable[[], None] = lambda: None,
     ) -> "FillInMiddle | None":
-        """The vocabulary's FIM tokens, if it has them; without an `order` that of its family."""
+        """The vocabulary's FIM tokens, if it has them. Without an `order` that of its family, which can be another one
+        for a single line."""
         tokens = fim_tokens(encoder.tokenizer)
-        return cls(encoder, tokens, order or best_order(encoder.tokenizer), on_cut) if tokens else None
+        orders = (order or "prefix-first", order or line_order(encoder.tokenizer))
+        return cls(encoder, tokens, orders, on_cut) if tokens else None
 
     def asked_in(self, prompt_ids: Sequence[int]) -> bool:
         """Whether what follows a prompt fills a hole. In the order suffix-first code stands behind the middle token."""
@@ -62,8 +68,11 @@ class FillInMiddle:
         *,
         files: Sequence[SourceFile] = (),
         parse_special: bool = False,
+        line: bool = False,
     ) -> list[int]:
         """The ids that ask for the hole between `prefix` and `suffix`, at most `max_prompt_tokens`.
+
+        `line`: what fills it will be cut at the end of the line.
 
         What is too long loses the start of the prefix and the end of the suffix: what is far from the hole, in steps
         (`CUT_TOKENS`). Files go before what is whole, as many of the last ones as there is room for.
@@ -92,7 +101,7 @@ class FillInMiddle:
             if len(context) + len(ids) > room:
                 break
             context = ids + context
-        return [*encoder.start_ids, *context, *self._tokens.prompt(before, after, self.order)]
+        return [*encoder.start_ids, *context, *self._tokens.prompt(before, after, self._orders[line])]
 
     def _file(self, file: SourceFile, parse_special: bool) -> list[int]:
         text = self._encoder.text(

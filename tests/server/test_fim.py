@@ -188,14 +188,27 @@ def test_the_suffix_can_come_first(tmp_path: Path) -> None:
     server.engine.close()
 
 
-def test_the_order_is_what_the_family_does_best() -> None:
+@pytest.mark.parametrize(
+    ("order", "stop", "suffix_first"),
+    [
+        (None, "\n", True),
+        (None, ["x", "\n"], True),
+        (None, "\n\n", False),
+        (None, None, False),
+        ("prefix-first", "\n", False),
+        ("suffix-first", None, True),
+    ],
+)
+def test_qwen_fills_a_line_suffix_first(
+    server: Server, order: FimOrder | None, stop: str | list[str] | None, suffix_first: bool
+) -> None:
+    """It fills a line better so, and does not end a longer hole."""
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens(["<|fim_pad|>"])
-    found = FillInMiddle.find(Encoder(tokenizer, [END]))
-    asked = FillInMiddle.find(Encoder(tokenizer, [END]), "prefix-first")
-    assert found is not None
-    assert asked is not None
-    assert (found.order, asked.order) == ("suffix-first", "prefix-first")
+    server.engine.fim = FillInMiddle.find(Encoder(tokenizer, [END]), order)
+    server.complete(prompt=BEFORE, suffix=AFTER, stop=stop)
+    before, after = [PREFIX, SUFFIX, *AFTER.encode(), MIDDLE, *BEFORE.encode()], AROUND
+    assert seen(server) == (before if suffix_first else after)
 
 
 def test_files_take_what_room_is_left_nearest_first(fim: FillInMiddle) -> None:
@@ -228,8 +241,8 @@ def test_families_are_recognised_by_their_tokens(family: tuple[str, str, str]) -
     fim = FillInMiddle.find(encoder)
     assert fim is not None
     ids = [encoder.token_id(name) for name in family]
-    assert fim.order == "prefix-first"
-    assert fim.prompt("p", "s", 9) == [ids[0], ord("p"), ids[1], ord("s"), ids[2]]
+    for line in (False, True):
+        assert fim.prompt("p", "s", 9, line=line) == [ids[0], ord("p"), ids[1], ord("s"), ids[2]]
 
 
 def test_a_model_without_fim_tokens_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,7 +169,14 @@ class GenerationRequest(BaseModel):
         if not isinstance(prefix, str):
             raise RequestError(f"{param} needs a prompt that is text", param=param)
         room = engine.context_length - max_tokens
-        return engine.fim.prompt(prefix, suffix, room, files=files, parse_special=bool(self.parse_special))
+        return engine.fim.prompt(
+            prefix,
+            suffix,
+            room,
+            files=files,
+            parse_special=bool(self.parse_special),
+            line="\n" in self._stops(engine.limits.max_stop_strings),
+        )
 
     def ignored_fields(self) -> list[str]:
         """Names of the request's fields that mean nothing here."""

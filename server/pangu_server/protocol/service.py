@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pangu_convert.infilling import FimOrder
 from pangu_server.engine import Engine
 
 
@@ -28,7 +27,6 @@ class ModelCard(BaseModel):
     source: str
     sha256: str = Field(description="Of the artifact's files: two models of one name and size are told apart")
     fim: bool = Field(description="Whether it can fill in the middle")
-    fim_order: FimOrder | None = Field(description="How the code around a gap is written to it")
     chat: bool = Field(description="Whether it has a chat template")
     scores: dict[str, Any]
 
@@ -51,7 +49,6 @@ class ModelCard(BaseModel):
             source=manifest.source.name,
             sha256=manifest.sha256,
             fim=engine.fim is not None,
-            fim_order=engine.fim.order if engine.fim else None,
             chat=engine.chat is not None,
             scores=dict(manifest.scores),
         )

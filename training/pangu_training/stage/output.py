@@ -15,25 +15,30 @@ from pathlib import Path
 from typing import Any
 
 from pangu_training.stage.errors import OutputError
+from pangu_training.stage.paths import require_replaceable
 
 
 @contextlib.contextmanager
 def new_directory(path: Path, *, force: bool = False, needed_bytes: int = 0) -> Iterator[Path]:
     """Yield an empty folder that becomes `path` when the block ends without an exception.
 
-    `force` replaces an existing `path`; `needed_bytes` is checked against the free space before the
-    block runs. A block that fails, Ctrl-C included, leaves nothing behind.
+    `force` replaces a folder of ours; `needed_bytes` is checked against the free space before the block runs. A block
+    that fails, Ctrl-C included, leaves nothing behind. A symbolic link stays: where it leads is written.
 
     Raises:
-        OutputError: `path` exists and `force` is not set, another process is writing it, or the disk
-            has less than `needed_bytes` free, before or while writing.
+        OutputError: `path` exists and `force` is not set or it holds more than we wrote, another process is
+            writing it, or the disk has less than `needed_bytes` free, before or while writing.
     """
-    path = path.absolute()
+    path = path.resolve()
+    if not path.name:
+        raise OutputError(f"{path} cannot be written: name a folder in it")
     partial, replaced = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.replaced")
     if replaced.exists() and not path.exists():
         replaced.rename(path)  # a writer was killed between its two renames: what it replaced is still good
     if path.exists() and not force:
         raise OutputError(f"{path} exists already: choose another --output, or replace it with --force")
+    if path.exists():
+        require_replaceable(path)
     partial.mkdir(parents=True, exist_ok=True)
     with locked(partial):
         _empty(partial)
@@ -60,11 +65,11 @@ def require_new(*paths: Path, force: bool) -> None:
     """Make the folders of files that are to be written.
 
     Raises:
-        OutputError: a file is there and `force` is not set, or two of them are the same.
+        OutputError: a file is there and `force` is not set, or something that is no such file.
     """
     for path in paths:
-        if [other.resolve() for other in paths].count(path.resolve()) > 1:
-            raise OutputError(f"{path} cannot hold two things: give each a file of its own")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path} is not a file, and one is to be written: choose another name")
         if path.exists() and not force:
             raise OutputError(f"{path} exists already: choose another file, or replace it with --force")
         path.parent.mkdir(parents=True, exist_ok=True)

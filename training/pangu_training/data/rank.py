@@ -32,7 +32,7 @@ class RankOptions:
     responses: Path = argument("responses, JSONL, as `pangu-train sample` writes them")
     output: Path = option("the ranked pairs, for fit", metavar="FILE", writes="file")
     verdicts: Path | None = option(
-        "their journal (default: next to the output)", None, metavar="FILE", writes="file"
+        "their journal (default: next to the output)", None, metavar="FILE", writes="results"
     )
     force: bool = option("replace the output file", False)
     rule: Rule = nested(Rule)

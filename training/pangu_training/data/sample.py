@@ -59,7 +59,7 @@ class SampleOptions:
     """Which problems, who answers them, and how."""
 
     problems: Path = argument("problems, JSONL")
-    output: Path = option("responses, JSONL; one that is there goes on", metavar="FILE", writes="file")
+    output: Path = option("responses, JSONL; one that is there goes on", metavar="FILE", writes="results")
     limit: int | None = counted("the first N problems only", None)
     student: Named | None = option(
         "the model to be trained",

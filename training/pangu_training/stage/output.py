@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_training.stage.errors import OutputError
-from pangu_training.stage.paths import require_replaceable
+from pangu_training.stage.paths import require_free
 
 
 @contextlib.contextmanager
@@ -26,19 +26,19 @@ def new_directory(path: Path, *, force: bool = False, needed_bytes: int = 0) -> 
     that fails, Ctrl-C included, leaves nothing behind. A symbolic link stays: where it leads is written.
 
     Raises:
-        OutputError: `path` exists and `force` is not set or it holds more than we wrote, another process is
-            writing it, or the disk has less than `needed_bytes` free, before or while writing.
+        OutputError: see `require_free`; another process is writing it, or the disk has less than `needed_bytes`
+            free, before or while writing.
     """
     path = path.resolve()
     if not path.name:
         raise OutputError(f"{path} cannot be written: name a folder in it")
-    partial, replaced = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.replaced")
+    partial, replaced, gone = (
+        path.with_name(f".{path.name}.{what}") for what in ("partial", "replaced", "gone")
+    )
+    shutil.rmtree(gone, ignore_errors=True)
     if replaced.exists() and not path.exists():
         replaced.rename(path)  # a writer was killed between its two renames: what it replaced is still good
-    if path.exists() and not force:
-        raise OutputError(f"{path} exists already: choose another --output, or replace it with --force")
-    if path.exists():
-        require_replaceable(path)
+    require_free(path, "folder", force=force)
     partial.mkdir(parents=True, exist_ok=True)
     with locked(partial):
         _empty(partial)
@@ -58,20 +58,19 @@ def new_directory(path: Path, *, force: bool = False, needed_bytes: int = 0) -> 
             path.rename(replaced)
         partial.rename(path)
         _sync_entry(path.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        if replaced.exists():
+            replaced.rename(gone)  # a folder that is half removed must not come back
+            shutil.rmtree(gone, ignore_errors=True)
 
 
 def require_new(*paths: Path, force: bool) -> None:
     """Make the folders of files that are to be written.
 
     Raises:
-        OutputError: a file is there and `force` is not set, or something that is no such file.
+        OutputError: a file is there and `force` is not set, or a folder is.
     """
     for path in paths:
-        if path.exists() and not path.is_file():
-            raise OutputError(f"{path} is not a file, and one is to be written: choose another name")
-        if path.exists() and not force:
-            raise OutputError(f"{path} exists already: choose another file, or replace it with --force")
+        require_free(path, "file", force=force)
         path.parent.mkdir(parents=True, exist_ok=True)
 
 

@@ -4,8 +4,8 @@ Options say which of their paths are written: `option("the folder to make", writ
 read. A text that names a file in a way of its own has `reads`, a function that finds the path.
 
     writes="folder"   a folder that is made whole; with --force it takes the place of an older one
-    writes="file"     a file that is replaced, or grows
-    writes="results"  a folder that gets files; others in it stay
+    writes="file"     the same of a file
+    writes="results"  a file that grows or is made anew by the same command, or a folder that gets files
 """
 
 import dataclasses
@@ -25,19 +25,22 @@ WEIGHTS = ".safetensors"
 
 
 def check_paths(options: Any) -> None:
-    """Refuse `options` that write over what they read, or two things to one place.
+    """Refuse `options` that write over what they read or what is there, or two things to one place.
 
     Raises:
         OutputError: an output is an input or lies inside one, contains one that would go with it, or is named twice.
+            And as `require_free` does.
     """
     paths = list(_paths_of(options))
     outputs = [(path, writes) for path, writes in paths if writes]
     for path, writes in outputs:
         require_apart(path, [read for read, written in paths if not written], writes=writes)
     places = [path.resolve() for path, _ in outputs]
-    for place, (path, _) in zip(places, outputs, strict=True):
+    for place, (path, writes) in zip(places, outputs, strict=True):
         if places.count(place) > 1:
             raise OutputError(f"{path} cannot hold two things: give each a place of its own")
+        if writes != "results":
+            require_free(path, writes, force=_forced(options))
 
 
 def require_apart(output: Path, inputs: Iterable[Path], *, writes: Writes = "folder") -> None:
@@ -56,17 +59,29 @@ def require_apart(output: Path, inputs: Iterable[Path], *, writes: Writes = "fol
             raise OutputError(f"the output {output} {how} {path}, which is read: choose another output")
 
 
-def require_replaceable(path: Path) -> None:
-    """Raise `OutputError` when the folder `path` holds something that no `pangu-*` command wrote."""
-    if not path.is_dir():
-        raise OutputError(f"{path} is a file, and a folder is to be written: choose another --output")
+def require_free(path: Path, writes: Writes, *, force: bool) -> None:
+    """Raise `OutputError` when something is at `path`: with `force` only unless it is ours to replace.
+
+    A file of any content is; of a folder each file must be one that a `pangu-*` command wrote.
+    """
+    if not path.exists():
+        return
+    if not (path.is_dir() if writes == "folder" else path.is_file()):
+        raise OutputError(f"{path} is not a {writes}, and one is to be written: choose another output")
+    if not force:
+        raise OutputError(f"{path} exists already: choose another output, or replace it with --force")
+    if writes == "folder":
+        _require_ours(path)
+
+
+def _require_ours(path: Path) -> None:
     written = _written(path)
     others = (file for file in path.rglob("*") if not file.is_dir() or file.is_symlink())
     stranger = next((name for file in others if (name := str(file.relative_to(path))) not in written), None)
     if stranger is not None:
         raise OutputError(
             f"{path} holds {stranger}, which no pangu command wrote: --force does not delete it; choose another "
-            "--output, or remove it yourself"
+            "output, or remove it yourself"
         )
 
 
@@ -81,6 +96,12 @@ def _paths_of(options: Any) -> Iterator[tuple[Path, Writes | None]]:
             path = metadata["reads"](one) if one is not None and "reads" in metadata else one
             if isinstance(path, Path):
                 yield path, metadata.get("writes")
+
+
+def _forced(options: Any) -> bool:
+    fields = {field.name: field.metadata for field in dataclasses.fields(options)}
+    inner = (getattr(options, name) for name, metadata in fields.items() if "nested" in metadata)
+    return bool(getattr(options, "force", False)) or any(map(_forced, inner))
 
 
 def _places(path: Path) -> Iterator[Path]:

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +131,10 @@ def main(module: str, output: Path, home: Path, step: int, arguments: list[str])
         return True
 
     number = 1
-    while check(lambda: kill_before(number, [output.parent, home]), f"before change {number}"):
+    while check(partial(kill_before, number, [output.parent, home]), f"before change {number}"):
         number += step
     for cut in cuts:
-        check(lambda cut=cut: kill_beyond(cut), f"at byte {cut} of a file")  # type: ignore[misc]
+        check(partial(kill_beyond, cut), f"at byte {cut} of a file")
     print(f"{kills} kills")
     return 0
 

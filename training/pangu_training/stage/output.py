@@ -35,14 +35,15 @@ def new_directory(path: Path, *, force: bool = False, needed_bytes: int = 0) -> 
     partial, replaced, gone = (
         path.with_name(f".{path.name}.{what}") for what in ("partial", "replaced", "gone")
     )
-    shutil.rmtree(gone, ignore_errors=True)
-    if replaced.exists() and not path.exists():
-        replaced.rename(path)  # a writer was killed between its two renames: what it replaced is still good
-    require_free(path, "folder", force=force)
     partial.mkdir(parents=True, exist_ok=True)
     with locked(partial):
-        _empty(partial)
         try:
+            if replaced.exists() and not path.exists():
+                replaced.rename(
+                    path
+                )  # a writer was killed between its two renames: what it replaced is still good
+            require_free(path, "folder", force=force)
+            _empty(partial)
             require_free_space(partial, needed_bytes)
             yield partial
             _sync(partial)
@@ -53,14 +54,12 @@ def new_directory(path: Path, *, force: bool = False, needed_bytes: int = 0) -> 
                     f"no space left on the disk of {path.parent}: free some and run the same command again"
                 ) from error
             raise
+        _remove(replaced, gone)
         if path.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
             path.rename(replaced)
         partial.rename(path)
         _sync_entry(path.parent)
-        if replaced.exists():
-            replaced.rename(gone)  # a folder that is half removed must not come back
-            shutil.rmtree(gone, ignore_errors=True)
+        _remove(replaced, gone)
 
 
 def require_new(*paths: Path, force: bool) -> None:
@@ -132,6 +131,14 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _remove(folder: Path, gone: Path) -> None:
+    """Remove `folder` under the name `gone`: half of it must not be taken for the whole."""
+    shutil.rmtree(gone, ignore_errors=True)
+    if folder.exists():
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _empty(folder: Path) -> None:

@@ -59,7 +59,12 @@ def fetch_hub_model(source: str, revision: str | None) -> HubModel:
     part = (file or "checkpoint").replace("/", "--")
     commit = revision
     if not COMMIT.fullmatch(revision) or not _is_whole(folder / commit / part):
-        info = _ask(repository, revision, folder)
+        there = sorted(
+            entry.parent.name
+            for entry in folder.glob(f"*/{glob.escape(part)}")
+            if entry.parent.name != revision
+        )
+        info = _ask(repository, revision, there)
         commit = str(info.sha)
         if not COMMIT.fullmatch(commit):
             raise DownloadError(
@@ -72,21 +77,16 @@ def fetch_hub_model(source: str, revision: str | None) -> HubModel:
     return HubModel(path=path / file if file else path, origin=origin | ({"path": file} if file else {}))
 
 
-def _ask(repository: str, revision: str, folder: Path) -> "ModelInfo":
-    """What the hub says of the revision: its commit and files."""
+def _ask(repository: str, revision: str, there: Sequence[str]) -> "ModelInfo":
+    """What the hub says of the revision: its commit and files. Commits that are `there` go into the error."""
     import httpx2  # what huggingface_hub speaks
     from huggingface_hub import HfApi
 
     try:
         return HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=TIMEOUT_SECONDS)
     except (httpx2.HTTPError, OSError) as error:  # its own errors derive from these
-        there = sorted(entry.name for entry in folder.glob("*") if COMMIT.fullmatch(entry.name))
-        raise _failure(
-            repository,
-            revision,
-            error,
-            f", or --revision {there[-1]}, which is in the cache" if there else "",
-        ) from None
+        hint = f", or --revision {' or '.join(there)}, which the cache has" if there else ""
+        raise _failure(repository, revision, error, hint) from None
 
 
 def _wanted(info: "ModelInfo", repository: str, file: str | None) -> Mapping[str, Any]:
@@ -98,7 +98,7 @@ def _wanted(info: "ModelInfo", repository: str, file: str | None) -> Mapping[str
             raise DownloadError(
                 f"{repository} has no {file}: it has {', '.join(ggufs[:10]) or 'no GGUF file at all'}"
             )
-        form = PART.sub(r"-*-of-\1", glob.escape(file))  # all parts of a model that is cut into several
+        form = PART.sub(r"-?????-of-\1", glob.escape(file))  # all parts of a model that is cut into several
         return {name: files[name] for name in files if fnmatch(name, form)}
     if CONFIG not in files and ggufs:
         raise DownloadError(

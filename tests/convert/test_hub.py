@@ -105,7 +105,7 @@ def test_a_commit_that_is_there_needs_no_hub(
         commit = imported(tmp_path / "out")["commit"]
     assert imported(tmp_path / "again", "--revision", commit)["commit"] == commit
     error = refused(capsys, tmp_path / "none", "owner/repo")
-    assert f"--revision {commit}, which is in the cache" in error, "main may be another commit by now"
+    assert f"--revision {commit}, which the cache has" in error, "main may be another commit by now"
 
 
 def test_what_changed_in_the_cache_is_fetched_again(

@@ -15,11 +15,12 @@ def assert_unharmed(lines: list[str]) -> None:
     assert int(last.split()[0]) > 10, "it was killed"
 
 
-@pytest.mark.parametrize(
-    "verb", [("import",), ("transformers",), ("ctranslate2", "--no-smooth")], ids=lambda one: one[0]
-)
-def test_a_killed_conversion(verb: tuple[str, ...], tmp_path: Path, tiny_bytes: Path) -> None:
-    assert_unharmed(killed(*verb, tiny_bytes, output=tmp_path / "in" / "out"))
+VERBS = {"import": (), "transformers": (), "ctranslate2": ("--no-smooth",)}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_killed_conversion(verb: str, tmp_path: Path, tiny_bytes: Path) -> None:
+    assert_unharmed(killed(verb, tiny_bytes, *VERBS[verb], output=tmp_path / "in" / "out"))
 
 
 def test_a_killed_replacement(tmp_path: Path, tiny_bytes: Path) -> None:

@@ -20,8 +20,17 @@ from pathlib import Path
 from typing import Any
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-CHANGES = ("os.rename", "os.link", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "os.truncate")
-LIBRARIES = ("torch", "transformers", "safetensors.torch", "tokenizers", "gguf", "huggingface_hub")
+REMOVALS = ("os.rmdir", "os.remove")
+CHANGES = (*REMOVALS, "os.rename", "os.link", "os.mkdir", "os.chmod", "os.truncate")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "safetensors.torch",
+    "tokenizers",
+    "gguf",
+    "huggingface_hub",
+    "ctranslate2",
+)
 
 
 def kill_before(number: int, folders: list[Path]) -> None:
@@ -37,7 +46,9 @@ def kill_before(number: int, folders: list[Path]) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in CHANGES or (event == "open" and arguments[2] & WRITING):
+        if event in REMOVALS and arguments[1] != -1:  # in a folder that is open
+            change(f"{os.readlink(f'/proc/self/fd/{arguments[1]}')}/{arguments[0]}")
+        elif event in CHANGES or (event == "open" and arguments[2] & WRITING):
             change(arguments[0])
 
     fsync = os.fsync

@@ -23,6 +23,9 @@ def compare(
     """
     from pangu_bench.comparison import CompareOptions, compared
     from pangu_training.stage.options import options_of
+    from pangu_training.stage.paths import check_paths
 
     paths = {"artifacts": tuple(map(Path, artifacts)), "output": Path(output)}
-    return compared(options_of(CompareOptions, **paths, **options))
+    filled = options_of(CompareOptions, **paths, **options)
+    check_paths(filled)
+    return compared(filled)

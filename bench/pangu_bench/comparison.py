@@ -42,7 +42,7 @@ class CompareOptions:
         type=running_server,
         metavar="URL[=NAME]",
     )
-    output: Path = option("folder for rows and table", metavar="DIR")
+    output: Path = option("folder for rows and table", metavar="DIR", writes="results")
     costs: CostOptions = nested(CostOptions)
     keystrokes: int = counted(
         "into a file, for the editor's TTFT as `pangu-bench editor` measures it; 0: not measured",

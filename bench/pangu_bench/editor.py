@@ -47,7 +47,7 @@ class MeasureEditorOptions:
         type=running_server,
         metavar="URL[=NAME]",
     )
-    output: Path = option("folder for rows and table", metavar="DIR")
+    output: Path = option("folder for rows and table", metavar="DIR", writes="results")
     file_tokens: tuple[int, ...] = counted("sizes of the files", FILES, least=50)
     editor: EditorOptions = nested(EditorOptions)
     server: ServerOptions = nested(ServerOptions)

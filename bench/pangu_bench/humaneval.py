@@ -30,7 +30,7 @@ class ScoreOptions:
         metavar="URL[=NAME]",
     )
     gold: bool = option("score the suite's own solutions alone", False)
-    output: Path = option("folder for the rows", metavar="DIR")
+    output: Path = option("folder for the rows", metavar="DIR", writes="results")
     answers: AnswerOptions = nested(AnswerOptions)
     server: ServerOptions = nested(ServerOptions)
 

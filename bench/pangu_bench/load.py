@@ -46,7 +46,7 @@ class MeasureLoadOptions:
         type=running_server,
         metavar="URL[=NAME]",
     )
-    output: Path = option("folder for rows and table", metavar="DIR")
+    output: Path = option("folder for rows and table", metavar="DIR", writes="results")
     concurrency: tuple[int, ...] = counted("", (1, 2, 4, 8, 16))
     load: LoadOptions = nested(LoadOptions)
     server: ServerOptions = nested(ServerOptions)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from pangu_training.evaluation.styles import STYLES
-from pangu_training.evaluation.suites import READERS
+from pangu_training.evaluation.suites import READERS, suite_file
 from pangu_training.stage.errors import PanguError
 from pangu_training.stage.options import counted, number_within, option
 
@@ -30,6 +30,7 @@ class AnswerOptions:
         f"humaneval, or FORM:FILE with FORM one of {', '.join(READERS)}; of leetcode also FILE#A-B, question ids",
         "humaneval",
         metavar="SUITE",
+        reads=suite_file,
         group=QUESTIONS,
     )
     style: str = option("prompt style", "completion", choices=STYLES, group=QUESTIONS)

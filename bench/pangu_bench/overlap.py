@@ -40,7 +40,7 @@ class OverlapOptions:
     """Which results are laid over each other."""
 
     rows: tuple[Path, ...] = argument("MODEL.SUITE.STYLE.jsonl, two or more", metavar="ROWS")
-    output: Path = option("folder for table and picture", metavar="DIR")
+    output: Path = option("folder for table and picture", metavar="DIR", writes="results")
     samples: int | None = counted("the first N samples of each problem (default: all that are there)", None)
 
 

@@ -34,7 +34,7 @@ class ShapeOptions:
     """Whose shape, in which formats, and what is measured."""
 
     shape: str = argument("whose shape", choices=SHAPES)
-    output: Path = option("folder for results, and for weights meanwhile", metavar="DIR")
+    output: Path = option("folder for results, and for weights meanwhile", metavar="DIR", writes="results")
     formats: tuple[str, ...] = option(
         f"of {', '.join(FORMATS)}",
         ("bfloat16", "int8", "gptq-8", "gptq-4"),

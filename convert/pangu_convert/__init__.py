@@ -30,6 +30,7 @@ def convert(
     from pangu_convert.transformers import transformers_artifact
     from pangu_training.stage.command import options_class
     from pangu_training.stage.options import options_of
+    from pangu_training.stage.paths import check_paths
 
     makers: dict[str, Callable[[Any], Artifact]] = {
         "ctranslate2": ctranslate2_artifact,
@@ -40,4 +41,6 @@ def convert(
         raise ValueError(f"to={to!r} is none of {', '.join(makers)}")
     make = makers[to]
     paths = {"checkpoint": Path(checkpoint), "output": Path(output)}
-    return make(options_of(options_class(make), **paths, **options))
+    filled = options_of(options_class(make), **paths, **options)
+    check_paths(filled)
+    return make(filled)

@@ -76,12 +76,20 @@ class CalibrationData:
         }
 
 
+def text_place(source: str) -> Path | None:
+    """The file or folder that `source` names, if it names one."""
+    return None if source == CODE else Path(source)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationOptions:
     """Where the rows come from, and how many there are."""
 
     calibration: str = option(
-        "'code' (Python's standard library), a .jsonl file, a text file, or a folder", CODE, metavar="SOURCE"
+        "'code' (Python's standard library), a .jsonl file, a text file, or a folder",
+        CODE,
+        metavar="SOURCE",
+        reads=text_place,
     )
     text_field: str = option("a .jsonl record's text; else 'content'", "text")
     samples: int = option("calibration rows", 16)

@@ -31,7 +31,7 @@ class ConversionOptions:
     """What every conversion needs."""
 
     checkpoint: Path = argument("the checkpoint folder (config.json, *.safetensors, …)")
-    output: Path = option("the artifact folder to make")
+    output: Path = option("the artifact folder to make", writes="folder")
     name: str | None = option("model id that the server answers to (default: from the checkpoint)", None)
     force: bool = option("replace the output folder", False)
 
@@ -59,6 +59,7 @@ def convert(
     source_name = source_name.rsplit("/", 1)[-1]
     parameters = checkpoint.weight_bytes / BYTES_PER_PARAMETER.get(checkpoint.dtype, 2)
     needed_bytes = int(parameters * bytes_per_weight)
+    source = Source(name=source_name, sha256=checkpoint_hash(checkpoint), provenance=checkpoint.provenance)
     with new_directory(options.output, force=options.force, needed_bytes=needed_bytes) as folder:
         written = write(checkpoint, folder)
         for file in checkpoint.text_files:
@@ -73,9 +74,7 @@ def convert(
             weight_files=written.weight_files,
             context_length=checkpoint.context_length,
             end_token_ids=checkpoint.end_token_ids,
-            source=Source(
-                name=source_name, sha256=checkpoint_hash(checkpoint), provenance=checkpoint.provenance
-            ),
+            source=source,
             calibration=written.calibration,
         )
     return read_artifact(options.output)

@@ -5,7 +5,6 @@ second time, and no figure of its "unquantized" form is one of the original mode
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +12,20 @@ from typing import Any
 
 from pangu_convert.architectures import require_supported
 from pangu_convert.catalogue import DEFAULT_MODEL, MODELS
-from pangu_convert.download import DownloadError, cache_folder, fetch
+from pangu_convert.download import cache_folder, fetch
 from pangu_convert.gguf_import import import_gguf
+from pangu_convert.hub import HUB_SOURCE, fetch_hub_model
 from pangu_convert.weights import DTYPES, check_weights, with_rope_theta, write_model
-from pangu_training.stage.checkpoint import CONFIG, TEXT_FILES, read_checkpoint, read_json
+from pangu_training.stage.checkpoint import CONFIG, IMPORTED, read_checkpoint, read_json
 from pangu_training.stage.errors import CheckpointError
-from pangu_training.stage.identity import library_versions, sha256_of
+from pangu_training.stage.identity import checkpoint_hashes, hash_files, library_versions
 from pangu_training.stage.options import argument, option
 from pangu_training.stage.output import new_directory, require_free_space, write_file
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+def local_source(source: str) -> Path | None:
+    """Where `source` is on this machine, if it is not the name of a model of the catalogue."""
+    return None if source in MODELS else Path(source)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,18 +33,24 @@ class ImportOptions:
     """What to make a checkpoint folder of."""
 
     source: str = argument(
-        f"{', '.join(MODELS)}; a GGUF file; a Hugging Face folder; or a hub id", DEFAULT_MODEL
+        f"{', '.join(MODELS)}; a GGUF file; a Hugging Face folder; a hub id, OWNER/NAME; or a GGUF file of the hub, "
+        "OWNER/NAME/FILE.gguf",
+        DEFAULT_MODEL,
+        reads=local_source,
     )
-    output: Path = option("the checkpoint folder to make")
+    output: Path = option("the checkpoint folder to make", writes="folder")
     dtype: str | None = option(
         "type of the weights (default: bfloat16 for GGUF, else as they are)", None, choices=DTYPES
     )
+    revision: str | None = option("branch, tag or commit of a hub id (default: main)", None)
     force: bool = option("replace the output folder", False)
 
 
 def import_checkpoint(options: ImportOptions) -> None:
     """Import `options.source` into `options.output`."""
     source, output = options.source, options.output
+    if options.revision and (source in MODELS or Path(source).exists()):
+        raise CheckpointError(f"--revision is of a hub id, which {source} is not: leave it out")
     with new_directory(output, force=options.force) as folder:
         if source in MODELS:
             file = MODELS[source]
@@ -52,11 +61,15 @@ def import_checkpoint(options: ImportOptions) -> None:
             _import_file(Path(source), folder, {"source": Path(source).name}, options.dtype)
         elif Path(source).is_dir():
             import_folder(Path(source), folder, {"source": Path(source).resolve().name}, options.dtype)
-        elif HUB_ID.fullmatch(source):
-            import_folder(fetch_hub_model(source), folder, {"source": source}, options.dtype)
+        elif HUB_SOURCE.fullmatch(source):
+            model = fetch_hub_model(source, options.revision)
+            if model.path.is_dir():
+                import_folder(model.path, folder, model.origin, options.dtype)
+            else:
+                _import_file(model.path, folder, model.origin, options.dtype)
         else:
             raise CheckpointError(
-                f"{source!r} is neither a file, a folder, a hub id (owner/name) nor one of {', '.join(MODELS)}"
+                f"{source!r} is neither a file, a folder, a hub id (OWNER/NAME) nor one of {', '.join(MODELS)}"
             )
     checkpoint = read_checkpoint(output)
     print(f"{output}: {checkpoint.architecture}, {checkpoint.dtype}, {checkpoint.weight_bytes / 1e9:.2f} GB")
@@ -74,28 +87,13 @@ def import_folder(path: Path, folder: Path, origin: Mapping[str, Any], dtype: st
     require_supported(checkpoint)
     check_weights(checkpoint)
     require_free_space(folder, 0 if dtype in (None, checkpoint.dtype) else 2 * checkpoint.weight_bytes)
+    hashes = checkpoint_hashes(checkpoint)
     write_model(checkpoint, folder, dtype)
     _complete_config(folder)
-    hashes = {file.name: sha256_of(file) for file in checkpoint.weight_files}
-    _write_origin(folder, {**(checkpoint.provenance or {}), **origin, "weights_sha256": hashes})
-
-
-def fetch_hub_model(repository: str) -> Path:
-    """Download the safetensors and tokenizer of a hub model into the cache folder; resumes."""
-    import httpx2
-    from huggingface_hub import snapshot_download
-
-    target = cache_folder() / "hub" / repository.replace("/", "--")
-    try:
-        snapshot_download(
-            repository, local_dir=target, allow_patterns=[CONFIG, "*.safetensors*", *TEXT_FILES]
-        )
-    except (httpx2.HTTPError, OSError) as error:
-        raise DownloadError(
-            f"{repository} could not be fetched from the hub ({str(error).splitlines()[0]}): check the name and "
-            "the network, or give a local folder"
-        ) from None
-    return target
+    weights = {file.name: hashes[file.name] for file in checkpoint.weight_files}
+    linked = {name: weights[name] for name in weights if (folder / name).samefile(path / name)}
+    # What it was imported from, or trained with, stays.
+    _write_origin(folder, {**origin, **(checkpoint.provenance or {}), "weights_sha256": weights}, linked)
 
 
 def _complete_config(folder: Path) -> None:
@@ -108,8 +106,12 @@ def _complete_config(folder: Path) -> None:
         _write_json(tokenizer, {**read_json(tokenizer), "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
-def _write_origin(folder: Path, origin: Mapping[str, Any]) -> None:
-    _write_json(folder / "import.json", {**origin, "library_versions": library_versions()})
+def _write_origin(folder: Path, origin: Mapping[str, Any], known: Mapping[str, str] | None = None) -> None:
+    """Say where the checkpoint came from, and which files it has; the hashes of some are `known`."""
+    known = known or {}
+    names = sorted(file.name for file in folder.iterdir() if file.name not in known)
+    files = {**known, **hash_files(folder, names, "hashing the checkpoint")}
+    _write_json(folder / IMPORTED, {**origin, "files": files, "library_versions": library_versions()})
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 itself; the hub is a small server that speaks enough of its protocol for the real client."""
 
 import hashlib
-import os
 import subprocess
 import sys
 import zipfile
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.hub import serve_hub
+from support.hub import hub_environment, serve_hub
 
 from pangu_convert.catalogue import CatalogueFile, HubFile, WheelParts
 from pangu_convert.download import DownloadError, fetch
@@ -135,7 +134,7 @@ def hub_fetch(address: str, home: Path, file_name: str) -> subprocess.CompletedP
     # In a process of its own: the hub's address is read when its client is imported.
     return subprocess.run(
         [sys.executable, "-c", HUB_FETCH, file_name, hashlib.sha256(WHOLE).hexdigest(), str(home)],
-        env={**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "0"},
+        env=hub_environment(address, home),
         capture_output=True,
         text=True,
         check=False,

@@ -1,15 +1,12 @@
 """Imports: what goes in comes out, and what cannot is refused with one line and no debris."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from support.gguf_files import gguf_content
-from support.hub import serve_hub
+from support.hub import commit_of, serve_hub, use_hub
 from support.tiny import save_tiny
 
 from pangu_convert import cli
@@ -48,36 +45,6 @@ def test_a_folder_is_cast_when_asked(tmp_path: Path, tiny_starcoder: Path) -> No
     assert read_checkpoint(out).dtype == "bfloat16"
 
 
-def test_a_hub_id_is_fetched_and_imported(tmp_path: Path, tiny_qwen2: Path) -> None:
-    (tiny_qwen2 / "pytorch_model.bin").write_bytes(b"a pickle that nobody asked for")
-    with serve_hub(tiny_qwen2) as address:
-        # In a process of its own: the hub's address is read when its client is imported.
-        command = [sys.executable, "-m", "pangu_convert.cli", "import"]
-        environment = {
-            **os.environ,
-            "HF_ENDPOINT": address,
-            "HF_HOME": str(tmp_path / "hf"),
-            "HF_HUB_OFFLINE": "0",
-        }
-        environment["PANGU_HOME"] = str(tmp_path / "home")
-        ended = [
-            subprocess.run(
-                [*command, repository, "--output", str(tmp_path / "out")],
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            for repository in ("owner/nothing", "owner/repo")
-        ]
-    assert [process.returncode for process in ended] == [2, 0], ended
-    assert "owner/nothing could not be fetched from the hub" in ended[0].stderr
-    checkpoint = read_checkpoint(tmp_path / "out")
-    assert checkpoint.provenance is not None
-    assert checkpoint.provenance["source"] == "owner/repo"
-    assert not list(tmp_path.rglob("pytorch_model.bin"))
-
-
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """Run an import that must exit 2 with one line, which is returned, and leave nothing."""
     *rest, output = arguments
@@ -105,3 +72,21 @@ def test_the_real_model_says_that_it_was_quantized_before(smollm2: Path) -> None
     assert origin["quantized_source"]["type"] == "Q4_1"
     assert origin["source"] == "smollm2-135m"
     assert origin["licence"] == "Apache-2.0"
+
+
+@pytest.mark.parametrize("file", ["q8/tiny.gguf", "q8/tiny-00001-of-00001.gguf"])
+def test_a_gguf_file_of_the_hub_is_imported_by_its_path(
+    file: str, tmp_path: Path, tiny_qwen2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "repository" / "q8").mkdir(parents=True)
+    gguf_content(tiny_qwen2, "qwen2").write(tmp_path / "repository" / file)
+    (tmp_path / "repository" / "other.gguf").write_bytes(b"not asked for")
+    with serve_hub(tmp_path / "repository") as address:
+        use_hub(monkeypatch, address, tmp_path / "home")
+        assert cli.main(["import", f"owner/repo/{file}", "--output", str(tmp_path / "out")]) == 0
+    origin = read_checkpoint(tmp_path / "out").provenance
+    assert origin is not None
+    assert (origin["source"], origin["path"]) == ("owner/repo", file)
+    assert origin["commit"] == commit_of(tmp_path / "repository")
+    assert origin["quantized_source"]["type"] == "F32"
+    assert not list((tmp_path / "home").rglob("other.gguf"))

@@ -1,5 +1,6 @@
 """What is served, tokens for text and back, version."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ class ModelCard(BaseModel):
     weight_bytes: int
     architecture: str
     source: str
+    source_commit: str | None = Field(description="Of the hub repository that the source was imported from")
     sha256: str = Field(description="Of the artifact's files: two models of one name and size are told apart")
     fim: bool = Field(description="Whether it can fill in the middle")
     chat: bool = Field(description="Whether it has a chat template")
@@ -47,11 +49,18 @@ class ModelCard(BaseModel):
             weight_bytes=info.weight_bytes if info else manifest.weight_bytes,
             architecture=manifest.architecture,
             source=manifest.source.name,
+            source_commit=_commit(manifest.source.provenance),
             sha256=manifest.sha256,
             fim=engine.fim is not None,
             chat=engine.chat is not None,
             scores=dict(manifest.scores),
         )
+
+
+def _commit(provenance: Mapping[str, Any] | None) -> str | None:
+    """What an import from the hub records."""
+    commit = (provenance or {}).get("commit")
+    return commit if isinstance(commit, str) else None
 
 
 class ModelList(BaseModel):

@@ -26,6 +26,14 @@ def names(folder: Path) -> set[str]:
     return {entry.name for entry in folder.iterdir()}
 
 
+def old_output(folder: Path) -> Path:
+    """A folder that we wrote, by its record."""
+    folder.mkdir()
+    (folder / "old").touch()
+    (folder / "import.json").write_text('{"source": "x", "files": {"old": "0"}}')
+    return folder
+
+
 def test_a_finished_block_becomes_the_folder(tmp_path: Path) -> None:
     with new_directory(tmp_path / "deep" / "out") as folder:
         (folder / "file").write_text("content")
@@ -50,12 +58,10 @@ def test_an_existing_folder_is_refused_and_kept(tmp_path: Path) -> None:
 
 
 def test_force_replaces_only_when_the_new_folder_is_whole(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "old").touch()
+    out = old_output(tmp_path / "out")
     with pytest.raises(ValueError, match="broken"), new_directory(out, force=True):
         raise ValueError("broken")
-    assert names(out) == {"old"}
+    assert names(out) == {"import.json", "old"}
     with new_directory(out, force=True) as folder:
         (folder / "new").touch()
     assert names(out) == {"new"}
@@ -72,10 +78,9 @@ def test_a_killed_writer_leaves_no_output_and_the_next_one_cleans_up(tmp_path: P
 
 
 def test_a_killed_replacement_leaves_the_old_folder(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").touch()
+    old_output(tmp_path / "out")
     subprocess.run([sys.executable, "-c", WRITER, tmp_path / "out", "--force"], check=False)
-    assert names(tmp_path / "out") == {"old"}
+    assert names(tmp_path / "out") == {"import.json", "old"}
 
 
 def test_a_writer_killed_between_its_renames_is_undone(tmp_path: Path) -> None:
@@ -132,3 +137,22 @@ def test_weights_are_linked_through_symbolic_links(tmp_path: Path) -> None:
     link_or_copy(tmp_path / "link", tmp_path / "linked")
     assert not (tmp_path / "linked").is_symlink()
     assert os.stat(tmp_path / "linked").st_ino == os.stat(tmp_path / "blob").st_ino
+
+
+def test_a_link_stays_and_where_it_leads_is_written(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "out")
+    for force in (False, True):
+        with new_directory(tmp_path / "out", force=force) as folder:
+            (folder / "import.json").write_text('{"source": "x", "files": {}}')
+    assert (tmp_path / "out").is_symlink()
+    assert names(tmp_path / "disk") == {"out"}
+    assert names(tmp_path) == {"disk", "out"}
+
+
+def test_the_root_is_refused() -> None:
+    with (
+        pytest.raises(OutputError, match="name a folder"),
+        new_directory(Path("/"), force=True),
+    ):
+        pytest.fail("the block must not run")

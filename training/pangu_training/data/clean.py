@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pangu_training.data.filters import Filter, Rejection
+from pangu_training.evaluation.suites import suite_file
 from pangu_training.evaluation.words import ProblemRow, read_problems, write_problems
 from pangu_training.stage.errors import DataError
 from pangu_training.stage.options import argument, counted, number_within, option
@@ -32,9 +33,9 @@ class CleanOptions:
     """What is cleaned, and by which limits."""
 
     problems: Path = argument("problems.jsonl")
-    output: Path = option("the rows that stay", metavar="FILE")
-    rejected: Path = option("the others, with reasons", metavar="FILE")
-    report: Path | None = option("what went and why, in Markdown", None, metavar="FILE")
+    output: Path = option("the rows that stay", metavar="FILE", writes="file")
+    rejected: Path = option("the others, with reasons", metavar="FILE", writes="file")
+    report: Path | None = option("what went and why, in Markdown", None, metavar="FILE", writes="file")
     force: bool = option("replace files that are there", False)
     min_words: int = counted("of a prompt", USUAL.min_words, group=RULES)
     max_prompt_characters: int = counted("about 4 a token", USUAL.max_prompt_characters, group=RULES)
@@ -59,6 +60,7 @@ class CleanOptions:
         (),
         action="append",
         metavar="FORM:FILE",
+        reads=suite_file,
         group=AGAINST,
     )
     no_decontamination: bool = option("compare with nothing, HumanEval included", False, group=AGAINST)

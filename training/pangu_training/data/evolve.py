@@ -43,7 +43,7 @@ class EvolveOptions:
     """What to evolve, how often, and by which server."""
 
     problems: Path = argument("problems.jsonl")
-    output: Path = option("problems.jsonl to write", metavar="FILE")
+    output: Path = option("problems.jsonl to write", metavar="FILE", writes="results")
     rounds: int = counted("each evolves what the one before gave; WizardCoder found 3 best", 1, metavar=None)
     evolved_only: bool = option("leave the originals out of --output", False)
     tries: int = counted("answers asked for until one is taken", 3, metavar=None)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pangu_training.evaluation.suites import suite_file
 from pangu_training.evaluation.words import problem_row, read_problems, write_problems
 from pangu_training.stage.errors import DataError
 from pangu_training.stage.options import argument, counted, number_within, option
@@ -40,11 +41,14 @@ class ProblemsOptions:
     source: str = argument(
         "leetcode:FILE (LeetCodeDataset), humaneval:FILE for problems in HumanEval's form, or problems:FILE",
         metavar="FORM:FILE",
+        reads=suite_file,
     )
-    output: Path = option("problems.jsonl to write", metavar="FILE")
+    output: Path = option("problems.jsonl to write", metavar="FILE", writes="file")
     ids: str | None = option("LeetCode's question ids from A to B, as FORM:FILE#A-B", None, metavar="A-B")
     force: bool = option("replace files that are there", False)
-    held_out: Path | None = option("write a part of the problems there", None, metavar="FILE", group=HELD_OUT)
+    held_out: Path | None = option(
+        "write a part of the problems there", None, metavar="FILE", writes="file", group=HELD_OUT
+    )
     held_out_share: float | None = option(
         f"of all problems, the same of each difficulty (default: {HELD_OUT_SHARE})",
         None,

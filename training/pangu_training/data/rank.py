@@ -20,8 +20,8 @@ from pangu_training.evaluation.suites import tested
 from pangu_training.evaluation.words import read_problems
 from pangu_training.sandbox.execution import DEFAULT_POLICY, Policy
 from pangu_training.sandbox.tiers import tier
-from pangu_training.stage.errors import OutputError
 from pangu_training.stage.options import argument, counted, nested, option
+from pangu_training.stage.output import require_new
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +30,10 @@ class RankOptions:
 
     problems: Path = argument("problems with tests, JSONL")
     responses: Path = argument("responses, JSONL, as `pangu-train sample` writes them")
-    output: Path = option("the ranked pairs, for fit", metavar="FILE")
-    verdicts: Path | None = option("their journal (default: next to the output)", None, metavar="FILE")
+    output: Path = option("the ranked pairs, for fit", metavar="FILE", writes="file")
+    verdicts: Path | None = option(
+        "their journal (default: next to the output)", None, metavar="FILE", writes="results"
+    )
     force: bool = option("replace the output file", False)
     rule: Rule = nested(Rule)
     cpu_seconds: int = counted(
@@ -53,8 +55,7 @@ def rank(options: RankOptions) -> None:
         RankError: no problem gives a pair.
     """
     rule, output = options.rule, options.output
-    if output.exists() and not options.force:
-        raise OutputError(f"{output} exists already: choose another --output, or replace it with --force")
+    require_new(output, force=options.force)
     file, responses = read_problems(options.problems), read_responses(options.responses)
     suite = tested(file)
     policy = replace(

@@ -49,18 +49,34 @@ def named_source(text: str) -> Named:
     return Named(name, place)
 
 
+def artifact_of(source: Named) -> Path:
+    """Where the artifact is, if it is one."""
+    return Path(source.place)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleOptions:
     """Which problems, who answers them, and how."""
 
     problems: Path = argument("problems, JSONL")
-    output: Path = option("responses, JSONL; one that is there goes on", metavar="FILE")
+    output: Path = option("responses, JSONL; one that is there goes on", metavar="FILE", writes="results")
     limit: int | None = counted("the first N problems only", None)
     student: Named | None = option(
-        "the model to be trained", None, type=named_source, metavar="NAME=WHERE", group=SOURCES
+        "the model to be trained",
+        None,
+        type=named_source,
+        metavar="NAME=WHERE",
+        reads=artifact_of,
+        group=SOURCES,
     )
     teacher: tuple[Named, ...] = option(
-        "any number of them", (), type=named_source, action="append", metavar="NAME=WHERE", group=SOURCES
+        "any number of them",
+        (),
+        type=named_source,
+        action="append",
+        metavar="NAME=WHERE",
+        reads=artifact_of,
+        group=SOURCES,
     )
     recorded: bool = option("take the problems' answers as a teacher's", False, group=SOURCES)
     student_style: str = option("prompt style", "pangu", choices=STYLES, group=SOURCES)

@@ -27,7 +27,7 @@ class WriteTestsOptions:
     """Which problems, how many asserts and programs must agree, and which server is asked."""
 
     problems: Path = argument("problems.jsonl")
-    output: Path = option("problems.jsonl to write", metavar="FILE")
+    output: Path = option("problems.jsonl to write", metavar="FILE", writes="results")
     asserts: int = counted("asserts asked for in an answer", 8, group=AGREEMENT)
     assert_answers: int = counted("such answers a problem, put together", 3, group=AGREEMENT)
     solutions: int = counted("programs a problem", 8, group=AGREEMENT)

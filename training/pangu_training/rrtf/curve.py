@@ -42,7 +42,7 @@ class CurveOptions:
     sizes: tuple[int, ...] | None = counted("how many pairs to train on, in turn", None)
     checkpoint: Path | None = option("the checkpoint folder to start from", None)
     runs: tuple[Path, ...] | None = option("draw these finished runs; train nothing", None, metavar="RUN")
-    output: Path = option("the folder of the curve and its runs")
+    output: Path = option("the folder of the curve and its runs", writes="results")
     training: TrainingOptions = nested(TrainingOptions)
 
 

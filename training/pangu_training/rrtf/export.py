@@ -17,14 +17,16 @@ from pangu_training.stage.checkpoint import (
     CONFIG,
     SHARD_INDEX,
     TOKENIZER,
+    TRAINED,
     Checkpoint,
     read_checkpoint,
     read_json,
 )
 from pangu_training.stage.errors import CheckpointError
-from pangu_training.stage.identity import checkpoint_hash
+from pangu_training.stage.identity import checkpoint_hash, hash_files
 from pangu_training.stage.options import argument, option
 from pangu_training.stage.output import new_directory, write_file
+from pangu_training.stage.paths import require_apart
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +45,7 @@ class ExportOptions:
     """Which run, and where its checkpoint goes."""
 
     run_folder: Path = argument("the folder that `pangu-train fit` wrote", metavar="run")
-    output: Path = option("the checkpoint folder to make")
+    output: Path = option("the checkpoint folder to make", writes="folder")
     name: str | None = option("the model's name (default: the output folder's)", None)
     checkpoint: Path | None = option(
         "the base checkpoint, when it is not where the run found it any more", None
@@ -63,14 +65,17 @@ def export(options: ExportOptions) -> None:
         raise CheckpointError(f"{trained.path} is not a finished run: run its pangu-train fit command again")
     description = trained.description
     base = read_checkpoint(options.checkpoint or Path(description["checkpoint"]))
+    require_apart(output, [base.path])  # which the run names
     if checkpoint_hash(base) != description["checkpoint_sha256"]:
         raise CheckpointError(f"{base.path} is not the checkpoint that {trained.path} started from")
     provenance = _provenance(options.name or output.name, base, trained)
     with new_directory(output, force=options.force, needed_bytes=base.weight_bytes) as folder:
         _write_weights(base, trained.final, folder)
         _write_texts(base, folder)
-        _write_json(folder / "training.json", provenance)
         write_file(folder / "README.md", model_card(provenance).encode())
+        names = sorted(file.name for file in folder.iterdir())
+        files = hash_files(folder, names, "hashing the checkpoint")
+        _write_json(folder / TRAINED, {**provenance, "files": files})
     read_checkpoint(output)
     print(f"{output}: convert it with pangu-convert ctranslate2 {output} --output …")
 

@@ -42,7 +42,7 @@ class FitOptions:
 
     data: Path = argument("ranked pairs, JSONL, as `pangu-train rank` writes them")
     checkpoint: Path = option("the checkpoint folder to start from")
-    output: Path = option("the run's folder; an unfinished one goes on")
+    output: Path = option("the run's folder; an unfinished one goes on", writes="results")
     plan_only: bool = option("print the memory plan and stop", False)
     training: TrainingOptions = nested(TrainingOptions)
 

@@ -24,7 +24,8 @@ TEXT_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
-PROVENANCE_FILES = ("import.json", "training.json")
+IMPORTED, TRAINED = "import.json", "training.json"
+PROVENANCE_FILES = (IMPORTED, TRAINED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

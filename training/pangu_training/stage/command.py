@@ -18,6 +18,7 @@ from typing import Any, Literal, cast, get_type_hints
 
 from pangu_training.stage.errors import MissingExtra, PanguError
 from pangu_training.stage.options import add_options, option, options_of, whole_number
+from pangu_training.stage.paths import check_paths
 
 # transformers imports torchao where it is installed, and that logs its GPU files' absence, and more;
 # accelerate takes a model with tied weights that is still empty for one whose weights are not tied
@@ -124,6 +125,7 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None, *, e
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         verb, options = parsed(parser, argv)
+        check_paths(options)
         return verb(options) or 0
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped; run the same command again to go on", file=sys.stderr)

@@ -9,7 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pangu_training.stage.checkpoint import CONFIG, Checkpoint
+from pangu_training.stage.checkpoint import CONFIG, PROVENANCE_FILES, Checkpoint
+from pangu_training.stage.errors import CheckpointError
 
 LIBRARIES = (
     "pangu-coder2",
@@ -52,9 +53,29 @@ def sha256_of(file: Path, bar: "tqdm[Any] | None" = None) -> str:
 
 
 def checkpoint_hash(checkpoint: Checkpoint) -> str:
-    """The identity of a checkpoint: its config, weights, tokenizer and generation files."""
+    """The identity of a checkpoint: its config, weights, tokenizer and generation files. Raises `CheckpointError`."""
+    return combined_hash(checkpoint_hashes(checkpoint))
+
+
+def checkpoint_hashes(checkpoint: Checkpoint) -> dict[str, str]:
+    """The sha256 of those files.
+
+    Raises:
+        CheckpointError: one is not what it was when the checkpoint was imported or exported.
+    """
     names = [file.name for file in (*checkpoint.weight_files, *checkpoint.text_files)]
-    return combined_hash(hash_files(checkpoint.path, [*names, CONFIG], "hashing the checkpoint"))
+    hashes = hash_files(checkpoint.path, [*names, CONFIG], "hashing the checkpoint")
+    recorded = (checkpoint.provenance or {}).get("files")
+    if isinstance(recorded, dict):
+        weights = {file.name for file in checkpoint.weight_files}
+        for name, sha256 in hashes.items():
+            if sha256 != recorded.get(name, None if name in weights else sha256):
+                record = next(one for one in PROVENANCE_FILES if (checkpoint.path / one).is_file())
+                raise CheckpointError(
+                    f"{checkpoint.path / name} changed since {record} was written (its sha256 differs): make the "
+                    f'checkpoint again, or, if the change is yours, delete "files" in {record}'
+                )
+    return hashes
 
 
 def combined_hash(hashes: Mapping[str, str]) -> str:

@@ -3,7 +3,7 @@
     @dataclass(frozen=True, slots=True, kw_only=True)
     class RankOptions:
         problems: Path = argument("problems with tests, JSONL")
-        output: Path = option("the ranked pairs", metavar="FILE")             # no default: required
+        output: Path = option("the ranked pairs", writes="file")              # no default: required
         partial: Literal["flat", "ratio"] = option("ratio: …", "flat")         # choices
         scores: tuple[float, ...] = option("of a program …", (-1, 1), nargs=2)
         limit: int | None = counted("the first N problems only", None)        # from 1 on
@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from pangu_training.stage.errors import OptionError
 
+PATHS = ("writes", "reads")  # settings of a field that are not its flag's: see `paths`
 Options = TypeVar("Options")
 Container = argparse.ArgumentParser | argparse._ArgumentGroup
 
@@ -42,7 +43,7 @@ def option(
     """A field that is a flag, by default `--its-name`; without a default it is required.
 
     `help` gets the default behind it, unless it says one itself. Fields of one `group` are listed together; of one
-    `exclusive` only one may be given. `settings` go to `add_argument`.
+    `exclusive` only one may be given. `settings` go to `add_argument`, but for those of `paths`.
     """
     settings |= {"flag": flag, "group": group, "exclusive": exclusive, "help": help}
     return dataclasses.field(default=default, metadata=settings)
@@ -152,6 +153,7 @@ class _Flags:
 
     def _add(self, name: str, hint: Any, default: Any, settings: dict[str, Any]) -> None:
         flag, positional = settings.pop("flag", None), settings.pop("positional", False)
+        settings = {key: value for key, value in settings.items() if key not in PATHS}
         place = self._place(settings.pop("group", None), settings.pop("exclusive", None))
         settings = {**_reading(hint, default, settings), **settings}
         if default is not MISSING:

@@ -15,29 +15,35 @@ from pathlib import Path
 from typing import Any
 
 from pangu_training.stage.errors import OutputError
+from pangu_training.stage.paths import require_free
 
 
 @contextlib.contextmanager
 def new_directory(path: Path, *, force: bool = False, needed_bytes: int = 0) -> Iterator[Path]:
     """Yield an empty folder that becomes `path` when the block ends without an exception.
 
-    `force` replaces an existing `path`; `needed_bytes` is checked against the free space before the
-    block runs. A block that fails, Ctrl-C included, leaves nothing behind.
+    `force` replaces a folder of ours; `needed_bytes` is checked against the free space before the block runs. A block
+    that fails, Ctrl-C included, leaves nothing behind. A symbolic link stays: where it leads is written.
 
     Raises:
-        OutputError: `path` exists and `force` is not set, another process is writing it, or the disk
-            has less than `needed_bytes` free, before or while writing.
+        OutputError: see `require_free`; another process is writing it, or the disk has less than `needed_bytes`
+            free, before or while writing.
     """
-    path = path.absolute()
-    partial, replaced = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.replaced")
-    if replaced.exists() and not path.exists():
-        replaced.rename(path)  # a writer was killed between its two renames: what it replaced is still good
-    if path.exists() and not force:
-        raise OutputError(f"{path} exists already: choose another --output, or replace it with --force")
+    path = path.resolve()
+    if not path.name:
+        raise OutputError(f"{path} cannot be written: name a folder in it")
+    partial, replaced, gone = (
+        path.with_name(f".{path.name}.{what}") for what in ("partial", "replaced", "gone")
+    )
     partial.mkdir(parents=True, exist_ok=True)
     with locked(partial):
-        _empty(partial)
         try:
+            if replaced.exists() and not path.exists():
+                replaced.rename(
+                    path
+                )  # a writer was killed between its two renames: what it replaced is still good
+            require_free(path, "folder", force=force)
+            _empty(partial)
             require_free_space(partial, needed_bytes)
             yield partial
             _sync(partial)
@@ -48,25 +54,22 @@ def new_directory(path: Path, *, force: bool = False, needed_bytes: int = 0) -> 
                     f"no space left on the disk of {path.parent}: free some and run the same command again"
                 ) from error
             raise
+        _remove(replaced, gone)
         if path.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
             path.rename(replaced)
         partial.rename(path)
         _sync_entry(path.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        _remove(replaced, gone)
 
 
 def require_new(*paths: Path, force: bool) -> None:
     """Make the folders of files that are to be written.
 
     Raises:
-        OutputError: a file is there and `force` is not set, or two of them are the same.
+        OutputError: a file is there and `force` is not set, or a folder is.
     """
     for path in paths:
-        if [other.resolve() for other in paths].count(path.resolve()) > 1:
-            raise OutputError(f"{path} cannot hold two things: give each a file of its own")
-        if path.exists() and not force:
-            raise OutputError(f"{path} exists already: choose another file, or replace it with --force")
+        require_free(path, "file", force=force)
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -128,6 +131,14 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _remove(folder: Path, gone: Path) -> None:
+    """Remove `folder` under the name `gone`: half of it must not be taken for the whole."""
+    shutil.rmtree(gone, ignore_errors=True)
+    if folder.exists():
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _empty(folder: Path) -> None:

@@ -89,7 +89,9 @@ def quantize(job: Job, report: Report) -> dict[str, Any]:
         offload_to_disk=False,
         pack_impl="original",  # the default compiles a C++ extension into the home folder, for the same bytes
     )
-    model = GPTQModel.load(job.checkpoint, config, dtype=getattr(torch, job.dtype))
+    model = GPTQModel.load(
+        job.checkpoint, config, dtype=getattr(torch, job.dtype), trust_remote_code=False, use_safetensors=True
+    )
 
     def layer_complete(*, layer_idx: int, submodule_finalized: bool) -> None:
         if submodule_finalized:
@@ -97,7 +99,9 @@ def quantize(job: Job, report: Report) -> dict[str, Any]:
 
     model.layer_callback = layer_complete
     rows = [{"input_ids": [*row], "attention_mask": [1] * len(row)} for row in job.rows]
-    model.quantize(rows, batch_size=1)
+    model.quantize(
+        rows, batch_size=1, calibration_data_min_length=0
+    )  # by default it drops short rows in silence
     # Written out even when tied: auto-gptq would otherwise take random numbers for the output layer.
     head, embedding = model.model.get_output_embeddings(), model.model.get_input_embeddings()
     if head.weight is embedding.weight:

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pangu_convert.architectures import ARCHITECTURES, GGUF_ARCHITECTURES, require_supported
+from pangu_convert.architectures import ARCHITECTURES, GGUF_ARCHITECTURES
 from pangu_convert.catalogue import DEFAULT_MODEL, MODELS
+from pangu_convert.conversion import whole_checkpoint
 from pangu_convert.download import DownloadError, cache_folder, fetch
 from pangu_convert.tokenizer import field, gguf_tokenizer
-from pangu_convert.weights import DTYPES, check_weights, with_rope_theta, write_model
+from pangu_convert.weights import DTYPES, with_rope_theta, write_model
 from pangu_training.stage.checkpoint import CONFIG, TEXT_FILES, read_checkpoint, read_json
 from pangu_training.stage.errors import CheckpointError
-from pangu_training.stage.identity import library_versions, sha256_of
+from pangu_training.stage.identity import hash_weights, library_versions, sha256_of
 from pangu_training.stage.options import argument, option
 from pangu_training.stage.output import new_directory, require_free_space, write_file
 
@@ -119,13 +120,11 @@ def import_gguf(path: Path, folder: Path, origin: Mapping[str, Any], dtype: str)
 
 def import_folder(path: Path, folder: Path, origin: Mapping[str, Any], dtype: str | None) -> None:
     """Take over the Hugging Face folder at `path`; weights are linked unless `dtype` differs."""
-    checkpoint = read_checkpoint(path)
-    require_supported(checkpoint)
-    check_weights(checkpoint)
+    checkpoint = whole_checkpoint(path)
+    hashes = hash_weights(checkpoint)  # first: it refuses numbers that are not finite
     require_free_space(folder, 0 if dtype in (None, checkpoint.dtype) else 2 * checkpoint.weight_bytes)
     write_model(checkpoint, folder, dtype)
     _complete_config(folder)
-    hashes = {file.name: sha256_of(file) for file in checkpoint.weight_files}
     _write_origin(folder, {**(checkpoint.provenance or {}), **origin, "weights_sha256": hashes})
 
 

@@ -9,9 +9,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pangu_training.stage.checkpoint import CONFIG, SHARD_INDEX, Checkpoint
+from pangu_training.stage.checkpoint import CONFIG, SHARD_INDEX, WEIGHTS, Checkpoint
 from pangu_training.stage.errors import CheckpointError
+from pangu_training.stage.identity import tensors_by_file
 from pangu_training.stage.output import link_or_copy, write_file
+from pangu_training.stage.tensors import COMPUTED, FLOATING
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -31,27 +33,27 @@ def open_weights(file: Path) -> Iterator[Any]:
         yield weights
 
 
-def check_weights(checkpoint: Checkpoint) -> None:
-    """Open every weight file: the header accounts for each byte, so one cut short is a `CheckpointError`."""
-    for file in checkpoint.weight_files:
-        with open_weights(file):
-            pass
-
-
 def write_model(checkpoint: Checkpoint, folder: Path, dtype: str | None) -> None:
     """Put `config.json`, weights and text files of `checkpoint` into `folder`.
 
     `dtype` None keeps the weights: they are hard-linked where the file system allows. Otherwise each
-    floating-point tensor is cast; peak memory is one shard in both types.
+    floating-point tensor of another type is cast; peak memory is one shard in both types.
+
+    Raises:
+        CheckpointError: a number does not fit into `dtype`.
     """
-    for file in checkpoint.weight_files:
-        if dtype is None or dtype == checkpoint.dtype:
-            link_or_copy(file, folder / file.name)
+    for file, tensors in tensors_by_file(checkpoint).items():
+        source = checkpoint.path / file
+        if dtype is None or all(FLOATING.get(tensor.dtype, dtype) == dtype for tensor in tensors):
+            link_or_copy(source, folder / file)
         else:
-            _cast(file, folder / file.name, dtype)
-    for text in (*checkpoint.text_files, checkpoint.path / SHARD_INDEX):
-        if text.is_file():
-            shutil.copyfile(text, folder / text.name)
+            _cast(source, folder / file, dtype)
+    for text in checkpoint.text_files:
+        shutil.copyfile(text, folder / text.name)
+    if WEIGHTS not in tensors_by_file(
+        checkpoint
+    ):  # else an index is not part of the model, and may be of another one
+        shutil.copyfile(checkpoint.path / SHARD_INDEX, folder / SHARD_INDEX)
     config: dict[str, Any] = {**checkpoint.config, "dtype": dtype or checkpoint.dtype}
     config.pop("torch_dtype", None)
     write_file(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
@@ -76,5 +78,14 @@ def _cast(source: Path, target: Path, dtype: str) -> None:
         tensors = {}
         for name in tqdm(weights.keys(), desc=f"casting {source.name} to {dtype}", delay=1):
             tensor = weights.get_tensor(name)
-            tensors[name] = tensor.to(torch_dtype) if tensor.is_floating_point() else tensor
+            tensors[name] = cast = tensor.to(torch_dtype) if tensor.is_floating_point() else tensor
+            if cast.numel() and cast.is_floating_point() and not COMPUTED.search(name):
+                _require_finite(cast, name, source, dtype)
         save_file(tensors, target, metadata=weights.metadata())
+
+
+def _require_finite(tensor: Any, name: str, file: Path, dtype: str) -> None:
+    if not all(bound.isfinite() for bound in tensor.aminmax()):
+        raise CheckpointError(
+            f"{name} in {file} holds NaN or infinity, or a number too large for {dtype}: choose another --dtype"
+        )

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 CODE = "code"  # the default source: what code models are used on, and there on every machine
 CONTENT_FIELD = "content"  # what code corpora call their text
-ROW_TOKENS, LEAST_ROW_TOKENS = 256, 8
+ROW_TOKENS, LEAST_ROW_TOKENS = 256, 16  # gptqmodel drops rows of 10 tokens and fewer
 
 
 class CalibrationError(PanguError):

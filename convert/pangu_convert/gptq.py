@@ -25,7 +25,7 @@ from pangu_convert.artifact import Artifact
 from pangu_convert.calibration import CalibrationOptions, calibration_data
 from pangu_convert.conversion import ConversionOptions, Written, convert, report
 from pangu_convert.gptq_worker import Job
-from pangu_convert.weights import with_rope_theta
+from pangu_convert.weights import link_model, with_rope_theta
 from pangu_training.stage.checkpoint import CONFIG, SHARD_INDEX, Checkpoint
 from pangu_training.stage.errors import CheckpointError, MissingExtra, PanguError
 from pangu_training.stage.options import nested, option
@@ -79,11 +79,8 @@ def gptq_artifact(options: GptqOptions) -> Artifact:
 
     def write(checkpoint: Checkpoint, folder: Path) -> Written:
         group_size = fitting_group_size(checkpoint, options.group_size)
-        if options.group_size is None:
-            why = (
-                "" if group_size == DEFAULT_GROUP_SIZES[0] else ", the largest that divides the input widths"
-            )
-            print(f"group size {group_size}{why}", file=sys.stderr)
+        if options.group_size is None and group_size != DEFAULT_GROUP_SIZES[0]:
+            print(f"group size {group_size}, the largest that divides the layers' input widths", file=sys.stderr)
         return write_gptq(checkpoint, folder, options, group_size)
 
     return convert(
@@ -136,10 +133,12 @@ def write_gptq(checkpoint: Checkpoint, folder: Path, options: GptqOptions, group
     """
     data = calibration_data(options.calibration, checkpoint)
     work = folder / WORK
-    work.mkdir()
+    source = work / "in"
+    source.mkdir(parents=True)
+    link_model(checkpoint, source)
     job = Job(
         parent_process=os.getpid(),
-        checkpoint=str(checkpoint.path.resolve()),
+        checkpoint=str(source.resolve()),
         folder=str(work / "out"),
         dtype=checkpoint.dtype,
         bits=options.bits,
@@ -239,7 +238,7 @@ def run_worker(job: Job, work: Path, num_layers: int) -> Mapping[str, Any]:
     if code == -signal.SIGKILL:
         error = "its process was killed; when memory ran out, use a larger machine or a smaller model"
     raise QuantizationError(
-        f"gptqmodel could not quantize {job.checkpoint}: {error or f'{last_line} (exit code {code})'}"
+        f"gptqmodel could not quantize the checkpoint: {error or f'{last_line} (exit code {code})'}"
     )
 
 

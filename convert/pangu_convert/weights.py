@@ -48,13 +48,30 @@ def write_model(checkpoint: Checkpoint, folder: Path, dtype: str | None) -> None
             link_or_copy(source, folder / file)
         else:
             _cast(source, folder / file, dtype)
-    for text in checkpoint.text_files:
+    for text in _other_files(checkpoint):
         shutil.copyfile(text, folder / text.name)
-    if WEIGHTS not in tensors_by_file(
-        checkpoint
-    ):  # else an index is not part of the model, and may be of another one
-        shutil.copyfile(checkpoint.path / SHARD_INDEX, folder / SHARD_INDEX)
-    config: dict[str, Any] = {**checkpoint.config, "dtype": dtype or checkpoint.dtype}
+    _write_config(checkpoint, folder, dtype or checkpoint.dtype)
+
+
+def link_model(checkpoint: Checkpoint, folder: Path) -> None:
+    """Put symbolic links to the files that are the model into `folder`: a library finds these and no others.
+
+    `config.json` is the checkpoint's with the type that the weights have.
+    """
+    for file in (*checkpoint.weight_files, *_other_files(checkpoint)):
+        (folder / file.name).symlink_to(file.resolve())
+    _write_config(checkpoint, folder, checkpoint.dtype)
+
+
+def _other_files(checkpoint: Checkpoint) -> list[Path]:
+    """All that belongs to a model but weights and config."""
+    index = checkpoint.path / SHARD_INDEX  # next to a whole file it is not part of the model, and may be another's
+    sharded = checkpoint.path / WEIGHTS not in checkpoint.weight_files
+    return [*checkpoint.text_files, *([index] if sharded else [])]
+
+
+def _write_config(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
+    config: dict[str, Any] = {**checkpoint.config, "dtype": dtype}
     config.pop("torch_dtype", None)
     write_file(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 

@@ -96,12 +96,12 @@ def test_a_parameter_that_was_not_put_in_place_is_named(converted: Make) -> None
 @pytest.mark.parametrize(
     ("architecture", "changes", "message"),
     [
-        ("Qwen2ForCausalLM", {}, "the manifest names Qwen2ForCausalLM and the config describes a llama"),
-        ("LlamaForCausalMl", {}, "the manifest names LlamaForCausalMl"),
+        ("Qwen2ForCausalLM", {}, "the artifact names Qwen2ForCausalLM but describes a llama"),
+        ("LlamaForCausalMl", {}, "the artifact names LlamaForCausalMl"),
         (
             "LlamaForCausalLM",
             {"hidden_act": "gulp"},
-            "the config does not describe a LlamaForCausalLM .*gulp",
+            "the artifact does not describe a LlamaForCausalLM .*gulp",
         ),
         ("LlamaForCausalLM", {"num_attention_heads": 5}, "config.json is damaged"),
     ],

@@ -80,7 +80,9 @@ def gptq_artifact(options: GptqOptions) -> Artifact:
     def write(checkpoint: Checkpoint, folder: Path) -> Written:
         group_size = fitting_group_size(checkpoint, options.group_size)
         if options.group_size is None and group_size != DEFAULT_GROUP_SIZES[0]:
-            print(f"group size {group_size}, the largest that divides the layers' input widths", file=sys.stderr)
+            print(
+                f"group size {group_size}, the largest that divides the layers' input widths", file=sys.stderr
+            )
         return write_gptq(checkpoint, folder, options, group_size)
 
     return convert(

@@ -30,7 +30,12 @@ def load_dequantized(artifact: Artifact, dtype: torch.dtype) -> Any:
     del config.quantization_config
     model_class = getattr(transformers, artifact.manifest.architecture)
     model, found = model_class.from_pretrained(
-        None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
+        None,
+        config=config,
+        state_dict=tensors,
+        dtype=dtype,
+        output_loading_info=True,
+        trust_remote_code=False,
     )
     if missing := sorted(found["missing_keys"]):
         raise ArtifactError(f"{artifact.path} has no weights for {', '.join(missing[:3])}: convert it again")

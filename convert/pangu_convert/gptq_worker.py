@@ -99,9 +99,7 @@ def quantize(job: Job, report: Report) -> dict[str, Any]:
 
     model.layer_callback = layer_complete
     rows = [{"input_ids": [*row], "attention_mask": [1] * len(row)} for row in job.rows]
-    model.quantize(
-        rows, batch_size=1, calibration_data_min_length=0
-    )  # by default it drops short rows in silence
+    model.quantize(rows, batch_size=1)
     # Written out even when tied: auto-gptq would otherwise take random numbers for the output layer.
     head, embedding = model.model.get_output_embeddings(), model.model.get_input_embeddings()
     if head.weight is embedding.weight:

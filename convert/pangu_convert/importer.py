@@ -155,6 +155,7 @@ def _save_dequantized(path: Path, folder: Path, tokenizer: Any, template: str | 
     model = AutoModelForCausalLM.from_pretrained(
         path.parent,
         gguf_file=path.name,
+        trust_remote_code=False,
         # Without it the weights stay packed and a token takes ten seconds.
         quantization_config=GgufConfig(dequantize=True),
         dtype=getattr(torch, dtype),

@@ -65,7 +65,9 @@ def link_model(checkpoint: Checkpoint, folder: Path) -> None:
 
 def _other_files(checkpoint: Checkpoint) -> list[Path]:
     """All that belongs to a model but weights and config."""
-    index = checkpoint.path / SHARD_INDEX  # next to a whole file it is not part of the model, and may be another's
+    index = (
+        checkpoint.path / SHARD_INDEX
+    )  # next to a whole file it is not part of the model, and may be another's
     sharded = checkpoint.path / WEIGHTS not in checkpoint.weight_files
     return [*checkpoint.text_files, *([index] if sharded else [])]
 

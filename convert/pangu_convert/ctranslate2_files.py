@@ -249,10 +249,13 @@ class ConvertedVariable(Variable):  # type: ignore[misc]
     def to_bytes(self) -> "np.ndarray[Any, np.dtype[np.uint8]]":
         output = np.empty(self.num_bytes(), np.uint8)
         row_bytes = self.num_bytes() // self.shape[0]
+        written = getattr(torch, self._dtype)
+        kind = written if written.is_floating_point else torch.float32
         for rows, block in self._source.blocks(one=self._dtype == "int16"):
-            if not all(bound.isfinite() for bound in torch.aminmax(block)):
+            if not all(bound.to(kind).isfinite() for bound in torch.aminmax(block)):
                 raise CheckpointError(
-                    f"{self._source.parts[0].name} holds NaN or infinity: the model is broken"
+                    f"{self._source.parts[0].name} holds NaN or infinity, or a number too large for {self._dtype}: the "
+                    "model is broken, or choose another --quantization"
                 )
             data = self._convert(rows, block).to_bytes()
             output[rows.start * row_bytes : rows.stop * row_bytes] = np.frombuffer(data, np.uint8)

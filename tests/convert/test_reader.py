@@ -247,9 +247,10 @@ def test_a_number_too_large_for_the_type_is_refused(
     made: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = rewritten(copied(made("llama"), tmp_path / "in"), lambda tensors: tensors[MATRIX][0].fill_(1e5))
-    error = refused(capsys, "transformers", folder, "--output", tmp_path / "out", "--dtype", "float16")
-    assert f"{MATRIX} in" in error
-    assert "too large for float16" in error
+    for verb in (["transformers", "--dtype"], ["import", "--dtype"], ["ctranslate2", "--quantization"]):
+        error = refused(capsys, verb[0], folder, "--output", tmp_path / "out", verb[1], "float16")
+        assert MATRIX in error
+        assert "too large for float16" in error
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -72,9 +72,8 @@ def matched(artifact: Artifact, config: Any, readers: Readers, unpacked: list[st
     for name in places.missing:
         raise ArtifactError(f"{artifact.path} has no tensor {name}: convert the checkpoint again")
     names = {stored: name for name, stored in places.stored.items() if name in shapes}
-    found = {
-        names[stored]: read for stored, read in readers.items() if stored in names
-    }  # in the order of the files
+    # In the order of the files.
+    found = {names[stored]: read for stored, read in readers.items() if stored in names}
     return Weights(
         path=artifact.path,
         config=config,

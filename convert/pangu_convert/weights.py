@@ -42,12 +42,13 @@ def write_model(checkpoint: Checkpoint, folder: Path, dtype: str | None) -> None
     Raises:
         CheckpointError: a number does not fit into `dtype`.
     """
-    for file, tensors in tensors_by_file(checkpoint).items():
-        source = checkpoint.path / file
-        if dtype is None or all(FLOATING.get(tensor.dtype, dtype) == dtype for tensor in tensors):
-            link_or_copy(source, folder / file)
+    tensors = tensors_by_file(checkpoint)
+    for file in checkpoint.weight_files:
+        types = {FLOATING.get(tensor.dtype, dtype) for tensor in tensors.get(file.name, ())}
+        if dtype is None or types <= {dtype}:
+            link_or_copy(file, folder / file.name)
         else:
-            _cast(source, folder / file, dtype)
+            _cast(file, folder / file.name, dtype)
     for text in _other_files(checkpoint):
         shutil.copyfile(text, folder / text.name)
     _write_config(checkpoint, folder, dtype or checkpoint.dtype)
@@ -65,11 +66,9 @@ def link_model(checkpoint: Checkpoint, folder: Path) -> None:
 
 def _other_files(checkpoint: Checkpoint) -> list[Path]:
     """All that belongs to a model but weights and config."""
-    index = (
-        checkpoint.path / SHARD_INDEX
-    )  # next to a whole file it is not part of the model, and may be another's
+    # Next to a whole file an index is not part of the model, and may be another's.
     sharded = checkpoint.path / WEIGHTS not in checkpoint.weight_files
-    return [*checkpoint.text_files, *([index] if sharded else [])]
+    return [*checkpoint.text_files, *([checkpoint.path / SHARD_INDEX] if sharded else [])]
 
 
 def _write_config(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:

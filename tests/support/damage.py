@@ -15,9 +15,10 @@ WEIGHTS = "model.safetensors"
 def copied(source: Path, folder: Path, **settings: object) -> Path:
     """A copy of a checkpoint with `settings` in its config.json; None removes one."""
     shutil.copytree(source, folder)
-    config = {**json.loads((folder / "config.json").read_text()), **settings}
-    kept = {name: value for name, value in config.items() if value is not None}
-    (folder / "config.json").write_text(json.dumps(kept))
+    if settings:
+        config = {**json.loads((folder / "config.json").read_text()), **settings}
+        kept = {name: value for name, value in config.items() if value is not None}
+        (folder / "config.json").write_text(json.dumps(kept))
     return folder
 
 

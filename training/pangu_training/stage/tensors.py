@@ -16,7 +16,7 @@ from pangu_training.stage.errors import CheckpointError
 
 # As safetensors spells them, with torch's names; these are what weights can be.
 FLOATING = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-BITS = re.compile(r"[A-Z]+(\d{1,3})")  # of a type's name, as in BF16 and F8_E4M3
+BITS = re.compile(r"[A-Z]+(\d{1,3})(_\w+)?")  # of a type's name, as in BF16 and F8_E4M3
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 # Older versions of transformers stored what is computed: rotary frequencies, attention masks, position numbers.
 COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.(masked_)?bias|position_ids)$")
@@ -86,7 +86,7 @@ def _tensor(file: Path, data: int, name: str, entry: Any) -> StoredTensor:
     dtype, shape, (start, stop) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
     if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
         raise ValueError(f"{name} has a shape or place that is no row of sizes")
-    bits = BITS.match("BOOL8" if dtype == "BOOL" else dtype)
+    bits = BITS.fullmatch("BOOL8" if dtype == "BOOL" else dtype)
     if bits is None:
         raise ValueError(f"{name} is of an unknown type, {dtype}")
     if 8 * (stop - start) != math.prod(shape) * int(bits[1]):

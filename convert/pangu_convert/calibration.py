@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 CODE = "code"  # the default source: what code models are used on, and there on every machine
 CONTENT_FIELD = "content"  # what code corpora call their text
-ROW_TOKENS, LEAST_ROW_TOKENS = 256, 8
+ROW_TOKENS, LEAST_ROW_TOKENS = 256, 16  # gptqmodel drops rows of 10 tokens and fewer
 
 
 class CalibrationError(PanguError):
@@ -123,7 +123,7 @@ def calibration_data(options: CalibrationOptions, checkpoint: Checkpoint) -> Cal
             f"--sequence-length {row_tokens} is not within {LEAST_ROW_TOKENS} to "
             f"{checkpoint.context_length}, the context length of {checkpoint.path}"
         )
-    return read_calibration(
+    data = read_calibration(
         options.calibration,
         Tokenizer.from_file(str(checkpoint.path / TOKENIZER)),
         text_field=options.text_field,
@@ -134,6 +134,12 @@ def calibration_data(options: CalibrationOptions, checkpoint: Checkpoint) -> Cal
         holes=options.holes,
         chat=chat_format(checkpoint.path) if options.chat else None,
     )
+    if max(map(max, data.rows)) >= checkpoint.vocabulary_size:
+        raise CalibrationError(
+            f"{data.source} holds tokens that the model has no row for (its embedding has "
+            f"{checkpoint.vocabulary_size}): give another --calibration"
+        )
+    return data
 
 
 def read_calibration(

@@ -6,17 +6,14 @@ Knows where a tensor lies and how to read some of its rows. Does not know what b
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Self
 
 import torch
 from ctranslate2.specs.model_spec import Variable
 
 from pangu_convert.weights import open_weights
-from pangu_training.stage.checkpoint import Checkpoint
-from pangu_training.stage.errors import CheckpointError
+from pangu_training.stage.tensors import StoredTensor
 
-FLOATING = ("BF16", "F16", "F32", "F64")  # as safetensors spells them
 BLOCK_BYTES = 4 << 20  # small enough for the processor's cache
 HEAD_ELEMENTS = 16
 
@@ -37,14 +34,21 @@ class Factors:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredTensor:
-    """Where one tensor of a checkpoint lies, and what it is multiplied by when it is read."""
+class WeightSource:
+    """A stored tensor, and what it is multiplied by when it is read."""
 
-    file: Path
-    name: str
-    shape: tuple[int, ...]
-    stored_dtype: str  # as safetensors spells it
+    stored: StoredTensor
     factors: Factors = field(default_factory=Factors, compare=False)  # they depend on the name
+
+    @property
+    def name(self) -> str:
+        """What the checkpoint calls it."""
+        return self.stored.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+        return self.stored.shape
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Rows `start` to `stop`, read now.
@@ -52,24 +56,8 @@ class StoredTensor:
         The file is closed again at once: as long as it is open, each page that was read from it counts as
         memory of this process.
         """
-        with open_weights(self.file) as weights:
+        with open_weights(self.stored.file) as weights:
             return self.factors.applied(weights.get_slice(self.name)[start:stop], start)
-
-
-def stored_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
-    """Every tensor of the checkpoint by its name; reads the files' headers only."""
-    tensors = {}
-    for file in checkpoint.weight_files:
-        with open_weights(file) as weights:
-            for name in weights.keys():  # noqa: SIM118 (not a mapping)
-                header = weights.get_slice(name)
-                tensors[name] = StoredTensor(
-                    file=file,
-                    name=name,
-                    shape=tuple(header.get_shape()),
-                    stored_dtype=header.get_dtype(),
-                )
-    return tensors
 
 
 class CheckpointVariable(Variable):  # type: ignore[misc]
@@ -79,13 +67,7 @@ class CheckpointVariable(Variable):  # type: ignore[misc]
     weight instead of the weight. `torch.cat` is all they do with one; whatever else fails loudly.
     """
 
-    def __init__(self, parts: Sequence[StoredTensor], dtype: torch.dtype) -> None:
-        for part in parts:
-            if part.stored_dtype not in FLOATING:
-                raise CheckpointError(
-                    f"{part.name} in {part.file} is of type {part.stored_dtype}: only unquantized checkpoints "
-                    f"({', '.join(FLOATING)}) are converted"
-                )
+    def __init__(self, parts: Sequence[WeightSource], dtype: torch.dtype) -> None:
         self.parts = tuple(parts)
         self.torch_dtype = dtype
 

@@ -29,7 +29,7 @@ def chat_format(folder: Path) -> ChatFormat:
     faults = (OSError, ValueError, TypeError, LookupError, ImportError, TemplateError)
     help_text = f"{folder} has a chat template that cannot be used: repair it, or leave --chat out"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except faults as error:
         raise CheckpointError(f"{help_text} ({error})") from None
     if not tokenizer.chat_template:

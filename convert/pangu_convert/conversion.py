@@ -1,7 +1,8 @@
 """What every conversion of a checkpoint into an artifact shares: checks before, tokenizer and manifest after."""
 
 import shutil
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,11 @@ from typing import Any
 from pangu_convert.architectures import require_supported
 from pangu_convert.artifact import Artifact, Format, Source, read_artifact, seal
 from pangu_convert.inspection import summary
-from pangu_convert.weights import check_weights
-from pangu_training.stage.checkpoint import Checkpoint, read_checkpoint
+from pangu_training.stage.checkpoint import CONFIG, Checkpoint, read_checkpoint
 from pangu_training.stage.identity import checkpoint_hash
 from pangu_training.stage.options import argument, option
 from pangu_training.stage.output import new_directory
-
-BYTES_PER_PARAMETER = {"float32": 4, "float16": 2, "bfloat16": 2}
+from pangu_training.stage.tensors import FLOATING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +39,7 @@ def convert(
     options: ConversionOptions,
     *,
     format: Format,
-    quantization: str,
+    quantization: Callable[[Checkpoint], str],
     dtype: Callable[[Checkpoint], str],
     bytes_per_weight: float,
     write: Callable[[Checkpoint, Path], Written],
@@ -50,34 +49,78 @@ def convert(
     `bytes_per_weight` is for the check of the free disk.
 
     Raises:
-        CheckpointError, OutputError: see `read_checkpoint`, `new_directory`.
+        CheckpointError, OutputError: see `whole_checkpoint`, `new_directory`.
     """
-    checkpoint = read_checkpoint(options.checkpoint)
-    require_supported(checkpoint)
-    check_weights(checkpoint)
+    checkpoint = whole_checkpoint(options.checkpoint)
+    quantized = quantization(checkpoint)
     source_name = str((checkpoint.provenance or {}).get("source") or checkpoint.path.resolve().name)
     source_name = source_name.rsplit("/", 1)[-1]
-    parameters = checkpoint.weight_bytes / BYTES_PER_PARAMETER.get(checkpoint.dtype, 2)
-    needed_bytes = int(parameters * bytes_per_weight)
-    source = Source(name=source_name, sha256=checkpoint_hash(checkpoint), provenance=checkpoint.provenance)
+    needed_bytes = int(checkpoint.num_elements * bytes_per_weight)
     with new_directory(options.output, force=options.force, needed_bytes=needed_bytes) as folder:
+        sha256 = checkpoint_hash(checkpoint)  # first: it refuses numbers that are not finite
         written = write(checkpoint, folder)
         for file in checkpoint.text_files:
             shutil.copyfile(file, folder / file.name)
         seal(
             folder,
-            name=options.name or (source_name if quantization == "none" else f"{source_name}-{quantization}"),
+            name=options.name or (source_name if quantized == "none" else f"{source_name}-{quantized}"),
             format=format,
             architecture=checkpoint.architecture,
-            quantization=quantization,
+            quantization=quantized,
             dtype=dtype(checkpoint),
             weight_files=written.weight_files,
             context_length=checkpoint.context_length,
             end_token_ids=checkpoint.end_token_ids,
-            source=source,
+            source=Source(name=source_name, sha256=sha256, provenance=checkpoint.provenance),
             calibration=written.calibration,
         )
     return read_artifact(options.output)
+
+
+def whole_checkpoint(path: Path) -> Checkpoint:
+    """Read the checkpoint folder at `path`; whatever may surprise its user goes to stderr.
+
+    Raises:
+        CheckpointError: see `read_checkpoint`, `require_whole`.
+    """
+    checkpoint = read_checkpoint(path)
+    require_whole(checkpoint)
+    for caution in cautions(checkpoint):
+        print(f"caution: {caution}", file=sys.stderr)
+    return checkpoint
+
+
+def require_whole(checkpoint: Checkpoint) -> None:
+    """Look at all of a checkpoint but its numbers, which are looked at where they are read.
+
+    Raises:
+        CheckpointError: it is of an architecture that is not supported, it is not the model that its config describes,
+            or its context length or end tokens make no sense.
+    """
+    from pangu_training.stage.architecture import located
+
+    require_supported(checkpoint)
+    _ = checkpoint.context_length, checkpoint.end_token_ids
+    located(checkpoint)
+
+
+def cautions(checkpoint: Checkpoint) -> Iterator[str]:
+    """What a user may not expect of a checkpoint, a sentence each."""
+    from pangu_training.stage.vocabulary import tokens_beyond
+
+    types = {FLOATING[tensor.dtype] for tensor in checkpoint.tensors.values() if tensor.dtype in FLOATING}
+    if len(types) > 1:
+        yield f"the weights are of several types ({', '.join(sorted(types))}): most are {checkpoint.dtype}"
+    if checkpoint.config_dtype not in (None, checkpoint.dtype):
+        yield (
+            f"the weights are {checkpoint.dtype}, not {checkpoint.config_dtype} as {checkpoint.path / CONFIG} says: "
+            "they are taken as they are"
+        )
+    if beyond := tokens_beyond(checkpoint):
+        yield (
+            f"the tokenizer has {len(beyond)} tokens more than the model's {checkpoint.vocabulary_size}, the first is "
+            f"{beyond[0]!r}: a prompt that holds one of them will be refused"
+        )
 
 
 def report(artifact: Artifact) -> None:

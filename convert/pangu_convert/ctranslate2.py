@@ -66,7 +66,7 @@ def ctranslate2_artifact(options: CTranslate2Options) -> Artifact:
     return convert(
         options.conversion,
         format="ctranslate2",
-        quantization=quantization,
+        quantization=lambda _: quantization,
         dtype=lambda checkpoint: STORED_TYPES[quantization][1] or checkpoint.dtype,
         bytes_per_weight=QUANTIZATIONS[quantization],
         write=write,

@@ -41,8 +41,9 @@ from ctranslate2.specs.model_spec import (
 from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 
-from pangu_convert.checkpoint_variable import CheckpointVariable, StoredTensor, stored_tensors
+from pangu_convert.checkpoint_variable import CheckpointVariable, WeightSource
 from pangu_convert.smoothing import smoothed
+from pangu_training.stage.architecture import located
 from pangu_training.stage.checkpoint import Checkpoint
 from pangu_training.stage.errors import CheckpointError
 
@@ -98,54 +99,28 @@ def one_thread() -> Iterator[None]:
 
 def specification(checkpoint: Checkpoint, rows: Sequence[Sequence[int]] = ()) -> LanguageModelSpec:
     """CTranslate2's specification of the model, with `CheckpointVariable`s for weights, equal ones aliased."""
-    path = str(checkpoint.path)
-    config = transformers.AutoConfig.from_pretrained(path)
-    model_class = getattr(transformers, checkpoint.architecture)
-    if not isinstance(config, model_class.config_class):
-        raise CheckpointError(
-            f"{path}/config.json names {checkpoint.architecture} but describes a {config.model_type}"
-        )
-    for setting in unsupported(config):
+    whole = located(checkpoint)
+    model, path = whole.model, checkpoint.path
+    for setting in unsupported(model.config):
         raise CheckpointError(
             f"{path}/config.json has {setting}, which CTranslate2's converter does not carry over: use "
             "pangu-convert transformers"
         )
-    with torch.device("meta"):
-        model = model_class(config)
-    tensors = located(model, checkpoint)
+    tensors = {name: WeightSource(stored=tensor) for name, tensor in whole.tensors.items()}
     if rows:
         tensors = smoothed(model, tensors, rows)
-    insert_variables(model, tensors, config.dtype or torch.float32)
-    spec = LOADERS[checkpoint.architecture]()(model, transformers.AutoTokenizer.from_pretrained(path))
-    if rope_type(config) == "llama3":
-        complete_llama3(spec, config.rope_parameters)
+    insert_variables(model, tensors, model.config.dtype)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        path, local_files_only=True, trust_remote_code=False
+    )
+    spec = LOADERS[checkpoint.architecture]()(model, tokenizer)
+    if rope_type(model.config) == "llama3":
+        complete_llama3(spec, model.config.rope_parameters)
+    complete_vocabulary(spec, tokenizer.get_vocab(), checkpoint.vocabulary_size)
     complete_tokens(spec)
     spec.validate()
     spec._alias_variables()
     return spec
-
-
-def located(model: Any, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
-    """Where each parameter of `model` lies, by its name.
-
-    Raises:
-        CheckpointError: it is missing, or of another shape.
-    """
-    stored = stored_tensors(checkpoint)
-    tied = dict(model.all_tied_weights_keys)  # by config.json; a checkpoint may hold either name, or both
-    tied |= {source: target for target, source in tied.items()}
-    found = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        tensor = stored.get(name) or stored.get(tied.get(name, name))
-        if tensor is None:
-            raise CheckpointError(f"{checkpoint.path} has no tensor {name}: its files and config.json differ")
-        if tensor.shape != tuple(parameter.shape):
-            raise CheckpointError(
-                f"{tensor.name} in {tensor.file} has shape {list(tensor.shape)} where config.json asks for "
-                f"{list(parameter.shape)}"
-            )
-        found[name] = tensor
-    return found
 
 
 def rope_type(config: Any) -> str | None:
@@ -156,8 +131,6 @@ def rope_type(config: Any) -> str | None:
 
 def unsupported(config: Any) -> Iterator[str]:
     """The settings in `config` that the loaders of CTranslate2 fail on, or worse, ignore."""
-    if getattr(config, "quantization_config", None):
-        yield "quantization_config"
     if config.model_type == "gpt_bigcode":
         neutral: dict[str, object] = {
             "scale_attn_weights": True,
@@ -193,14 +166,29 @@ def complete_llama3(spec: LanguageModelSpec, rope: Mapping[str, float]) -> None:
         )
 
 
+def complete_vocabulary(spec: LanguageModelSpec, vocabulary: Mapping[str, int], rows: int) -> None:
+    """Name each of the embedding's `rows` by its own token.
+
+    The loaders take it for granted that a tokenizer's ids are 0, 1, 2 and so on, and no more than rows: where one is
+    skipped, they shift all names behind it, and where there are more, GPTBigCode's does not convert.
+    """
+    if sorted(vocabulary.values()) != list(range(min(len(vocabulary), rows))):
+        names = {row: token for token, row in vocabulary.items()}
+        spec.register_vocabulary([names.get(row, f"<extra_id_{row}>") for row in range(rows)])
+
+
 def complete_tokens(spec: LanguageModelSpec) -> None:
-    """Name every special token: the loaders write null for one that is not there, and the engine fails on it."""
+    """Name every special token: the loaders write null for one that is not there, and the engine fails on it.
+
+    It fails as well on one that the vocabulary does not have.
+    """
+    known = set(spec._vocabulary)
     for name, value in spec.config.to_dict().items():
-        if name.endswith("_token") and value is None:
+        if name.endswith("_token") and value not in known:
             setattr(spec.config, name, "")
 
 
-def insert_variables(model: Any, tensors: Mapping[str, StoredTensor], dtype: torch.dtype) -> None:
+def insert_variables(model: Any, tensors: Mapping[str, WeightSource], dtype: torch.dtype) -> None:
     """Put a `CheckpointVariable` in the place of each parameter of `model`."""
     for name, tensor in tensors.items():
         owner, _, attribute = name.rpartition(".")
@@ -261,10 +249,13 @@ class ConvertedVariable(Variable):  # type: ignore[misc]
     def to_bytes(self) -> "np.ndarray[Any, np.dtype[np.uint8]]":
         output = np.empty(self.num_bytes(), np.uint8)
         row_bytes = self.num_bytes() // self.shape[0]
+        written = getattr(torch, self._dtype)
+        kind = written if written.is_floating_point else torch.float32
         for rows, block in self._source.blocks(one=self._dtype == "int16"):
-            if not all(bound.isfinite() for bound in torch.aminmax(block)):
+            if not all(bound.to(kind).isfinite() for bound in torch.aminmax(block)):
                 raise CheckpointError(
-                    f"{self._source.parts[0].name} holds NaN or infinity: the model is broken"
+                    f"{self._source.parts[0].name} holds NaN or infinity, or a number too large for {self._dtype}: the "
+                    "model is broken, or choose another --quantization"
                 )
             data = self._convert(rows, block).to_bytes()
             output[rows.start * row_bytes : rows.stop * row_bytes] = np.frombuffer(data, np.uint8)

@@ -25,13 +25,14 @@ from pangu_convert.artifact import Artifact
 from pangu_convert.calibration import CalibrationOptions, calibration_data
 from pangu_convert.conversion import ConversionOptions, Written, convert, report
 from pangu_convert.gptq_worker import Job
-from pangu_convert.weights import open_weights, with_rope_theta
+from pangu_convert.weights import link_model, with_rope_theta
 from pangu_training.stage.checkpoint import CONFIG, SHARD_INDEX, Checkpoint
 from pangu_training.stage.errors import CheckpointError, MissingExtra, PanguError
 from pangu_training.stage.options import nested, option
 from pangu_training.stage.output import write_file
 
 GROUP_SIZES = (32, 64, 128, 256, -1)  # -1: one group an input row
+DEFAULT_GROUP_SIZES = (128, 64, 32)
 BLOCKS = (".h.", ".layers.")  # in the names of a block's tensors: GPTBigCode's, then Llama's and Qwen2's
 PACKED = 32  # input and output widths must be multiples of it: the kernels' and auto-gptq's rule
 QUANTIZE_CONFIG = "quantize_config.json"
@@ -48,8 +49,11 @@ class GptqOptions:
 
     conversion: ConversionOptions = nested(ConversionOptions)
     bits: Literal[4, 8] = option("bits a weight", 4)
-    group_size: int = option(
-        f"weights that share a scale: {', '.join(map(str, GROUP_SIZES))}", 128, metavar="N"
+    group_size: int | None = option(
+        f"weights that share a scale: {', '.join(map(str, GROUP_SIZES))}, -1 for a whole row (default: the largest of "
+        f"{', '.join(map(str, DEFAULT_GROUP_SIZES))} that divides the input widths)",
+        None,
+        metavar="N",
     )
     act_order: bool = option(
         "quantize columns by activation size (desc_act): a little closer, slower to run",
@@ -66,17 +70,25 @@ def to_gptq(options: GptqOptions) -> None:
 
 
 def gptq_artifact(options: GptqOptions) -> Artifact:
-    """The checkpoint as a GPTQ artifact; raises as `convert`, `require_group_size` and `write_gptq` do."""
-    bits, group_size = options.bits, options.group_size
+    """The checkpoint as a GPTQ artifact; raises as `convert`, `fitting_group_size` and `write_gptq` do."""
+    bits = options.bits
+
+    def quantization(checkpoint: Checkpoint) -> str:
+        group_size = fitting_group_size(checkpoint, options.group_size)
+        return f"gptq-int{bits}-g{group_size}" if group_size > 0 else f"gptq-int{bits}"
 
     def write(checkpoint: Checkpoint, folder: Path) -> Written:
-        require_group_size(checkpoint, group_size)
-        return write_gptq(checkpoint, folder, options)
+        group_size = fitting_group_size(checkpoint, options.group_size)
+        if options.group_size is None and group_size != DEFAULT_GROUP_SIZES[0]:
+            print(
+                f"group size {group_size}, the largest that divides the layers' input widths", file=sys.stderr
+            )
+        return write_gptq(checkpoint, folder, options, group_size)
 
     return convert(
         options.conversion,
         format="gptq",
-        quantization=f"gptq-int{bits}-g{group_size}" if group_size > 0 else f"gptq-int{bits}",
+        quantization=quantization,
         dtype=lambda checkpoint: checkpoint.dtype,
         # Embeddings stay, and a tied one is written twice: what makes most of a small model.
         bytes_per_weight=bits / 8 + 0.7,
@@ -84,10 +96,12 @@ def gptq_artifact(options: GptqOptions) -> Artifact:
     )
 
 
-def require_group_size(checkpoint: Checkpoint, group_size: int) -> None:
-    """Raise `CheckpointError` unless `group_size` divides the input width of every quantized layer."""
-    if "quantization_config" in checkpoint.config:
-        raise CheckpointError(f"{checkpoint.path} is quantized already: give the checkpoint it was made from")
+def fitting_group_size(checkpoint: Checkpoint, group_size: int | None) -> int:
+    """`group_size`, or the largest default one.
+
+    Raises:
+        CheckpointError: it does not divide the input width of every quantized layer.
+    """
     shapes = linear_shapes(checkpoint)
     odd = {width for shape in shapes for width in shape if width % PACKED}
     if odd or not shapes:
@@ -97,27 +111,23 @@ def require_group_size(checkpoint: Checkpoint, group_size: int) -> None:
         )
     input_widths = sorted({inputs for _, inputs in shapes})
     fitting = [size for size in GROUP_SIZES if size == -1 or all(width % size == 0 for width in input_widths)]
+    if group_size is None:
+        return next(size for size in DEFAULT_GROUP_SIZES if size in fitting)  # PACKED is one of them
     if group_size not in fitting:
         raise CheckpointError(
             f"--group-size {group_size} does not divide the input widths of {checkpoint.path} "
             f"({', '.join(map(str, input_widths))}): choose from {', '.join(map(str, fitting))}"
         )
+    return group_size
 
 
 def linear_shapes(checkpoint: Checkpoint) -> set[tuple[int, int]]:
     """(outputs, inputs) of the matrices inside the blocks: the layers that are quantized."""
-    shapes = set()
-    for file in checkpoint.weight_files:
-        with open_weights(file) as weights:
-            names = [name for name in weights.keys() if any(block in name for block in BLOCKS)]  # noqa: SIM118
-            for name in names:
-                shape = weights.get_slice(name).get_shape()
-                if len(shape) == 2:
-                    shapes.add((shape[0], shape[1]))
-    return shapes
+    inside = [tensor for name, tensor in checkpoint.tensors.items() if any(block in name for block in BLOCKS)]
+    return {(tensor.shape[0], tensor.shape[1]) for tensor in inside if len(tensor.shape) == 2}
 
 
-def write_gptq(checkpoint: Checkpoint, folder: Path, options: GptqOptions) -> Written:
+def write_gptq(checkpoint: Checkpoint, folder: Path, options: GptqOptions, group_size: int) -> Written:
     """Draw the calibration rows, quantize, and put weights and configs into `folder`.
 
     Raises:
@@ -125,14 +135,16 @@ def write_gptq(checkpoint: Checkpoint, folder: Path, options: GptqOptions) -> Wr
     """
     data = calibration_data(options.calibration, checkpoint)
     work = folder / WORK
-    work.mkdir()
+    source = work / "in"
+    source.mkdir(parents=True)
+    link_model(checkpoint, source)
     job = Job(
         parent_process=os.getpid(),
-        checkpoint=str(checkpoint.path.resolve()),
+        checkpoint=str(source.resolve()),
         folder=str(work / "out"),
         dtype=checkpoint.dtype,
         bits=options.bits,
-        group_size=options.group_size,
+        group_size=group_size,
         act_order=options.act_order,
         damp=options.damp,
         rows=data.rows,
@@ -228,7 +240,7 @@ def run_worker(job: Job, work: Path, num_layers: int) -> Mapping[str, Any]:
     if code == -signal.SIGKILL:
         error = "its process was killed; when memory ran out, use a larger machine or a smaller model"
     raise QuantizationError(
-        f"gptqmodel could not quantize {job.checkpoint}: {error or f'{last_line} (exit code {code})'}"
+        f"gptqmodel could not quantize the checkpoint: {error or f'{last_line} (exit code {code})'}"
     )
 
 

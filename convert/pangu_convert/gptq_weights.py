@@ -26,11 +26,16 @@ def load_dequantized(artifact: Artifact, dtype: torch.dtype) -> Any:
     for layer in [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]:
         packed = [tensors.pop(f"{layer}.{part}") for part in PACKED_TENSORS]
         tensors[f"{layer}.weight"] = dequantize(*packed, bits=bits).to(dtype)
-    config = AutoConfig.from_pretrained(artifact.path, local_files_only=True)
+    config = AutoConfig.from_pretrained(artifact.path, local_files_only=True, trust_remote_code=False)
     del config.quantization_config
     model_class = getattr(transformers, artifact.manifest.architecture)
     model, found = model_class.from_pretrained(
-        None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
+        None,
+        config=config,
+        state_dict=tensors,
+        dtype=dtype,
+        output_loading_info=True,
+        trust_remote_code=False,
     )
     if missing := sorted(found["missing_keys"]):
         raise ArtifactError(f"{artifact.path} has no weights for {', '.join(missing[:3])}: convert it again")

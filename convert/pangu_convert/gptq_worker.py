@@ -89,7 +89,9 @@ def quantize(job: Job, report: Report) -> dict[str, Any]:
         offload_to_disk=False,
         pack_impl="original",  # the default compiles a C++ extension into the home folder, for the same bytes
     )
-    model = GPTQModel.load(job.checkpoint, config, dtype=getattr(torch, job.dtype))
+    model = GPTQModel.load(
+        job.checkpoint, config, dtype=getattr(torch, job.dtype), trust_remote_code=False, use_safetensors=True
+    )
 
     def layer_complete(*, layer_idx: int, submodule_finalized: bool) -> None:
         if submodule_finalized:

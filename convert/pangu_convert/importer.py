@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pangu_convert.architectures import require_supported
 from pangu_convert.catalogue import DEFAULT_MODEL, MODELS
+from pangu_convert.conversion import whole_checkpoint
 from pangu_convert.download import cache_folder, fetch
 from pangu_convert.gguf_import import import_gguf
 from pangu_convert.hub import HUB_SOURCE, fetch_hub_model
-from pangu_convert.weights import DTYPES, check_weights, with_rope_theta, write_model
+from pangu_convert.weights import DTYPES, with_rope_theta, write_model
 from pangu_training.stage.checkpoint import CONFIG, IMPORTED, read_checkpoint, read_json
 from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.identity import checkpoint_hashes, hash_files, library_versions
@@ -83,11 +83,9 @@ def _import_file(path: Path, folder: Path, origin: Mapping[str, Any], dtype: str
 
 def import_folder(path: Path, folder: Path, origin: Mapping[str, Any], dtype: str | None) -> None:
     """Take over the Hugging Face folder at `path`; weights are linked unless `dtype` differs."""
-    checkpoint = read_checkpoint(path)
-    require_supported(checkpoint)
-    check_weights(checkpoint)
+    checkpoint = whole_checkpoint(path)
+    hashes = checkpoint_hashes(checkpoint)  # first: it refuses numbers that are not finite
     require_free_space(folder, 0 if dtype in (None, checkpoint.dtype) else 2 * checkpoint.weight_bytes)
-    hashes = checkpoint_hashes(checkpoint)
     write_model(checkpoint, folder, dtype)
     _complete_config(folder)
     weights = {file.name: hashes[file.name] for file in checkpoint.weight_files}

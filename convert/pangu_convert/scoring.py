@@ -142,6 +142,6 @@ def load_source(folder: Path, device: str = "cpu") -> Scorer:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
     )
     return TorchScorer(model.to(device).eval())

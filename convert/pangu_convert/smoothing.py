@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pangu_convert.checkpoint_variable import Factors, StoredTensor
+from pangu_convert.checkpoint_variable import Factors, WeightSource
 from pangu_training.stage.errors import CheckpointError
 
 EXPONENTS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -56,8 +56,8 @@ SITES = {
 
 
 def smoothed(
-    model: Any, tensors: Mapping[str, StoredTensor], rows: Sequence[Sequence[int]]
-) -> dict[str, StoredTensor]:
+    model: Any, tensors: Mapping[str, WeightSource], rows: Sequence[Sequence[int]]
+) -> dict[str, WeightSource]:
     """`tensors`, the parameters of `model` by name, with the factors that smooth it on the calibration `rows`.
 
     Args:
@@ -127,7 +127,7 @@ def int8_rounded(rows: Tensor) -> Tensor:
 
 def run_by_block(
     model: Any,
-    tensors: Mapping[str, StoredTensor],
+    tensors: Mapping[str, WeightSource],
     ids: Tensor,
     sites: Sequence[Site],
     on_inputs: Callable[[Any, str, Site, Tensor], None],

@@ -37,7 +37,7 @@ def transformers_artifact(options: TransformersOptions) -> Artifact:
     return convert(
         options.conversion,
         format="transformers",
-        quantization="none",
+        quantization=lambda _: "none",
         dtype=lambda checkpoint: dtype or checkpoint.dtype,
         bytes_per_weight={None: 0.0, "float32": 4.0}.get(dtype, 2.0),
         write=write,

@@ -17,10 +17,11 @@ from tqdm import tqdm
 from pangu_convert.artifact import Artifact, Manifest, read_artifact, write_scores
 from pangu_convert.artifact import verify as verify_files
 from pangu_convert.code_text import EvaluationText, evaluation_windows
+from pangu_convert.conversion import whole_checkpoint
 from pangu_convert.fidelity import Fidelity, FidelityMeter, first_difference
 from pangu_convert.int8 import int8_caution
 from pangu_convert.scoring import Scorer, load_scorer, load_source
-from pangu_training.stage.checkpoint import TOKENIZER, Checkpoint, read_checkpoint
+from pangu_training.stage.checkpoint import TOKENIZER, Checkpoint
 from pangu_training.stage.command import usable_cpus
 from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.identity import checkpoint_hash, library_versions
@@ -75,7 +76,7 @@ def verify(options: VerifyOptions) -> int:
     print(f"{artifact.path}: all {len(artifact.manifest.files)} files match their sha256")
     if options.against is None:
         return 0
-    checkpoint = read_checkpoint(options.against)
+    checkpoint = whole_checkpoint(options.against)
     threads = options.threads or usable_cpus()
     record = measure(
         artifact,

@@ -9,9 +9,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pangu_training.stage.checkpoint import CONFIG, SHARD_INDEX, Checkpoint
+from pangu_training.stage.checkpoint import CONFIG, SHARD_INDEX, WEIGHTS, Checkpoint
 from pangu_training.stage.errors import CheckpointError
+from pangu_training.stage.identity import tensors_by_file
 from pangu_training.stage.output import link_or_copy, write_file
+from pangu_training.stage.tensors import COMPUTED, FLOATING
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -31,28 +33,46 @@ def open_weights(file: Path) -> Iterator[Any]:
         yield weights
 
 
-def check_weights(checkpoint: Checkpoint) -> None:
-    """Open every weight file: the header accounts for each byte, so one cut short is a `CheckpointError`."""
-    for file in checkpoint.weight_files:
-        with open_weights(file):
-            pass
-
-
 def write_model(checkpoint: Checkpoint, folder: Path, dtype: str | None) -> None:
     """Put `config.json`, weights and text files of `checkpoint` into `folder`.
 
     `dtype` None keeps the weights: they are hard-linked where the file system allows. Otherwise each
-    floating-point tensor is cast; peak memory is one shard in both types.
+    floating-point tensor of another type is cast; peak memory is one shard in both types.
+
+    Raises:
+        CheckpointError: a number does not fit into `dtype`.
     """
+    tensors = tensors_by_file(checkpoint)
     for file in checkpoint.weight_files:
-        if dtype is None or dtype == checkpoint.dtype:
+        types = {FLOATING.get(tensor.dtype, dtype) for tensor in tensors.get(file.name, ())}
+        if dtype is None or types <= {dtype}:
             link_or_copy(file, folder / file.name)
         else:
             _cast(file, folder / file.name, dtype)
-    for text in (*checkpoint.text_files, checkpoint.path / SHARD_INDEX):
-        if text.is_file():
-            shutil.copyfile(text, folder / text.name)
-    config: dict[str, Any] = {**checkpoint.config, "dtype": dtype or checkpoint.dtype}
+    for text in _other_files(checkpoint):
+        shutil.copyfile(text, folder / text.name)
+    _write_config(checkpoint, folder, dtype or checkpoint.dtype)
+
+
+def link_model(checkpoint: Checkpoint, folder: Path) -> None:
+    """Put symbolic links to the files that are the model into `folder`: a library finds these and no others.
+
+    `config.json` is the checkpoint's with the type that the weights have.
+    """
+    for file in (*checkpoint.weight_files, *_other_files(checkpoint)):
+        (folder / file.name).symlink_to(file.resolve())
+    _write_config(checkpoint, folder, checkpoint.dtype)
+
+
+def _other_files(checkpoint: Checkpoint) -> list[Path]:
+    """All that belongs to a model but weights and config."""
+    # Next to a whole file an index is not part of the model, and may be another's.
+    sharded = checkpoint.path / WEIGHTS not in checkpoint.weight_files
+    return [*checkpoint.text_files, *([checkpoint.path / SHARD_INDEX] if sharded else [])]
+
+
+def _write_config(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
+    config: dict[str, Any] = {**checkpoint.config, "dtype": dtype}
     config.pop("torch_dtype", None)
     write_file(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
@@ -76,5 +96,14 @@ def _cast(source: Path, target: Path, dtype: str) -> None:
         tensors = {}
         for name in tqdm(weights.keys(), desc=f"casting {source.name} to {dtype}", delay=1):
             tensor = weights.get_tensor(name)
-            tensors[name] = tensor.to(torch_dtype) if tensor.is_floating_point() else tensor
+            tensors[name] = cast = tensor.to(torch_dtype) if tensor.is_floating_point() else tensor
+            if cast.numel() and cast.is_floating_point() and not COMPUTED.search(name):
+                _require_finite(cast, name, source, dtype)
         save_file(tensors, target, metadata=weights.metadata())
+
+
+def _require_finite(tensor: Any, name: str, file: Path, dtype: str) -> None:
+    if not all(bound.isfinite() for bound in tensor.aminmax()):
+        raise CheckpointError(
+            f"{name} in {file} holds NaN or infinity, or a number too large for {dtype}: choose another --dtype"
+        )

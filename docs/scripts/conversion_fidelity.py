@@ -8,7 +8,6 @@ report has already is skipped, so an interrupted run goes on. Prints the table a
 
 import argparse
 import json
-import math
 import os
 import random
 import subprocess
@@ -126,10 +125,9 @@ def random_text(checkpoint: Path, work: Path) -> Path:
 
 def num_parameters(checkpoint: Path) -> int:
     """Weights in the checkpoint's files; a tied one counts once."""
-    from pangu_convert.checkpoint_variable import stored_tensors
     from pangu_training.stage.checkpoint import read_checkpoint
 
-    return sum(math.prod(tensor.shape) for tensor in stored_tensors(read_checkpoint(checkpoint)).values())
+    return read_checkpoint(checkpoint).num_elements
 
 
 def table(rows: list[dict[str, Any]], parameters: int) -> str:

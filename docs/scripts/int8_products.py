@@ -61,7 +61,7 @@ def checkpoint(kind: str, folder: Path) -> Path:
 
 def exact_int8(folder: Path, ids: list[int]) -> torch.Tensor:
     """Log-probabilities with every matrix and its input rounded to int8, and products in float32."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
             module.weight.data = int8_rounded(module.weight.data)

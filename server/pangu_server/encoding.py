@@ -29,7 +29,7 @@ class Encoder:
 
     def __init__(self, tokenizer: "Tokenizer", end_token_ids: Sequence[int]) -> None:
         self.tokenizer = tokenizer
-        self.vocabulary_size: int = tokenizer.get_vocab_size()
+        self.vocabulary_size: int = 1 + max(tokenizer.get_vocab().values(), default=-1)  # ids may be skipped
         # An empty prompt starts a document: after end-of-text, which checkpoints name last.
         self._document_start = end_token_ids[-1]
         self.start_ids: list[int] = tokenizer.encode("").ids  # what the tokenizer puts before every text

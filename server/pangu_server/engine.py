@@ -78,6 +78,12 @@ class Engine:
         """Tokens of prompt and completion together."""
         return self.artifact.manifest.context_length
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids that a request may name are below it: both the tokenizer and the model have them."""
+        rows = self.backend.info.vocabulary_size if self.backend is not None else None
+        return self.encoder.vocabulary_size if rows is None else min(self.encoder.vocabulary_size, rows)
+
     def end_token_ids(self, prompt_ids: Sequence[int]) -> tuple[int, ...]:
         """The tokens that end what follows a prompt: also FIM tokens when that fills a hole."""
         ends = self.artifact.manifest.end_token_ids
@@ -104,7 +110,7 @@ class Engine:
         """Queue the completions of a request. Call it on the event loop that will read the result.
 
         Raises:
-            RequestError: too many choices.
+            RequestError: too many choices, or a token that the model does not have.
             ContextLengthExceeded: a prompt and `max_tokens` do not fit the context.
             NotReady, Overloaded: no model yet, shutting down, or the queue is full.
         """
@@ -124,10 +130,22 @@ class Engine:
             )
         for prompt in prompts:
             self._check_context(len(prompt.ids), options.sampling.max_tokens)
+            self._check_tokens(prompt.ids, "prompt")
+        self._check_tokens(options.sampling.prediction, "prediction")
         if self.load_count.waiting >= self.limits.max_queued:
             self.metrics.rejected("queue_full")
             raise Overloaded(f"{self.load_count.waiting} requests are waiting already: try again in a moment")
         return Generation(self, self.backend, prompts, options)
+
+    def _check_tokens(self, ids: Sequence[int], param: str) -> None:
+        """A tokenizer may have tokens that nobody has taught the model: it has no row for them to look up."""
+        largest = max(ids, default=0)
+        if largest >= self.vocabulary_size:
+            raise RequestError(
+                f"{param} holds the token {self.encoder.decode([largest])!r} (id {largest}), which the model does not "
+                f"have; it has 0 to {self.vocabulary_size - 1}: leave that token out",
+                param=param,
+            )
 
     def _check_context(self, prompt_tokens: int, max_tokens: int) -> None:
         if prompt_tokens + max_tokens > self.context_length:

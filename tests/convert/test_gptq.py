@@ -13,9 +13,13 @@ import torch
 from safetensors.torch import load_file
 from support.commands import GPTQ_4, GPTQ_8, SMALL, Artifacts, pangu_convert
 from support.process import has_ended, wait_for
+from support.scripted import byte_tokenizer
+from support.tiny import save_tiny
 
 from pangu_convert import cli
 from pangu_convert.artifact import read_artifact, verify
+from pangu_convert.gptq import fitting_group_size
+from pangu_training.stage.checkpoint import read_checkpoint
 
 LONG = ("--samples", "256", "--sequence-length", "256")  # far from done when it is stopped
 
@@ -92,6 +96,7 @@ def test_the_same_seed_gives_the_same_weights(bigcode: Path, tiny_bigcode: Path,
         (["--group-size", "256"], "does not divide the input widths of"),
         (["--sequence-length", "512"], "the context length"),
         (["--sequence-length", "0"], "--sequence-length 0 is not within"),
+        (["--sequence-length", "15"], "--sequence-length 15 is not within 16 to 256"),
         (["--samples", "0"], "--samples must be at least 1"),
         (["--calibration", "nowhere.txt"], "nor a file or folder that exists"),
         (["--chat"], "has no chat template: leave --chat out"),
@@ -112,6 +117,19 @@ def test_a_quantized_checkpoint_is_refused(
 ) -> None:
     assert cli.main(["gptq", str(bigcode), "--output", str(tmp_path / "out")]) == 2
     assert "is quantized already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("inner", "size"), [(512, None), (192, 64), (96, 32)], ids=["128", "64", "32"])
+def test_the_default_group_is_the_largest_that_divides(
+    inner: int, size: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = save_tiny(tmp_path / "tiny", byte_tokenizer(), "gpt_bigcode", n_embd=128, n_inner=inner)
+    # The rows are drawn after that was said, and there is no such file.
+    options = ["--output", str(tmp_path / "out"), "--calibration", str(tmp_path / "nowhere")]
+    assert cli.main(["gptq", str(checkpoint), *options]) == 2
+    said = capsys.readouterr().err.splitlines()[:-1]
+    assert said == ([f"group size {size}, the largest that divides the layers' input widths"] if size else [])
+    assert fitting_group_size(read_checkpoint(checkpoint), None) == (size or 128)
 
 
 def start(checkpoint: Path, output: Path) -> tuple[subprocess.Popen[str], int]:

@@ -71,6 +71,7 @@ class BackendInfo:
     weight_bytes: int  # of the weights in memory where the library tells, else of the files
     threads: int
     max_batch: int = 1
+    vocabulary_size: int | None = None  # rows of the embedding: token ids are below it
     kernel: str | None = None  # what multiplies quantized matrices, where there is a choice
     why: str = ""  # this engine, where there was a choice
     caution: str | None = None  # why answers can be worse on this machine than the artifact's scores say

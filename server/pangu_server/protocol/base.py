@@ -129,7 +129,7 @@ class GenerationRequest(BaseModel):
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
             repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
-            logit_bias=self._logit_bias(engine.encoder.vocabulary_size),
+            logit_bias=self._logit_bias(engine.vocabulary_size),
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             prediction=self._prediction(engine),

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.commands import pangu_convert
-from support.models import MODELS, assert_same_model, changed, loaded
+from safetensors.torch import load_file
+from support.commands import GPTQ_4, Artifacts, pangu_convert
+from support.damage import DAMAGES, WEIGHTS, Tensors
+from support.models import MODELS, assert_same_model, changed, loaded, rewritten
 from transformers import AutoModelForCausalLM
 
 from pangu_convert.artifact import ArtifactError, read_artifact
+from pangu_convert.model_bin import read_model_bin
 from pangu_server.backends.torch.placing import build, complete, place
 from pangu_server.backends.torch.weights import open_weights
 
@@ -96,12 +99,12 @@ def test_a_parameter_that_was_not_put_in_place_is_named(converted: Make) -> None
 @pytest.mark.parametrize(
     ("architecture", "changes", "message"),
     [
-        ("Qwen2ForCausalLM", {}, "the manifest names Qwen2ForCausalLM and the config describes a llama"),
-        ("LlamaForCausalMl", {}, "the manifest names LlamaForCausalMl"),
+        ("Qwen2ForCausalLM", {}, "the artifact names Qwen2ForCausalLM but describes a llama"),
+        ("LlamaForCausalMl", {}, "the artifact names LlamaForCausalMl"),
         (
             "LlamaForCausalLM",
             {"hidden_act": "gulp"},
-            "the config does not describe a LlamaForCausalLM .*gulp",
+            "the artifact does not describe a LlamaForCausalLM .*gulp",
         ),
         ("LlamaForCausalLM", {"num_attention_heads": 5}, "config.json is damaged"),
     ],
@@ -130,3 +133,40 @@ def test_modules_that_took_a_parameter_s_place_are_left_alone(converted: Make) -
             place(model, name, value, "cpu", torch.float32)
     complete(model, "cpu")
     assert ours.packed.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("model", ["gpt_bigcode", "llama_biased"])
+def test_damage_to_any_tensor_is_refused_by_its_name(
+    model: str, damage: Callable[[Tensors, str], None], converted: Make, tmp_path: Path
+) -> None:
+    """As at conversion: an artifact whose hashes are not checked may hold anything."""
+    source = read_artifact(converted(model, "transformers"))
+    for number, name in enumerate(load_file(source.path / WEIGHTS)):
+        artifact = changed(
+            source.path, tmp_path / str(number), lambda tensors, name=name: damage(tensors, name)
+        )  # type: ignore[misc]
+        with pytest.raises(ArtifactError) as caught:
+            list(open_weights(artifact))
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("format", ["gptq", "ctranslate2"])
+def test_a_scale_that_is_no_number_is_refused_by_its_name(
+    format: str, artifacts: Artifacts, tmp_path: Path
+) -> None:
+    if format == "gptq":
+        layer = "transformer.h.1.mlp.c_fc"
+
+        def broken(tensors: Tensors) -> None:
+            tensors[f"{layer}.scales"][0, 0] = float("nan")
+
+        artifact = changed(artifacts(*GPTQ_4), tmp_path / "copy", broken)
+    else:
+        layer = "transformer.wte"
+        source = artifacts("tiny_bytes", "ctranslate2", "--no-smooth")
+        at = read_model_bin(source / "model.bin").variable("decoder/embeddings/weight_scale").offset
+        nan = torch.full((1,), float("nan")).numpy().tobytes()
+        artifact = rewritten(source, tmp_path / "copy", lambda data: data[:at] + nan + data[at + len(nan) :])
+    with pytest.raises(ArtifactError, match=rf"{layer}\.weight in .* holds NaN"):
+        list(open_weights(artifact))

@@ -7,12 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from support import ROOT, TESTS
+from support.damage import Tensors, copied, not_a_number, removed, rewritten
 from support.ranked_rows import constant_problems, write_rows
 from support.signalled import run_signalled
 from support.tiny import save_tiny
@@ -218,3 +220,18 @@ def test_the_command_loads_no_framework_before_it_runs() -> None:
     code = "import json, sys, pangu_training.cli; print(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
     assert not {"torch", "transformers", "accelerate", "peft", "tokenizers"} & set(loaded)
+
+
+@pytest.mark.parametrize("damage", [removed, not_a_number], ids=lambda damage: damage.__name__)
+def test_a_checkpoint_that_is_not_whole_is_refused_by_name(
+    damage: Callable[[Tensors, str], None],
+    tmp_path: Path,
+    tiny_bytes: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = "transformer.h.1.mlp.c_fc.weight"
+    checkpoint = rewritten(copied(tiny_bytes, tmp_path / "checkpoint"), lambda tensors: damage(tensors, name))
+    data = write_rows(tmp_path / "rows.jsonl", 4)
+    assert cli.main(command(data, checkpoint, tmp_path / "run", max_length=256)) == 2
+    assert name in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run" / "final").exists()

@@ -96,6 +96,11 @@ def _write_weights(base: Checkpoint, final: Path, folder: Path) -> None:
                 names.add(name)
                 if change := trained.get(name):
                     tensor = change(tensor).to(tensor.dtype).contiguous()
+                    if not all(bound.isfinite() for bound in tensor.aminmax()):
+                        raise CheckpointError(
+                            f"{name} holds NaN or infinity after the training in {final}: train again, with a lower "
+                            "--learning-rate"
+                        )
                 tensors[name] = tensor
             save_file(tensors, folder / file.name, metadata={"format": "pt"})
     # A full training has all of the base's weights, and FSDP saves a tied one twice; an adapter has some of them.

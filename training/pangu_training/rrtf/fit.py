@@ -72,6 +72,7 @@ def train(
     from pangu_training.rrtf.held_out import HeldOutProblems
     from pangu_training.rrtf.memory_plan import Shape
     from pangu_training.rrtf.pairs import PairTokenizer
+    from pangu_training.stage.architecture import located
 
     run = Run(output)
     tokenizer = PairTokenizer(checkpoint)
@@ -80,6 +81,7 @@ def train(
     problems = None
     if path := asked.held_out_problems:
         problems = HeldOutProblems(path, data, checkpoint, options, run, unsafe=asked.unsafe)
+    located(checkpoint)
     shape = Shape.of(checkpoint)
     # Under ZeRO-3 every model made after this is sharded: the one to train, but not the plan's.
     training = _training_arguments(run, options, len(pairs), bool(held_out or problems))
@@ -261,6 +263,8 @@ def _load(checkpoint: Checkpoint, options: Options) -> Any:
         checkpoint.path,
         dtype=torch.bfloat16 if frozen_bf16 else torch.float32,
         attn_implementation=options.attention,
+        trust_remote_code=False,
+        use_safetensors=True,
     )
     if not options.lora_rank:
         return model

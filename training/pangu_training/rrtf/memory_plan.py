@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
+from pangu_training.stage.architecture import model_config
 from pangu_training.stage.checkpoint import Checkpoint
 
 GIB = 1 << 30
@@ -36,9 +37,9 @@ class Shape:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Shape":
         """The shape of a checkpoint's model, from its config alone."""
-        config = AutoConfig.from_pretrained(checkpoint.path)
+        config = model_config(checkpoint)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         [blocks] = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
         linears = [module for module in blocks.modules() if isinstance(module, nn.Linear)]
         return cls(

@@ -3,26 +3,32 @@
     config.json  *.safetensors  tokenizer.json  [tokenizer_config.json chat_template.jinja
     generation_config.json]  [import.json | training.json: where it came from]
 
+Everyone who takes a checkpoint takes it through here: one rule for which files are the model (transformers' own), and
+no code or pickle of a checkpoint is ever run. `architecture` holds the files against the model of the config.
 Does not load weights and does not decide which architectures can be converted.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pangu_training.stage.errors import CheckpointError
+from pangu_training.stage.tensors import COMPUTED, FLOATING, StoredTensor, read_tensors
 
-CONFIG, TOKENIZER = "config.json", "tokenizer.json"
-SHARD_INDEX = "model.safetensors.index.json"
+CONFIG, TOKENIZER, GENERATION = "config.json", "tokenizer.json", "generation_config.json"
+WEIGHTS, SHARD_INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+QUANTIZE_CONFIGS = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # of older quantizers
 # What a tokenizer and a generation need besides the weights; copied along by every conversion.
 TEXT_FILES = (
     TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
-    "generation_config.json",
+    GENERATION,
 )
 IMPORTED, TRAINED = "import.json", "training.json"
 PROVENANCE_FILES = (IMPORTED, TRAINED)
@@ -35,25 +41,50 @@ class Checkpoint:
     path: Path
     config: Mapping[str, Any]
     weight_files: tuple[Path, ...]
+    tensors: Mapping[str, StoredTensor] = field(default_factory=dict, repr=False)
 
     @property
     def architecture(self) -> str:
         """The model class of `config.json`, e.g. `GPTBigCodeForCausalLM`."""
-        return str((self.config.get("architectures") or ["unnamed"])[0])
+        names = self.config.get("architectures")
+        return str(names[0]) if isinstance(names, list) and names else "unnamed"
 
     @property
     def dtype(self) -> str:
-        """The weights' type by `config.json`, e.g. `bfloat16`."""
+        """The weights' type, e.g. `bfloat16`: the one that most of them are stored in, whatever `config.json` says."""
+        elements: Counter[str] = Counter()
+        for tensor in self.tensors.values():
+            if tensor.dtype in FLOATING and not COMPUTED.search(tensor.name):
+                elements[FLOATING[tensor.dtype]] += tensor.num_elements
+        return elements.most_common(1)[0][0] if elements else self.config_dtype or "float32"
+
+    @property
+    def config_dtype(self) -> str | None:
+        """The weights' type by `config.json`, where it names one."""
         # transformers 4 wrote `torch_dtype`
-        return str(self.config.get("dtype") or self.config.get("torch_dtype") or "float32")
+        named = str(self.config.get("dtype") or self.config.get("torch_dtype")).removeprefix("torch.")
+        return named if named in FLOATING.values() else None
+
+    @property
+    def num_elements(self) -> int:
+        """The numbers in all weight files."""
+        return sum(tensor.num_elements for tensor in self.tensors.values())
 
     @property
     def context_length(self) -> int:
         """Positions the model was made for, in tokens."""
         length = self.config.get("n_positions") or self.config.get("max_position_embeddings")
-        if not isinstance(length, int):
+        if type(length) is not int or length < 1:
             raise CheckpointError(f"{self.path / CONFIG} names no context length (max_position_embeddings)")
         return length
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the embedding by `config.json`: token ids are below it."""
+        size = self.config.get("vocab_size")
+        if type(size) is not int or size < 1:
+            raise CheckpointError(f"{self.path / CONFIG} names no vocabulary size (vocab_size)")
+        return size
 
     @property
     def weight_bytes(self) -> int:
@@ -67,13 +98,24 @@ class Checkpoint:
 
     @property
     def end_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end a generation: `generation_config.json`'s, else `config.json`'s."""
-        generation = self.path / "generation_config.json"
-        configs = [read_json(generation)] if generation.is_file() else []
-        for config in (*configs, self.config):
+        """Tokens that end a generation: `generation_config.json`'s, else `config.json`'s.
+
+        Raises:
+            CheckpointError: there is none, or it is no token of the model.
+        """
+        generation = self.path / GENERATION
+        configs = {GENERATION: read_json(generation)} if generation.is_file() else {}
+        for name, config in (*configs.items(), (CONFIG, self.config)):
             ids = config.get("eos_token_id")
-            if ids is not None:
-                return tuple(ids) if isinstance(ids, list) else (ids,)
+            if ids is None:
+                continue
+            listed = ids if isinstance(ids, list) else [ids]
+            if not listed or any(type(id) is not int or not 0 <= id < self.vocabulary_size for id in listed):
+                raise CheckpointError(
+                    f"eos_token_id in {self.path / name} is {json.dumps(ids)}: it has to be a token id, or a list of "
+                    f"them, from 0 to {self.vocabulary_size - 1}"
+                )
+            return tuple(listed)
         raise CheckpointError(f"{self.path} names no end-of-text token: set eos_token_id in its config.json")
 
     @property
@@ -86,22 +128,29 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read the checkpoint folder at `path`.
+    """Read the checkpoint folder at `path`: of the weights only names, types and shapes.
 
     Raises:
-        CheckpointError: it is not a folder, a file is missing, or its weights are pickles.
+        CheckpointError: it is not a folder, a file is missing or damaged, its weights are pickles or quantized, or it
+            asks for code of its own.
     """
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder: give the folder that holds config.json")
+    if (path / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(
+            f"{path} holds a LoRA adapter ({ADAPTER_CONFIG}): merge it into its base (peft's merge_and_unload), and "
+            "save_pretrained the result into a folder of its own"
+        )
     if not (path / CONFIG).is_file():
         raise CheckpointError(f"{path} has no {CONFIG}: it is not a Hugging Face checkpoint")
     config = read_json(path / CONFIG)
+    _require_plain(path, config)
     weights = _weight_files(path)
     if not (path / TOKENIZER).is_file():
         raise CheckpointError(
             f"{path} has no {TOKENIZER}: save it with transformers' AutoTokenizer(...).save_pretrained"
         )
-    return Checkpoint(path=path, config=config, weight_files=weights)
+    return Checkpoint(path=path, config=config, weight_files=weights, tensors=read_tensors(weights))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -115,20 +164,47 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _require_plain(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` where the config asks for more than transformers' own model and plain weights."""
+    if config.get("auto_map"):
+        raise CheckpointError(
+            f"{path / CONFIG} asks for code of its own (auto_map), which is never run: delete auto_map if the model is "
+            "transformers' own"
+        )
+    if config.get("transformers_weights"):
+        raise CheckpointError(
+            f"{path / CONFIG} names its weight file (transformers_weights): call that {WEIGHTS} and delete the entry"
+        )
+    methods = [method for file, method in QUANTIZE_CONFIGS.items() if (path / file).is_file()]
+    quantization = config.get("quantization_config") or config.get("compression_config")
+    if isinstance(quantization, dict) and quantization:
+        methods = [str(quantization.get("quant_method", "by an unnamed method"))]
+    elif quantization:
+        methods = ["by an unnamed method"]
+    if methods:
+        raise CheckpointError(
+            f"{path} is quantized already ({methods[0]}): give the unquantized checkpoint it was made from"
+        )
+
+
 def _weight_files(path: Path) -> tuple[Path, ...]:
+    """The files that are the model, in transformers' order: the whole one, else those that the index names."""
+    if (path / WEIGHTS).is_file():
+        return (path / WEIGHTS,)
     if (path / SHARD_INDEX).is_file():
-        shards = sorted({str(name) for name in read_json(path / SHARD_INDEX).get("weight_map", {}).values()})
+        places = read_json(path / SHARD_INDEX).get("weight_map")
+        if not isinstance(places, dict) or not places:
+            raise CheckpointError(f"{path / SHARD_INDEX} names no files (weight_map): download it again")
+        shards = sorted({str(name) for name in places.values()})
         for name in shards:
             if Path(name).name != name:
                 raise CheckpointError(f"{path / SHARD_INDEX} points outside its folder: {name!r}")
             if not (path / name).is_file():
                 raise CheckpointError(f"{path} lacks {name}, which {SHARD_INDEX} names: download it again")
         return tuple(path / name for name in shards)
-    if (path / "model.safetensors").is_file():
-        return (path / "model.safetensors",)
     if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
         raise CheckpointError(
             f"{path} holds pickled weights, which can run code when opened: load it where you trust it and "
             "save_pretrained(..., safe_serialization=True)"
         )
-    raise CheckpointError(f"{path} has no model.safetensors: it is not a checkpoint with weights")
+    raise CheckpointError(f"{path} has no {WEIGHTS}: it is not a checkpoint with weights")

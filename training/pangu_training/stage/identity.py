@@ -1,16 +1,17 @@
 """What files are, and what made them: hashes of files and checkpoints, versions of libraries."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 
 from pangu_training.stage.checkpoint import CONFIG, PROVENANCE_FILES, Checkpoint
 from pangu_training.stage.errors import CheckpointError
+from pangu_training.stage.tensors import COMPUTED, FLOATING, StoredTensor
 
 LIBRARIES = (
     "pangu-coder2",
@@ -28,9 +29,18 @@ HASH_CHUNK_BYTES = 8 << 20
 MANIFEST = "manifest.json"  # what pangu-convert writes last into an artifact
 
 
-def hash_files(folder: Path, names: Iterable[str], description: str) -> dict[str, str]:
-    """The sha256 of each of `names` in `folder`, with a progress bar in bytes."""
-    names = list(names)
+def hash_files(
+    folder: Path,
+    names: Iterable[str],
+    description: str,
+    tensors: Mapping[str, Sequence[StoredTensor]] | None = None,
+) -> dict[str, str]:
+    """The sha256 of each of `names` in `folder`, with a progress bar in bytes; `tensors` are those of a file.
+
+    Raises:
+        CheckpointError: a tensor holds NaN or infinity.
+    """
+    names, tensors = list(names), tensors or {}
     total_bytes = sum((folder / name).stat().st_size for name in names)
     with (
         tqdm(
@@ -38,18 +48,51 @@ def hash_files(folder: Path, names: Iterable[str], description: str) -> dict[str
         ) as bar,
         ThreadPoolExecutor(max_workers=2) as pool,
     ):
-        return dict(zip(names, pool.map(lambda name: sha256_of(folder / name, bar), names), strict=True))
+        hashed = pool.map(lambda name: sha256_of(folder / name, bar, tensors.get(name, ())), names)
+        return dict(zip(names, hashed, strict=True))
 
 
-def sha256_of(file: Path, bar: "tqdm[Any] | None" = None) -> str:
-    """The sha256 of one file, in hexadecimal."""
+def sha256_of(file: Path, bar: "tqdm[Any] | None" = None, tensors: Sequence[StoredTensor] = ()) -> str:
+    """The sha256 of one file, in hexadecimal; on the way, numbers of its `tensors` are looked at.
+
+    Raises:
+        CheckpointError: a tensor holds NaN or infinity.
+    """
     digest = hashlib.sha256()
     with file.open("rb") as stream:
-        while chunk := stream.read(HASH_CHUNK_BYTES):
+        for tensor, chunk in _chunks(stream, tensors):
             digest.update(chunk)
+            if tensor is not None:
+                _require_finite(tensor, chunk)
             if bar is not None:
                 bar.update(len(chunk))
     return digest.hexdigest()
+
+
+def _chunks(
+    stream: IO[bytes], tensors: Sequence[StoredTensor]
+) -> Iterator[tuple[StoredTensor | None, bytearray]]:
+    """All bytes of a file in order, cut where a tensor begins, and which tensor they are of."""
+    for tensor in tensors:
+        yield None, bytearray(stream.read(tensor.start - stream.tell()))
+        left = tensor.num_bytes
+        while left and (chunk := bytearray(stream.read(min(left, HASH_CHUNK_BYTES)))):
+            left -= len(chunk)
+            yield tensor, chunk
+    while rest := bytearray(stream.read(HASH_CHUNK_BYTES)):
+        yield None, rest
+
+
+def _require_finite(tensor: StoredTensor, chunk: bytearray) -> None:
+    if tensor.dtype not in FLOATING or COMPUTED.search(tensor.name):
+        return  # a mask may well be infinite
+    import torch
+
+    numbers = torch.frombuffer(chunk, dtype=getattr(torch, FLOATING[tensor.dtype]))
+    if not all(bound.isfinite() for bound in torch.aminmax(numbers)):
+        raise CheckpointError(
+            f"{tensor.name} in {tensor.file} holds NaN or infinity: the model is broken; download or export it again"
+        )
 
 
 def checkpoint_hash(checkpoint: Checkpoint) -> str:
@@ -61,10 +104,13 @@ def checkpoint_hashes(checkpoint: Checkpoint) -> dict[str, str]:
     """The sha256 of those files.
 
     Raises:
-        CheckpointError: one is not what it was when the checkpoint was imported or exported.
+        CheckpointError: one is not what it was when the checkpoint was imported or exported, or a weight is not
+            finite: who reads all of them can as well look.
     """
     names = [file.name for file in (*checkpoint.weight_files, *checkpoint.text_files)]
-    hashes = hash_files(checkpoint.path, [*names, CONFIG], "hashing the checkpoint")
+    hashes = hash_files(
+        checkpoint.path, [*names, CONFIG], "hashing the checkpoint", tensors_by_file(checkpoint)
+    )
     recorded = (checkpoint.provenance or {}).get("files")
     if isinstance(recorded, dict):
         weights = {file.name for file in checkpoint.weight_files}
@@ -76,6 +122,14 @@ def checkpoint_hashes(checkpoint: Checkpoint) -> dict[str, str]:
                     f'checkpoint again, or, if the change is yours, delete "files" in {record}'
                 )
     return hashes
+
+
+def tensors_by_file(checkpoint: Checkpoint) -> dict[str, list[StoredTensor]]:
+    """The tensors of each weight file, as they lie there."""
+    found: dict[str, list[StoredTensor]] = {}
+    for tensor in checkpoint.tensors.values():
+        found.setdefault(tensor.file.name, []).append(tensor)
+    return found
 
 
 def combined_hash(hashes: Mapping[str, str]) -> str:

@@ -55,6 +55,7 @@ class CTranslate2Backend(BatchSchedule):
             weight_bytes=artifact.manifest.weight_bytes,
             threads=options.threads,
             max_batch=options.max_batch,
+            vocabulary_size=len(self._vocabulary),
             caution=int8_caution(self._generator.compute_type, self._generator.device),
         )
         value_bytes = 2 if self.info.compute_type.endswith("float16") else 4  # bfloat16 too

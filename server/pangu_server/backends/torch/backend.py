@@ -43,7 +43,8 @@ class TorchBackend(ContinuousSchedule):
         model = loaded.model
         gc.collect()
         # Before the cache, which takes the rest of a GPU's memory.
-        choosing = choosing_for(model.config.get_text_config().vocab_size, options.max_batch, model.device)
+        vocabulary_size = model.config.get_text_config().vocab_size
+        choosing = choosing_for(vocabulary_size, options.max_batch, model.device)
         runner = Runner(model, _cache(model, artifact, options))
         costs = Costs()
         super().__init__(
@@ -63,6 +64,7 @@ class TorchBackend(ContinuousSchedule):
             weight_bytes=memory_bytes(model) + loaded.quantized_bytes,
             threads=options.threads,
             max_batch=options.max_batch,
+            vocabulary_size=vocabulary_size,
         )
         _warm(runner, choosing, costs, options)
         self.start()

@@ -15,13 +15,14 @@ import torch
 from ctranslate2.specs.model_spec import LayerSpec
 
 from pangu_convert.artifact import Artifact, ArtifactError
-from pangu_convert.checkpoint_variable import CheckpointVariable, StoredTensor
+from pangu_convert.checkpoint_variable import CheckpointVariable, WeightSource
 from pangu_convert.ctranslate2_files import LOADERS, complete_llama3, insert_variables, rope_type
 from pangu_convert.model_bin import MODEL_BIN, BinVariable, ModelBin, read_model_bin
 from pangu_server.backends.torch.ctranslate2_config import HEAD, model_config
 from pangu_server.backends.torch.parameters import Value, Weights, matched
 from pangu_server.backends.torch.placing import build
 from pangu_server.backends.torch.quantized import Quantized
+from pangu_training.stage.tensors import StoredTensor
 
 SCALE = "_scale"
 
@@ -45,7 +46,11 @@ def specification(config: Any, architecture: str) -> dict[str, Any]:
     """Every variable that CTranslate2 makes of such a model: a `CheckpointVariable` for weights, else its constant."""
     model = build(config, architecture)
     tensors = {
-        name: StoredTensor(file=Path(), name=name, shape=tuple(parameter.shape), stored_dtype="F32")
+        name: WeightSource(
+            stored=StoredTensor(
+                file=Path(), name=name, shape=tuple(parameter.shape), dtype="F32", start=0, num_bytes=0
+            )
+        )
         for name, parameter in model.named_parameters(remove_duplicate=False)
     }
     insert_variables(model, tensors, torch.float32)

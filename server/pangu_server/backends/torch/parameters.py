@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 import torch
 
 from pangu_convert.artifact import Artifact, ArtifactError
-from pangu_server.backends.torch.placing import build, ignored, stored_shapes
+from pangu_server.backends.torch.placing import build, stored_shapes
 from pangu_server.backends.torch.quantized import Quantized
+from pangu_training.stage.architecture import assign
 
 Value: TypeAlias = torch.Tensor | Quantized
 Readers: TypeAlias = Mapping[str, Callable[[], Value]]
@@ -28,14 +29,23 @@ class Weights:
     unpacked: list[str] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[tuple[str, Value]]:
-        """Name and value; `ArtifactError` for one that is damaged or has another shape."""
+        """Name and value; raises as `read`."""
         for name in self.readers:
             yield name, self.read(name)
 
     def read(self, name: str) -> Value:
-        """The value of `name`, on the CPU; `ArtifactError` if it is damaged or has another shape."""
+        """The value of `name`; `ArtifactError` if it is damaged, not finite, or of another shape or kind."""
         value = self.readers[name]()
         shape = tuple((value.integers if isinstance(value, Quantized) else value).shape)
+        numbers = value.scales if isinstance(value, Quantized) else value
+        if not numbers.is_floating_point():
+            raise ArtifactError(
+                f"{name} in {self.path} is of type {numbers.dtype}: convert the checkpoint again"
+            )
+        if numbers.numel() and not all(bound.isfinite() for bound in numbers.aminmax()):
+            raise ArtifactError(
+                f"{name} in {self.path} holds NaN or infinity: the model is broken; convert a whole checkpoint"
+            )
         if shape != self.shapes[name]:
             raise ArtifactError(
                 f"{name} in {self.path} has shape {list(shape)}, not the {list(self.shapes[name])} of its "
@@ -54,20 +64,16 @@ def matched(artifact: Artifact, config: Any, readers: Readers, unpacked: list[st
     if any(_differ(readers, names) for names in model.all_tied_weights_keys.items()):
         config.tie_word_embeddings = False  # as transformers decides, with a warning
         model = build(config, artifact.manifest.architecture)
-    shapes, tied = stored_shapes(model), model.all_tied_weights_keys
-    found: dict[str, Callable[[], Value]] = {}
-    for name, read in readers.items():
-        source = tied.get(name, name)  # a file may hold either name, or both
-        if source in shapes:
-            found.setdefault(source, read)
-        elif not ignored(model, name):
-            raise ArtifactError(
-                f"{artifact.path} has a tensor {name}, which {type(model).__name__} does not: convert the "
-                "checkpoint again"
-            )
-    for name in shapes:
-        if name not in found:
-            raise ArtifactError(f"{artifact.path} has no tensor {name}: convert the checkpoint again")
+    places, shapes = assign(model, readers), stored_shapes(model)
+    for name in places.unknown:
+        raise ArtifactError(
+            f"{artifact.path} has a tensor {name}, which {type(model).__name__} does not: convert the checkpoint again"
+        )
+    for name in places.missing:
+        raise ArtifactError(f"{artifact.path} has no tensor {name}: convert the checkpoint again")
+    names = {stored: name for name, stored in places.stored.items() if name in shapes}
+    # In the order of the files.
+    found = {names[stored]: read for stored, read in readers.items() if stored in names}
     return Weights(
         path=artifact.path,
         config=config,

@@ -3,16 +3,14 @@
 No parameter passes through a second copy of the model. What is computed, not stored, comes from transformers' own code.
 """
 
-import re
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 
 from pangu_convert.artifact import ArtifactError
-
-OLD_BUFFERS = r"rotary_emb\.inv_freq"  # transformers 4 stored it in every layer; it is computed
+from pangu_training.stage import architecture as architectures
+from pangu_training.stage.errors import CheckpointError
 
 
 def build(config: Any, architecture: str) -> Any:
@@ -21,19 +19,10 @@ def build(config: Any, architecture: str) -> Any:
     Raises:
         ArtifactError: there is no such model.
     """
-    model_class = getattr(transformers, architecture, None)
-    if model_class is None or not isinstance(config, model_class.config_class):
-        raise ArtifactError(
-            f"the manifest names {architecture} and the config describes a {config.model_type}: convert the "
-            "checkpoint again"
-        )
     try:
-        with torch.device("meta"):
-            return model_class(config).eval()
-    except (ValueError, KeyError, TypeError, RuntimeError, ArithmeticError) as error:
-        raise ArtifactError(
-            f"the config does not describe a {architecture} ({error}): convert the checkpoint again"
-        ) from error
+        return architectures.build(config, architecture)
+    except CheckpointError as error:
+        raise ArtifactError(f"the artifact {error}: convert the checkpoint again") from error
 
 
 def stored_shapes(model: Any) -> dict[str, tuple[int, ...]]:
@@ -43,12 +32,6 @@ def stored_shapes(model: Any) -> dict[str, tuple[int, ...]]:
         for name, tensor in model.state_dict().items()
         if name not in model.all_tied_weights_keys
     }
-
-
-def ignored(model: Any, name: str) -> bool:
-    """Whether a checkpoint may hold the tensor `name` without `model` having it: a buffer of older versions."""
-    patterns = (*(model._keys_to_ignore_on_load_unexpected or ()), OLD_BUFFERS)
-    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def place(model: Any, name: str, value: torch.Tensor, device: str | torch.device, dtype: torch.dtype) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from pangu_convert.artifact import Artifact, ArtifactError
 from pangu_server.backends.torch.parameters import Weights, matched
+from pangu_training.stage.errors import CheckpointError
+from pangu_training.stage.tensors import read_tensors
 
 
 def open_transformers(artifact: Artifact, device: str) -> Weights:
@@ -21,7 +23,9 @@ def open_transformers(artifact: Artifact, device: str) -> Weights:
 def checkpoint_config(artifact: Artifact) -> Any:
     """The config of the checkpoint, which lies in the artifact; `ArtifactError` when it is damaged."""
     try:
-        config = transformers.AutoConfig.from_pretrained(artifact.path, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(
+            artifact.path, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise ArtifactError(
             f"{artifact.path}/config.json is damaged ({error}): convert the checkpoint again"
@@ -34,15 +38,14 @@ def stored_tensors(artifact: Artifact, device: str) -> Mapping[str, Callable[[],
     """How to read each tensor of the artifact onto `device`: on the CPU it is mapped, not copied.
 
     Raises:
-        ArtifactError: a file is damaged.
+        ArtifactError: a file is damaged, or a tensor is there twice.
     """
+    try:
+        read_tensors(artifact.path / name for name in artifact.manifest.weight_files)
+    except CheckpointError as error:
+        raise ArtifactError(f"{error}; then convert it again") from None
     readers: dict[str, Callable[[], torch.Tensor]] = {}
     for name in artifact.manifest.weight_files:
-        try:
-            file: Any = safe_open(artifact.path / name, framework="pt", device=device)
-        except SafetensorError as error:
-            raise ArtifactError(
-                f"{artifact.path / name} is damaged or cut short ({error}): convert the checkpoint again"
-            ) from None
+        file: Any = safe_open(artifact.path / name, framework="pt", device=device)
         readers |= {key: partial(file.get_tensor, key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     return readers

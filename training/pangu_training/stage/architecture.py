@@ -1,0 +1,189 @@
+"""A checkpoint against the model that its config describes: every parameter stored once, and nothing else.
+
+transformers builds the model on torch's `meta` device: names and shapes, no numbers. What it would draw at random, or
+leave out without a word, is refused here by name. The model classes are transformers' own; no other code is run.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import safe_open
+
+from pangu_training.stage.checkpoint import CONFIG, Checkpoint
+from pangu_training.stage.errors import CheckpointError
+from pangu_training.stage.tensors import COMPUTED, FLOATING, StoredTensor
+
+FAULTS = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    ArithmeticError,
+    StrictDataclassError,
+)
+MANY_LAYERS = 1000  # more would take long to build; no model has them
+COMPARED_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Located:
+    """A model without numbers, and where each of them lies."""
+
+    model: Any  # transformers' model, on the meta device
+    tensors: Mapping[str, StoredTensor]  # by the model's names, tied ones included
+
+
+def located(checkpoint: Checkpoint) -> Located:
+    """The model of a checkpoint. Reads no weights, but for two that should be one.
+
+    Raises:
+        CheckpointError: the config describes no model, or a tensor is missing, of a wrong shape or type, or none of the
+            model's, or two that the config ties differ.
+    """
+    try:
+        model = build(model_config(checkpoint), checkpoint.architecture)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.path / CONFIG}: {error}") from None
+    places = assign(model, checkpoint.tensors)
+    if places.missing:
+        raise CheckpointError(
+            f"{checkpoint.path} has no tensor {_some(places.missing)}: its files and config.json differ; "
+            f"{_missing_help(model, places.missing)}"
+        )
+    if places.unknown:
+        raise CheckpointError(
+            f"{checkpoint.path} has a tensor {_some(places.unknown)}, which {checkpoint.architecture} has not: its "
+            "files and config.json differ; download or export it again"
+        )
+    tensors = {name: checkpoint.tensors[stored] for name, stored in places.stored.items()}
+    for name, parameter in model.state_dict().items():
+        _require_fitting(tensors[name], tuple(parameter.shape))
+    _require_equal(checkpoint, model)
+    return Located(model=model, tensors=tensors)
+
+
+def model_config(checkpoint: Checkpoint) -> Any:
+    """transformers' config of a checkpoint, its type that of the stored weights.
+
+    Raises:
+        CheckpointError: it describes no model that transformers knows.
+    """
+    fields = {key: value for key, value in checkpoint.config.items() if key not in ("dtype", "torch_dtype")}
+    kind = fields.pop("model_type", None)
+    layers = fields.get("num_hidden_layers") or fields.get("n_layer")
+    if isinstance(layers, int) and layers > MANY_LAYERS:
+        raise CheckpointError(f"{layers} layers are more than any model has: download it again")
+    try:
+        config = transformers.AutoConfig.for_model(kind, **fields)
+    except FAULTS as error:
+        raise CheckpointError(f"it describes no model ({_line(error)}): download it again") from None
+    config.dtype = getattr(torch, checkpoint.dtype)
+    return config
+
+
+def build(config: Any, architecture: str) -> Any:
+    """The transformers model class `architecture` for `config` on the `meta` device: names and shapes, no numbers.
+
+    Raises:
+        CheckpointError: there is no such model.
+    """
+    model_class = getattr(transformers, architecture, None)
+    if not isinstance(config, getattr(model_class, "config_class", None) or ()):
+        raise CheckpointError(f"names {architecture} but describes a {config.model_type}")
+    try:
+        with torch.device("meta"):
+            return model_class(config).eval()  # type: ignore[misc]  # it has a config_class
+    except FAULTS as error:
+        raise CheckpointError(f"does not describe a {architecture} ({_line(error)})") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Which stored tensor each name of a model's state is, and what does not fit."""
+
+    stored: Mapping[str, str]
+    missing: list[str]
+    unknown: list[str]
+
+
+def assign(model: Any, names: Iterable[str]) -> Places:
+    """Match the stored `names` with those of `model`. Of two that are tied a checkpoint may hold either, or both."""
+    names = set(names)
+    tied = dict(model.all_tied_weights_keys)
+    others: dict[str, set[str]] = {}
+    for target, source in tied.items():
+        others.setdefault(source, {source}).add(target)
+    stored, missing = {}, []
+    for name in model.state_dict():
+        same = others.get(tied.get(name, name), {name})
+        found = name if name in names else min(same & names, default=None)
+        if found is not None:
+            stored[name] = found
+        elif tied.get(name, name) not in missing:
+            missing.append(tied.get(name, name))
+    unknown = sorted(name for name in names - set(model.state_dict()) if not ignored(model, name))
+    return Places(stored=stored, missing=missing, unknown=unknown)
+
+
+def ignored(model: Any, name: str) -> bool:
+    """Whether a checkpoint may hold the tensor `name` without `model` having it: a buffer of older versions."""
+    patterns = (*(model._keys_to_ignore_on_load_unexpected or ()), COMPUTED)
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def _require_fitting(tensor: StoredTensor, shape: tuple[int, ...]) -> None:
+    if tensor.dtype not in FLOATING:
+        raise CheckpointError(
+            f"{tensor.name} in {tensor.file} is of type {tensor.dtype}: only unquantized checkpoints "
+            f"({', '.join(FLOATING)}) are taken"
+        )
+    if tensor.shape != shape:
+        raise CheckpointError(
+            f"{tensor.name} in {tensor.file} has shape {list(tensor.shape)} where config.json asks for {list(shape)}"
+        )
+
+
+def _require_equal(checkpoint: Checkpoint, model: Any) -> None:
+    """What the config ties may be stored twice, but then has to be the same: programs differ in what they take."""
+    for target, source in model.all_tied_weights_keys.items():
+        pair = [checkpoint.tensors[name] for name in (target, source) if name in checkpoint.tensors]
+        if len(pair) == 2 and not _equal(*pair):
+            raise CheckpointError(
+                f"{target} and {source} in {checkpoint.path} differ, and its config.json says that they are one: set "
+                "tie_word_embeddings to false there"
+            )
+
+
+def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    with safe_open(one.file, framework="pt") as first, safe_open(other.file, framework="pt") as second:
+        views = first.get_slice(one.name), second.get_slice(other.name)
+        return all(
+            torch.equal(*(view[start : start + COMPARED_ROWS] for view in views))
+            for start in range(0, one.shape[0], COMPARED_ROWS)
+        )
+
+
+def _missing_help(model: Any, missing: list[str]) -> str:
+    head = model.get_output_embeddings()
+    heads = {
+        name for name, parameter in model.named_parameters() if head is not None and parameter is head.weight
+    }
+    if set(missing) <= heads:
+        return "set tie_word_embeddings to true there if the embedding is the output layer, else download it again"
+    return "download or export it again"
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} (and {len(names) - 1} more)"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,96 @@
+"""What safetensors files hold: the names, types, shapes and places of tensors. Standard library only; reads no numbers.
+
+A file is eight bytes that give the length of its header, the header (a JSON object), and the tensors end to end.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pangu_training.stage.errors import CheckpointError
+
+# As safetensors spells them, with torch's names; these are what weights can be.
+FLOATING = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+BITS = re.compile(r"[A-Z]+(\d{1,3})(_\w+)?")  # of a type's name, as in BF16 and F8_E4M3
+MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+# Older versions of transformers stored what is computed: rotary frequencies, attention masks, position numbers.
+COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.(masked_)?bias|position_ids)$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """Where one tensor of a checkpoint lies."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # as safetensors spells it
+    start: int  # its first byte in the file
+    num_bytes: int
+
+    @property
+    def num_elements(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+
+def read_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
+    """Every tensor of `files` by its name, in the order in which they lie there.
+
+    Raises:
+        CheckpointError: a header does not account for each byte of its file, or a name is there twice.
+    """
+    found: dict[str, StoredTensor] = {}
+    for file in files:
+        for tensor in _tensors(file):
+            if tensor.name in found:
+                other = found[tensor.name].file
+                where = f"twice in {file}" if other == file else f"in {other} and in {file.name}"
+                raise CheckpointError(f"{tensor.name} is {where}: download or export the checkpoint again")
+            found[tensor.name] = tensor
+    return found
+
+
+def _tensors(file: Path) -> list[StoredTensor]:
+    try:
+        with file.open("rb") as stream:
+            total = os.fstat(stream.fileno()).st_size
+            length = int.from_bytes(stream.read(8), "little")
+            if not 0 < length <= min(MAX_HEADER_BYTES, total - 8):
+                raise ValueError("its header does not fit into it")
+            entries = json.loads(stream.read(length), object_pairs_hook=list)
+        tensors = [_tensor(file, 8 + length, *entry) for entry in entries if entry[0] != "__metadata__"]
+        tensors.sort(key=lambda tensor: tensor.start)
+        end = 8 + length
+        for tensor in tensors:
+            if tensor.start != end:
+                raise ValueError(f"{tensor.name} is not where the tensor before it ends")
+            end += tensor.num_bytes
+        if end != total:
+            raise ValueError(f"it has {total} bytes and its header describes {end}")
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+        raise CheckpointError(
+            f"{file} is damaged or cut short ({error}): download or export it again"
+        ) from None
+    return tensors
+
+
+def _tensor(file: Path, data: int, name: str, entry: Any) -> StoredTensor:
+    """One entry of the header of `file`, whose tensors begin at byte `data`; `ValueError` where it makes no sense."""
+    fields = dict(entry)
+    dtype, shape, (start, stop) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
+    if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
+        raise ValueError(f"{name} has a shape or place that is no row of sizes")
+    bits = BITS.fullmatch("BOOL8" if dtype == "BOOL" else dtype)
+    if bits is None:
+        raise ValueError(f"{name} is of an unknown type, {dtype}")
+    if 8 * (stop - start) != math.prod(shape) * int(bits[1]):
+        raise ValueError(f"{name} has {stop - start} bytes, which is not its shape's size")
+    return StoredTensor(
+        file=file, name=name, shape=shape, dtype=dtype, start=data + start, num_bytes=stop - start
+    )

@@ -2,9 +2,10 @@
 
     python -m support.killing MODULE OUTPUT HOME STEP ARGUMENT…
 
-The libraries load once; each run is a fork of this process. Changes are those that Python sees: a file opened to be
-written, renamed, linked, removed, made durable. What a library of another language writes is cut at its half and its
-last byte. STEP 3 takes every third change only. Prints what went wrong, a line each, and how often it killed.
+It runs once undisturbed, which loads the libraries; all further runs are forks of this process. Changes are those that
+Python sees: a file opened to be written, renamed, linked, removed, made durable. What a library of another language
+writes is cut at its half and its last byte. STEP 3 takes every third change only. Prints what went wrong, a line each,
+and how often it killed.
 """
 
 import importlib
@@ -22,15 +23,6 @@ from typing import Any
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 REMOVALS = ("os.rmdir", "os.remove")
 CHANGES = (*REMOVALS, "os.rename", "os.link", "os.mkdir", "os.chmod", "os.truncate")
-LIBRARIES = (
-    "torch",
-    "transformers",
-    "safetensors.torch",
-    "tokenizers",
-    "gguf",
-    "huggingface_hub",
-    "ctranslate2",
-)
 
 
 def kill_before(number: int, folders: list[Path]) -> None:
@@ -97,8 +89,6 @@ def identity(output: Path) -> str:
 
 def main(module: str, output: Path, home: Path, step: int, arguments: list[str]) -> int:
     """Kill and run again until a run is not killed any more."""
-    for library in LIBRARIES:
-        importlib.import_module(library)
     command = importlib.import_module(module)
 
     def run() -> int:
@@ -115,7 +105,7 @@ def main(module: str, output: Path, home: Path, step: int, arguments: list[str])
             shutil.copytree(old, output)
 
     restore()
-    assert forked(run) == 0
+    assert run() == 0  # here, so that forks have all libraries
     whole = identity(output)
     good = {whole, identity(old)} if old.exists() else {whole}
     sizes = {file.stat().st_size for file in [*output.rglob("*"), *home.rglob("*")] if file.is_file()}

@@ -24,12 +24,14 @@ def chat_format(folder: Path) -> ChatFormat:
         CheckpointError: there is none, or it is at fault; the format's call raises it too.
     """
     from jinja2 import TemplateError
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast
 
     faults = (OSError, ValueError, TypeError, LookupError, ImportError, TemplateError)
     help_text = f"{folder} has a chat template that cannot be used: repair it, or leave --chat out"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except faults as error:
         raise CheckpointError(f"{help_text} ({error})") from None
     if not tokenizer.chat_template:

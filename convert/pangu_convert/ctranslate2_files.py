@@ -111,7 +111,7 @@ def specification(checkpoint: Checkpoint, rows: Sequence[Sequence[int]] = ()) ->
         tensors = smoothed(model, tensors, rows)
     insert_variables(model, tensors, model.config.dtype)
     tokenizer = transformers.AutoTokenizer.from_pretrained(
-        path, local_files_only=True, trust_remote_code=False
+        path, config=model.config, local_files_only=True, trust_remote_code=False
     )
     spec = LOADERS[checkpoint.architecture]()(model, tokenizer)
     if rope_type(model.config) == "llama3":

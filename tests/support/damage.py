@@ -33,7 +33,7 @@ def rewritten(folder: Path, change: Callable[[Tensors], object]) -> Path:
 def sharded(folder: Path, *shards: Tensors) -> None:
     """Put `shards` in the place of the one weight file, with an index."""
     (folder / WEIGHTS).unlink(missing_ok=True)
-    places = {}
+    places: dict[str, str] = {}
     for number, tensors in enumerate(shards, start=1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
         save_file(tensors, folder / name, {"format": "pt"})

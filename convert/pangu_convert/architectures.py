@@ -1,17 +1,56 @@
-"""The model architectures that are converted and served, and what each must fulfil."""
+"""The model architectures that are converted and served, by format, and what each must fulfil."""
 
+from collections.abc import Mapping
+
+from pangu_convert.artifact import Format
 from pangu_training.stage.checkpoint import Checkpoint
 from pangu_training.stage.errors import CheckpointError
 
-ARCHITECTURES = ("GPTBigCodeForCausalLM", "LlamaForCausalLM", "Qwen2ForCausalLM")
+EVERY: tuple[Format, ...] = ("transformers", "ctranslate2", "gptq")
+UNQUANTIZED: tuple[Format, ...] = ("transformers",)
+# What a test has seen to give transformers' own greedy tokens: tests/server/backends/test_families.py, and for EVERY
+# those that docs/extending.md names.
+ARCHITECTURES: Mapping[str, tuple[Format, ...]] = {
+    "GPTBigCodeForCausalLM": EVERY,
+    "LlamaForCausalLM": EVERY,  # Code Llama, DeepSeek-Coder, Yi-Coder, SmolLM2 and others
+    "Qwen2ForCausalLM": EVERY,
+    "ApertusForCausalLM": UNQUANTIZED,
+    "CohereForCausalLM": UNQUANTIZED,
+    "Ernie4_5ForCausalLM": UNQUANTIZED,
+    "Exaone4ForCausalLM": UNQUANTIZED,
+    "GPT2LMHeadModel": UNQUANTIZED,
+    "GPTNeoXForCausalLM": UNQUANTIZED,
+    "Gemma2ForCausalLM": UNQUANTIZED,
+    "GemmaForCausalLM": UNQUANTIZED,  # CodeGemma
+    "Glm4ForCausalLM": UNQUANTIZED,
+    "GraniteForCausalLM": UNQUANTIZED,
+    "HeliumForCausalLM": UNQUANTIZED,
+    "HunYuanDenseV1ForCausalLM": UNQUANTIZED,
+    "MistralForCausalLM": UNQUANTIZED,  # Codestral
+    "Olmo2ForCausalLM": UNQUANTIZED,
+    "OlmoForCausalLM": UNQUANTIZED,
+    "PersimmonForCausalLM": UNQUANTIZED,
+    "Phi3ForCausalLM": UNQUANTIZED,
+    "PhiForCausalLM": UNQUANTIZED,
+    "Qwen3ForCausalLM": UNQUANTIZED,
+    "SeedOssForCausalLM": UNQUANTIZED,
+    "SmolLM3ForCausalLM": UNQUANTIZED,
+    "Starcoder2ForCausalLM": UNQUANTIZED,
+}
 GGUF_ARCHITECTURES = ("llama", "qwen2", "starcoder")
 
 
-def require_supported(checkpoint: Checkpoint) -> None:
-    """Raise `CheckpointError` unless the checkpoint's architecture is supported."""
-    if checkpoint.architecture not in ARCHITECTURES:
+def require_supported(checkpoint: Checkpoint, format: Format | None = None) -> None:
+    """Raise `CheckpointError` unless the checkpoint's architecture can become an artifact, of `format` if given."""
+    formats = ARCHITECTURES.get(checkpoint.architecture)
+    if formats is None:
         raise CheckpointError(
             f"{checkpoint.path} is a {checkpoint.architecture}; supported are {', '.join(ARCHITECTURES)}"
+        )
+    if format is not None and format not in formats:
+        raise CheckpointError(
+            f"{checkpoint.path} is a {checkpoint.architecture}, which can become {' or '.join(formats)}, not {format}: "
+            f"pangu-convert {formats[0]}"
         )
     # CTranslate2's converter takes multi-query attention for granted and would write garbage.
     if checkpoint.architecture == "GPTBigCodeForCausalLM" and checkpoint.config.get("multi_query") is False:

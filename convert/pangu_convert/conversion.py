@@ -51,7 +51,7 @@ def convert(
     Raises:
         CheckpointError, OutputError: see `whole_checkpoint`, `new_directory`.
     """
-    checkpoint = whole_checkpoint(options.checkpoint)
+    checkpoint = whole_checkpoint(options.checkpoint, format)
     quantized = quantization(checkpoint)
     source_name = str((checkpoint.provenance or {}).get("source") or checkpoint.path.resolve().name)
     source_name = source_name.rsplit("/", 1)[-1]
@@ -77,29 +77,29 @@ def convert(
     return read_artifact(options.output)
 
 
-def whole_checkpoint(path: Path) -> Checkpoint:
-    """Read the checkpoint folder at `path`; whatever may surprise its user goes to stderr.
+def whole_checkpoint(path: Path, format: Format | None = None) -> Checkpoint:
+    """Read the checkpoint folder at `path`, to make an artifact of `format`; what may surprise its user goes to stderr.
 
     Raises:
         CheckpointError: see `read_checkpoint`, `require_whole`.
     """
     checkpoint = read_checkpoint(path)
-    require_whole(checkpoint)
+    require_whole(checkpoint, format)
     for caution in cautions(checkpoint):
         print(f"caution: {caution}", file=sys.stderr)
     return checkpoint
 
 
-def require_whole(checkpoint: Checkpoint) -> None:
+def require_whole(checkpoint: Checkpoint, format: Format | None = None) -> None:
     """Look at all of a checkpoint but its numbers, which are looked at where they are read.
 
     Raises:
-        CheckpointError: it is of an architecture that is not supported, it is not the model that its config describes,
-            or its context length or end tokens make no sense.
+        CheckpointError: it is of an architecture that is not supported, or not in this format; it is not the model
+            that its config describes; or its context length or end tokens make no sense.
     """
     from pangu_training.stage.architecture import located
 
-    require_supported(checkpoint)
+    require_supported(checkpoint, format)
     _ = checkpoint.context_length, checkpoint.end_token_ids
     located(checkpoint)
 

@@ -70,9 +70,9 @@ def test_both_artifacts_name_the_same_source(artifacts: Artifacts) -> None:
 def test_what_cannot_be_served_is_refused_by_name(
     verb: str, tmp_path: Path, tiny_starcoder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gemma = copy_with_config(tiny_starcoder, tmp_path / "gemma", architectures=["GemmaForCausalLM"])
-    error = refused(capsys, verb, gemma, tmp_path / "out")
-    assert "is a GemmaForCausalLM; supported are GPTBigCodeForCausalLM, LlamaForCausalLM" in error
+    other = copy_with_config(tiny_starcoder, tmp_path / "other", architectures=["MptForCausalLM"])
+    error = refused(capsys, verb, other, tmp_path / "out")
+    assert "is a MptForCausalLM; supported are GPTBigCodeForCausalLM, LlamaForCausalLM" in error
     multi_head = copy_with_config(tiny_starcoder, tmp_path / "multi-head", multi_query=False)
     assert "multi_query=false" in refused(capsys, verb, multi_head, tmp_path / "out")
     assert "not a folder" in refused(capsys, verb, tmp_path / "nowhere", tmp_path / "out")

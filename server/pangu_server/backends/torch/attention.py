@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
+from pangu_convert.artifact import ArtifactError
 from pangu_server.backends.torch.cache import Flat, Heads, Options, PagedCache
 
 NAME = "pangu_paged"
@@ -41,12 +42,21 @@ def paged_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of a flat batch: query (1, heads, tokens, head_dim), key and value (1, kv_heads, tokens, head_dim).
 
     Returns (1, tokens, heads, head_dim).
+
+    Raises:
+        ArtifactError: the model has attention sinks or position biases, which this is not for.
     """
+    if s_aux is not None or position_bias is not None:
+        raise ArtifactError(
+            f"{type(module).__name__} has attention sinks or position biases, which the engine does not know"
+        )
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     if isinstance(paged, Probe):
         paged.layers[module.layer_idx] = Heads(key.shape[1], key.shape[2])

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pangu_convert.artifact import ArtifactError
 from pangu_server.backends.torch.attention import NAME, Paged, Probe
 from pangu_server.backends.torch.cache import FEW_TOKENS, PAGE_TOKENS, Flat, Heads, PagedCache, Segment
 from pangu_server.backends.torch.device_choosing import upload
@@ -18,12 +19,18 @@ UNREAD = -1  # in the place of a token that the device has chosen and the host h
 
 
 def heads_of(model: Any) -> list[Heads]:
-    """What each layer of `model` keeps of a token, learned from a forward of one token."""
+    """What each layer of `model` keeps of a token, learned from a forward of one token.
+
+    Raises:
+        ArtifactError: the model computes its attention in another way than by transformers' interface.
+    """
     model.set_attn_implementation(NAME)
     probe = Probe()
     ids = torch.zeros((1, 1), dtype=torch.long, device=model.device)
     with torch.inference_mode():
         model(input_ids=ids, position_ids=ids, use_cache=False, paged=probe, logits_to_keep=1)
+    if sorted(probe.layers) != list(range(model.config.num_hidden_layers)):
+        raise ArtifactError(f"{type(model).__name__} does not let the engine compute its attention")
     return [probe.layers[layer] for layer in range(len(probe.layers))]
 
 

@@ -116,7 +116,12 @@ def main(module: str, output: Path, home: Path, step: int, arguments: list[str])
         """Whether the run was killed."""
         nonlocal kills
         restore()
-        ended = forked(lambda: (kill(), run())[1])
+
+        def harmed() -> int:
+            kill()
+            return run()
+
+        ended = forked(harmed)
         if ended >= 0:
             return False
         kills += 1

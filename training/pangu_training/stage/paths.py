@@ -60,7 +60,7 @@ def require_apart(output: Path, inputs: Iterable[Path], *, writes: Writes = "fol
 
 
 def require_free(path: Path, writes: Writes, *, force: bool) -> None:
-    """Raise `OutputError` when something is at `path`: with `force` only unless it is ours to replace.
+    """Raise `OutputError` when something is at `path`: with `force` only unless a pangu command wrote it.
 
     A file of any content is; of a folder each file must be one that a `pangu-*` command wrote.
     """
@@ -113,7 +113,7 @@ def _places(path: Path) -> Iterator[Path]:
 
 
 def _written(folder: Path) -> set[str]:
-    """The files in `folder` that are ours by the records in it: manifest.json, import.json, training.json."""
+    """The files in `folder` that pangu commands wrote, by the records in it (manifest, import.json, training.json)."""
     written: set[str] = set()
     for name in (MANIFEST, *PROVENANCE_FILES):
         try:

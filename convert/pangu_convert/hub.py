@@ -68,7 +68,7 @@ def fetch_hub_model(source: str, revision: str | None) -> HubModel:
         commit = str(info.sha)
         if not COMMIT.fullmatch(commit):
             raise DownloadError(
-                f"the hub names {commit!r} as the commit of {repository}: such a hub is not known here"
+                f"the hub names {commit!r} as the commit of {repository}, which it is not: ask another hub"
             )
         if not _is_whole(folder / commit / part):
             _download(repository, _wanted(info, repository, file), commit, folder / commit / part)

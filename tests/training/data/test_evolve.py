@@ -230,7 +230,7 @@ def test_other_work_is_not_overwritten(evolve: Any, problems: Path, tmp_path: Pa
         assert "evolved.jsonl exists already" in errors
         code, _, errors = evolve(server.address, "--output", problems)
         assert code == 2
-        assert "choose another --output" in errors
+        assert "choose another output" in errors
         assert not server.bodies
 
 

@@ -23,8 +23,8 @@ def new_directory(path: Path, *, force: bool = False, needed_bytes: int = 0) -> 
     """Yield an empty folder that becomes `path` when the block ends without an exception.
 
     `force` replaces a folder that a pangu command wrote; `needed_bytes` is checked against the free space before the
-    block runs. A block
-    that fails, Ctrl-C included, leaves nothing behind. A symbolic link stays: where it leads is written.
+    block runs. A block that fails, Ctrl-C included, leaves nothing behind. A symbolic link stays: where it leads is
+    written.
 
     Raises:
         OutputError: see `require_free`; another process is writing it, or the disk has less than `needed_bytes`

@@ -60,7 +60,7 @@ def require_apart(output: Path, inputs: Iterable[Path], *, writes: Writes = "fol
 
 
 def require_free(path: Path, writes: Writes, *, force: bool) -> None:
-    """Raise `OutputError` when something is at `path`: with `force` only unless a pangu command wrote it.
+    """Raise `OutputError` when something is at `path`: with `force` only unless it may be replaced.
 
     A file of any content is; of a folder each file must be one that a `pangu-*` command wrote.
     """
@@ -71,10 +71,10 @@ def require_free(path: Path, writes: Writes, *, force: bool) -> None:
     if not force:
         raise OutputError(f"{path} exists already: choose another output, or replace it with --force")
     if writes == "folder":
-        _require_ours(path)
+        _require_written(path)
 
 
-def _require_ours(path: Path) -> None:
+def _require_written(path: Path) -> None:
     written = _written(path)
     others = (file for file in path.rglob("*") if not file.is_dir() or file.is_symlink())
     stranger = next((name for file in others if (name := str(file.relative_to(path))) not in written), None)
@@ -113,7 +113,7 @@ def _places(path: Path) -> Iterator[Path]:
 
 
 def _written(folder: Path) -> set[str]:
-    """The files in `folder` that pangu commands wrote, by the records in it (manifest, import.json, training.json)."""
+    """The files in `folder` that we wrote, by the records in it: manifest.json, import.json, training.json."""
     written: set[str] = set()
     for name in (MANIFEST, *PROVENANCE_FILES):
         try:

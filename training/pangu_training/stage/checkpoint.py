@@ -100,7 +100,7 @@ class Checkpoint:
         """Tokens that end a generation: `generation_config.json`'s, else `config.json`'s.
 
         Raises:
-            CheckpointError: there is none, or it is no token of the model.
+            CheckpointError: there is none, or the model does not have it.
         """
         generation = self.path / GENERATION
         configs = {GENERATION: read_json(generation)} if generation.is_file() else {}

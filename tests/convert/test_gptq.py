@@ -124,6 +124,7 @@ def test_the_default_group_is_the_largest_that_divides(
     inner: int, size: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = save_tiny(tmp_path / "tiny", byte_tokenizer(), "gpt_bigcode", n_embd=128, n_inner=inner)
+    capsys.readouterr()
     # The rows are drawn after that was said, and there is no such file.
     options = ["--output", str(tmp_path / "out"), "--calibration", str(tmp_path / "nowhere")]
     assert cli.main(["gptq", str(checkpoint), *options]) == 2

@@ -85,7 +85,7 @@ def _tensor(file: Path, data: int, name: str, entry: Any) -> StoredTensor:
     fields = dict(entry)
     dtype, shape, (start, stop) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
     if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
-        raise ValueError(f"{name} has a shape or place that is not a row of sizes")
+        raise ValueError(f"{name} has a shape or place that makes no sense")
     bits = BITS.fullmatch("BOOL8" if dtype == "BOOL" else dtype)
     if bits is None:
         raise ValueError(f"{name} is of an unknown type, {dtype}")

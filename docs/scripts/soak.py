@@ -35,7 +35,8 @@ from pangu_bench.environment import environment
 from pangu_bench.latency import Prompts
 
 COMMAND = Path(sys.executable).with_name("pangu-serve")
-WARM_UP_SECONDS = 15
+WARM_UP_SECONDS = 60  # until each client has done most things: some threads and buffers are made at first use
+FILL_TOKENS = 2000  # of a prompt that fills the attention cache
 SETTLE_SECONDS = 30  # for connections that uvicorn keeps alive, and generations that were left
 
 
@@ -58,11 +59,18 @@ class Process:
 
 
 async def soak(
-    server: subprocess.Popen[str], address: str, prompts: list[str], arguments: argparse.Namespace
+    server: subprocess.Popen[str],
+    address: str,
+    prompts: list[str],
+    fill: list[str],
+    arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     """Run it all; `faults` of the result says what went wrong."""
     process = Process(server.pid)
     clients = Clients(address, prompts, arguments.max_tokens)
+    for prompt in fill:
+        body = {"prompt": prompt, "max_tokens": 1}
+        (await clients.client.post("/v1/completions", json=body)).raise_for_status()
     await run_clients(clients, WARM_UP_SECONDS, arguments.clients)
     await settle(clients)
     start = process.held()
@@ -190,7 +198,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of the server: the clients need a CPU too")
     parser.add_argument("--engine", choices=["auto", "torch", "ctranslate2"], default="auto")
     parser.add_argument(
-        "--cache-memory", help="of the server: with little the cache of the torch engine is soon full"
+        "--cache-memory",
+        help="of the server: the torch engine's attention cache takes memory until it is full, so give it little",
+    )
+    parser.add_argument(
+        "--fill", type=int, default=0, help=f"prompts of {FILL_TOKENS} tokens first, which fill that cache"
     )
     parser.add_argument("--max-growth", type=float, default=0.05, help="of resident memory")
     parser.add_argument("--output", type=Path)
@@ -201,6 +213,9 @@ def main() -> None:
     prompts = [
         tokenizer.decode(code.prompt(length), skip_special_tokens=False)
         for length in (4, 16, 40, 64, 90, 120)
+    ]
+    fill = [
+        tokenizer.decode(code.prompt(FILL_TOKENS), skip_special_tokens=False) for _ in range(arguments.fill)
     ]
     command = [COMMAND, arguments.artifact, "--port", "0"]
     command += ["--max-queued", str(arguments.max_queued), "--threads", str(arguments.threads)]
@@ -214,7 +229,7 @@ def main() -> None:
         if address is None:
             raise SystemExit(f"{arguments.artifact} did not start")
         try:
-            result = asyncio.run(soak(server, address, prompts, arguments))
+            result = asyncio.run(soak(server, address, prompts, fill, arguments))
         finally:
             server.terminate()
     passed = not result["faults"]

@@ -20,7 +20,6 @@ see `complete_tokens`. A smoothed model is other numbers, and takes a block of t
 see `smoothing`. What it would drop without a word is refused, and so are weights that are not finite.
 """
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +45,7 @@ from pangu_convert.smoothing import smoothed
 from pangu_training.stage.architecture import located
 from pangu_training.stage.checkpoint import Checkpoint
 from pangu_training.stage.errors import CheckpointError
+from pangu_training.stage.finite import one_thread
 
 LOADERS = {
     "GPTBigCodeForCausalLM": loaders.GPTBigCodeMHALoader,
@@ -84,17 +84,6 @@ def stream(
     with one_thread(), tqdm(desc=f"writing {quantization}", unit="B", unit_scale=True) as bar:
         convert_on_write(spec, quantization, bar)
         spec.save(str(folder))
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Keep torch to one thread: a block is so small that on busy cores it mostly waits for its other threads."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
 
 
 def specification(checkpoint: Checkpoint, rows: Sequence[Sequence[int]] = ()) -> LanguageModelSpec:

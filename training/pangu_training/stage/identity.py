@@ -1,5 +1,6 @@
 """What files are, and what made them: hashes of files and checkpoints, versions of libraries."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from pangu_training.stage.checkpoint import CONFIG, PROVENANCE_FILES, Checkpoint
 from pangu_training.stage.errors import CheckpointError
-from pangu_training.stage.tensors import COMPUTED, FLOATING, StoredTensor
+from pangu_training.stage.tensors import StoredTensor
 
 LIBRARIES = (
     "pangu-coder2",
@@ -42,12 +43,16 @@ def hash_files(
     """
     names, tensors = list(names), tensors or {}
     total_bytes = sum((folder / name).stat().st_size for name in names)
-    with (
-        tqdm(
+    with contextlib.ExitStack() as stack:
+        if tensors:
+            from pangu_training.stage.finite import one_thread
+
+            stack.enter_context(one_thread())
+        bar: tqdm[Any] = tqdm(
             total=total_bytes, desc=description, unit="B", unit_scale=True, leave=False, delay=1, disable=None
-        ) as bar,
-        ThreadPoolExecutor(max_workers=2) as pool,
-    ):
+        )
+        stack.enter_context(bar)
+        pool = stack.enter_context(ThreadPoolExecutor(max_workers=2))
         hashed = pool.map(lambda name: sha256_of(folder / name, bar, tensors.get(name, ())), names)
         return dict(zip(names, hashed, strict=True))
 
@@ -58,12 +63,15 @@ def sha256_of(file: Path, bar: "tqdm[Any] | None" = None, tensors: Sequence[Stor
     Raises:
         CheckpointError: a tensor holds NaN or infinity.
     """
+    if tensors:
+        from pangu_training.stage.finite import require_finite
+
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         for tensor, chunk in _chunks(stream, tensors):
             digest.update(chunk)
             if tensor is not None:
-                _require_finite(tensor, chunk)
+                require_finite(tensor, chunk)
             if bar is not None:
                 bar.update(len(chunk))
     return digest.hexdigest()
@@ -81,18 +89,6 @@ def _chunks(
             yield tensor, chunk
     while rest := bytearray(stream.read(HASH_CHUNK_BYTES)):
         yield None, rest
-
-
-def _require_finite(tensor: StoredTensor, chunk: bytearray) -> None:
-    if tensor.dtype not in FLOATING or COMPUTED.search(tensor.name):
-        return  # a mask may well be infinite
-    import torch
-
-    numbers = torch.frombuffer(chunk, dtype=getattr(torch, FLOATING[tensor.dtype]))
-    if not all(bound.isfinite() for bound in torch.aminmax(numbers)):
-        raise CheckpointError(
-            f"{tensor.name} in {tensor.file} holds NaN or infinity: the model is broken; download or export it again"
-        )
 
 
 def checkpoint_hash(checkpoint: Checkpoint) -> str:

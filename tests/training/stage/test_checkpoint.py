@@ -10,7 +10,12 @@ from pangu_training.stage.errors import CheckpointError
 
 HEADER = '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'
 WEIGHTS = chr(len(HEADER)) + "\0" * 7 + HEADER + "\0" * 4  # a safetensors file of one number
-CONFIG = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 64, "eos_token_id": 7}
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "max_position_embeddings": 64,
+    "vocab_size": 10,
+    "eos_token_id": 7,
+}
 
 
 def make(folder: Path, **files: str | None) -> Path:

@@ -19,7 +19,6 @@ ARCHITECTURES: Mapping[str, tuple[Format, ...]] = {
     "Ernie4_5ForCausalLM": UNQUANTIZED,
     "Exaone4ForCausalLM": UNQUANTIZED,
     "GPT2LMHeadModel": UNQUANTIZED,
-    "GPTNeoXForCausalLM": UNQUANTIZED,
     "Gemma2ForCausalLM": UNQUANTIZED,
     "GemmaForCausalLM": UNQUANTIZED,  # CodeGemma
     "Glm4ForCausalLM": UNQUANTIZED,

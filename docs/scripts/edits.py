@@ -95,7 +95,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     artifact = read_artifact(arguments.artifact)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.artifact)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.artifact, trust_remote_code=False)
     with_guesses, without = (
         load_backend(
             artifact, LoadOptions(device="cpu", threads=arguments.threads, engine="torch", draft=draft)

@@ -23,12 +23,11 @@ def cut(text: str, stops: list[str]) -> str:
 )
 def test_text_is_cut_at_the_first_stop_wherever_the_pieces_break(pieces: list[str], stops: list[str]) -> None:
     buffer = StopStrings(stops)
-    sent = ""
+    sent = whole = ""
     for piece in pieces:
-        sent += buffer.push(piece)
+        sent, whole = sent + buffer.push(piece), whole + piece
         if buffer.found:
-            break
-    whole = "".join(pieces)
+            break  # what would follow could complete a longer stop that begins earlier
     assert buffer.found == any(stop in whole for stop in stops)
     assert sent + buffer.flush() == cut(whole, stops)
 

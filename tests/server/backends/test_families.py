@@ -20,7 +20,7 @@ from pangu_server.backends.torch.runner import heads_of
 CONTEXT_TOKENS, NEW_TOKENS = 256, 24
 WINDOW = {"sliding_window": 40}  # less than the prompts
 HEADS = {"head_dim": 16}
-NEOX = {"num_key_value_heads": None}
+NO_GROUPS = {"num_key_value_heads": None}
 MODELS: dict[str, dict[str, Any]] = {
     "apertus": {},
     "cohere": {},
@@ -30,7 +30,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma2": {**HEADS, **WINDOW, "query_pre_attn_scalar": 16},
     "glm4": HEADS,
     "gpt2": {},
-    "gpt_neox": NEOX,
     "granite": {
         "embedding_multiplier": 2.0,
         "residual_multiplier": 0.5,
@@ -42,7 +41,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "mistral": WINDOW,
     "olmo": {},
     "olmo2": {},
-    "persimmon": NEOX,
+    "persimmon": NO_GROUPS,
     "phi": {},
     "phi3": {},
     "qwen3": HEADS,

@@ -1,11 +1,11 @@
 """A command killed before each change that it makes on the disk, and run again: what a kill -9 at that moment leaves.
 
-    python -m support.killing MODULE OUTPUT HOME STEP ARGUMENT…
+    python -m support.killing MODULE OUTPUT STEP ARGUMENT…
 
 It runs once undisturbed, which loads the libraries; all further runs are forks of this process. Changes are those that
 Python sees: a file opened to be written, renamed, linked, removed, made durable. What a library of another language
 writes is cut at its half and its last byte. STEP 3 takes every third change only. Prints what went wrong, a line each,
-and how often it killed.
+and how often it killed. All that it empties between runs stands next to OUTPUT: $PANGU_HOME is a folder there too.
 """
 
 import importlib
@@ -25,14 +25,15 @@ REMOVALS = ("os.rmdir", "os.remove")
 CHANGES = (*REMOVALS, "os.rename", "os.link", "os.mkdir", "os.chmod", "os.truncate")
 
 
-def kill_before(number: int, folders: list[Path]) -> None:
-    """Have the kernel kill this process before the change of that number within `folders`."""
+def kill_before(number: int, folder: Path) -> None:
+    """Have the kernel kill this process before the change of that number within `folder`."""
     left = number
-    roots = tuple(str(folder) for folder in folders)
 
     def change(path: object) -> None:
         nonlocal left
-        if str(os.fspath(path) if isinstance(path, str | bytes | os.PathLike) else path).startswith(roots):
+        if str(os.fspath(path) if isinstance(path, str | bytes | os.PathLike) else path).startswith(
+            str(folder)
+        ):
             left -= 1
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -87,8 +88,15 @@ def identity(output: Path) -> str:
     return artifact.manifest.sha256
 
 
-def main(module: str, output: Path, home: Path, step: int, arguments: list[str]) -> int:
+def home_of(output: Path) -> Path:
+    """The only $PANGU_HOME of a run: it is emptied, so it is never the one of who runs the tests."""
+    return output.with_name("home")
+
+
+def main(module: str, output: Path, step: int, arguments: list[str]) -> int:
     """Kill and run again until a run is not killed any more."""
+    home = home_of(output)
+    assert os.environ["PANGU_HOME"] == str(home)
     command = importlib.import_module(module)
 
     def run() -> int:
@@ -137,7 +145,7 @@ def main(module: str, output: Path, home: Path, step: int, arguments: list[str])
         return True
 
     number = 1
-    while check(partial(kill_before, number, [output.parent, home]), f"before change {number}"):
+    while check(partial(kill_before, number, output.parent), f"before change {number}"):
         number += step
     for cut in cuts:
         check(partial(kill_beyond, cut), f"at byte {cut} of a file")
@@ -149,9 +157,8 @@ def killed(
     *arguments: object, output: Path, step: int = 1, environment: Mapping[str, str] | None = None
 ) -> list[str]:
     """What goes wrong with a verb of `pangu-convert` that is killed; the last line says how often it was."""
-    environment = {**os.environ, **(environment or {})}
-    home = environment.setdefault("PANGU_HOME", str(output.with_name("home")))
-    words = [sys.executable, "-m", "support.killing", "pangu_convert.cli", output, home, step, *arguments]
+    environment = {**os.environ, **(environment or {}), "PANGU_HOME": str(home_of(output))}
+    words = [sys.executable, "-m", "support.killing", "pangu_convert.cli", output, step, *arguments]
     ended = subprocess.run(
         [*map(str, words), "--output", str(output)],
         env=environment,
@@ -166,4 +173,4 @@ def killed(
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5:]))
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]))

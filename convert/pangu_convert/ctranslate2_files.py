@@ -45,7 +45,7 @@ from pangu_convert.smoothing import smoothed
 from pangu_training.stage.architecture import located
 from pangu_training.stage.checkpoint import Checkpoint
 from pangu_training.stage.errors import CheckpointError
-from pangu_training.stage.finite import one_thread
+from pangu_training.stage.finite import all_finite, one_thread
 
 LOADERS = {
     "GPTBigCodeForCausalLM": loaders.GPTBigCodeMHALoader,
@@ -241,7 +241,7 @@ class ConvertedVariable(Variable):  # type: ignore[misc]
         written = getattr(torch, self._dtype)
         kind = written if written.is_floating_point else torch.float32
         for rows, block in self._source.blocks(one=self._dtype == "int16"):
-            if not all(bound.to(kind).isfinite() for bound in torch.aminmax(block)):
+            if not all_finite(block, kind):
                 raise CheckpointError(
                     f"{self._source.parts[0].name} holds NaN or infinity, or a number too large for {self._dtype}: the "
                     "model is broken, or choose another --quantization"

@@ -106,6 +106,8 @@ def write_dequantized(
     """
     import torch
 
+    from pangu_training.stage.finite import all_finite
+
     torch_dtype = getattr(torch, dtype)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
@@ -125,7 +127,7 @@ def write_dequantized(
             heads = next((count for end, count in permuted_heads.items() if end in tensor.name), None)
             for chunk in _chunks(tensor, heads):
                 cast = chunk.to(torch_dtype)
-                if not torch.isfinite(cast).all():
+                if not all_finite(cast):
                     raise CheckpointError(
                         f"{tensor.file.name}: {tensor.name} has a weight that is not a finite number in {dtype}"
                     )

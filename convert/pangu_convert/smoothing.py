@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from pangu_convert.checkpoint_variable import Factors, WeightSource
 from pangu_training.stage.errors import CheckpointError
+from pangu_training.stage.finite import all_finite
 
 EXPONENTS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 TRIED_TOKENS, TRIED_OUTPUTS = 512, 1024  # of a matrix, to choose an exponent: the error is a mean over both
@@ -154,7 +155,7 @@ def run_by_block(
 
     def watch(block: Any, path: str) -> None:
         def unload(module: Any, _inputs: object, outputs: Tensor) -> None:
-            if not outputs.isfinite().all():
+            if not all_finite(outputs):
                 raise CheckpointError(f"{path} puts out NaN or infinity: the model is broken")
             module.to("meta")
             bar.update()

@@ -91,19 +91,17 @@ def _cast(source: Path, target: Path, dtype: str) -> None:
     import torch
     from safetensors.torch import save_file
 
+    from pangu_training.stage.finite import all_finite
+
     torch_dtype = getattr(torch, dtype)
     with open_weights(source) as weights:
         tensors = {}
         for name in tqdm(weights.keys(), desc=f"casting {source.name} to {dtype}", delay=1):
             tensor = weights.get_tensor(name)
             tensors[name] = cast = tensor.to(torch_dtype) if tensor.is_floating_point() else tensor
-            if cast.numel() and cast.is_floating_point() and not COMPUTED.search(name):
-                _require_finite(cast, name, source, dtype)
+            if cast.is_floating_point() and not COMPUTED.search(name) and not all_finite(cast):
+                raise CheckpointError(
+                    f"{name} in {source} holds NaN or infinity, or a number too large for {dtype}: choose another "
+                    "--dtype"
+                )
         save_file(tensors, target, metadata=weights.metadata())
-
-
-def _require_finite(tensor: Any, name: str, file: Path, dtype: str) -> None:
-    if not all(bound.isfinite() for bound in tensor.aminmax()):
-        raise CheckpointError(
-            f"{name} in {file} holds NaN or infinity, or a number too large for {dtype}: choose another --dtype"
-        )

@@ -12,12 +12,12 @@ import argparse
 import ast
 import json
 import statistics
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mixed_load import Waiter
 from transformers import AutoTokenizer
 
 from pangu_convert.artifact import read_artifact
@@ -34,31 +34,20 @@ EDITS = (
 LINES = range(12, 31)
 
 
-class Answer:
-    """A listener that keeps the tokens."""
+class Answer(Waiter):
+    """A listener that keeps the tokens, and knows when the last one came."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.tokens: list[int] = []
-        self.times: list[float] = []
-        self.error: Exception | None = None
-        self.ended = threading.Event()
-
-    def on_start(self) -> None:
-        """See `Listener`."""
-
-    def on_prompt(self, logprobs: Sequence[TokenLogprobs | None]) -> None:
-        """See `Listener`."""
+        self.last = self.first
 
     def on_token(self, token_id: int, logprobs: TokenLogprobs | None) -> bool:
         """See `Listener`."""
         self.tokens.append(token_id)
-        self.times.append(time.perf_counter())
-        return False
-
-    def on_end(self, error: Exception | None) -> None:
-        """See `Listener`."""
-        self.error = error
-        self.ended.set()
+        stopped = super().on_token(token_id, logprobs)
+        self.last = time.perf_counter()
+        return stopped
 
 
 def functions() -> Iterator[str]:
@@ -77,10 +66,8 @@ def timed(backend: Backend, prompt: list[int], options: SamplingOptions) -> tupl
     """Seconds behind the first token, the answer, and the request's counts."""
     answer = Answer()
     ticket = backend.submit(prompt, options, answer)
-    answer.ended.wait()
-    if answer.error is not None:
-        raise answer.error
-    return answer.times[-1] - answer.times[0], answer.tokens, ticket
+    answer.wait()
+    return answer.last - answer.first, answer.tokens, ticket
 
 
 def main() -> None:

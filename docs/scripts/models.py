@@ -5,16 +5,14 @@ python docs/scripts/models.py
 
 import argparse
 
-from pangu_convert.architectures import ARCHITECTURES
-
-FORMATS = ("transformers", "ctranslate2", "gptq")
+from pangu_convert.architectures import ARCHITECTURES, EVERY
 
 
 def table() -> str:
     """A row an architecture."""
-    lines = [f"| architecture | {' | '.join(FORMATS)} |", f"| --- |{' --- |' * len(FORMATS)}"]
+    lines = [f"| architecture | {' | '.join(EVERY)} |", f"| --- |{' --- |' * len(EVERY)}"]
     for name, formats in sorted(ARCHITECTURES.items()):
-        cells = ("yes" if format in formats else "no" for format in FORMATS)
+        cells = ("yes" if format in formats else "no" for format in EVERY)
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -210,13 +210,10 @@ def main() -> None:
 
     tokenizer = Tokenizer.from_file(str(arguments.artifact / "tokenizer.json"))
     code = Prompts(tokenizer)
-    prompts = [
-        tokenizer.decode(code.prompt(length), skip_special_tokens=False)
-        for length in (4, 16, 40, 64, 90, 120)
-    ]
-    fill = [
-        tokenizer.decode(code.prompt(FILL_TOKENS), skip_special_tokens=False) for _ in range(arguments.fill)
-    ]
+    prompts, fill = (
+        [tokenizer.decode(code.prompt(length), skip_special_tokens=False) for length in lengths]
+        for lengths in ((4, 16, 40, 64, 90, 120), [FILL_TOKENS] * arguments.fill)
+    )
     command = [COMMAND, arguments.artifact, "--port", "0"]
     command += ["--max-queued", str(arguments.max_queued), "--threads", str(arguments.threads)]
     command += ["--engine", arguments.engine]

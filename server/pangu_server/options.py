@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pangu_convert.infilling import FimOrder
 from pangu_server.backends.seam import Device, Draft, EngineChoice
 from pangu_server.limits import Limits, seconds
 from pangu_server.logs import LogFormat
@@ -55,7 +56,7 @@ class ServeOptions:
     )
     draft: Draft = option("guess tokens from the prompt and verify several in one step", "prompt")
     graphs: bool = option("capture decode steps as CUDA graphs", True)
-    fim_order: Literal["auto", "prefix-first", "suffix-first"] = option(
+    fim_order: Literal["auto", FimOrder] = option(
         "how the code around a gap is written to the model; auto is what its family does best", "auto"
     )
     served_model_name: tuple[str, ...] = option("more model ids to answer to", (), metavar="NAME")

@@ -8,6 +8,7 @@ import torch
 from starlette.testclient import TestClient
 from support.collector import Collector, greedy
 from support.commands import PROMPTS, Artifacts
+from support.reference import generated
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -30,20 +31,7 @@ CHECKPOINTS = ["tiny_starcoder", pytest.param("smollm2", marks=pytest.mark.real_
 def transformers_greedy(checkpoint: Path, prompts: list[list[int]], end_ids: list[int]) -> list[list[int]]:
     """Greedy tokens in float32, the end token included."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    answers = []
-    for prompt_ids in prompts:
-        ids = torch.tensor([prompt_ids])
-        whole = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=NUM_TOKENS,
-            do_sample=False,
-            repetition_penalty=1.0,
-            eos_token_id=end_ids,
-            pad_token_id=end_ids[0],
-        )
-        answers.append(whole[0, len(prompt_ids) :].tolist())
-    return answers
+    return [generated(model, prompt_ids, NUM_TOKENS, end_ids) for prompt_ids in prompts]
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from pangu_server.backends.torch.continuous import ContinuousSchedule
 from pangu_server.backends.torch.drafting import Costs
 from pangu_server.backends.torch.runner import Runner, heads_of
 from support.collector import Collector
+from support.reference import generated
 from support.tiny import tiny_config
 
 CONTEXT_TOKENS = 512  # of the tiny models here; more than two pieces of a prompt
@@ -74,16 +75,7 @@ class Rig:
 
     def expected(self, prompt: list[int], count: int) -> list[int]:
         """transformers' own greedy tokens."""
-        ids = torch.tensor([prompt])
-        whole = self.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=count,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        return [int(token_id) for token_id in whole[0, len(prompt) :]]
+        return generated(self.model, prompt, count)
 
     def logs(self, tokens: list[int]) -> torch.Tensor:
         """transformers' own log-probabilities (tokens, vocabulary)."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.collector import Collector, greedy
 from support.commands import GPTQ_4, GPTQ_8, PROMPTS, Artifacts
+from support.reference import generated
 from tokenizers import Tokenizer
 
 from pangu_convert.artifact import ArtifactError, read_artifact
@@ -44,17 +45,7 @@ class Plain:
 
     def greedy(self, prompt: list[int]) -> list[int]:
         """transformers' own generation."""
-        ids = torch.tensor([prompt])
-        whole = self.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=NUM_TOKENS,
-            do_sample=False,
-            repetition_penalty=1.0,
-            eos_token_id=self.end_ids,
-            pad_token_id=self.end_ids[0],
-        )
-        return [int(token_id) for token_id in whole[0, len(prompt) :]]
+        return generated(self.model, prompt, NUM_TOKENS, self.end_ids)
 
     def check(self, prompt: list[int], tokens: list[int]) -> int:
         """How many of `tokens` are the plain model's; they part at most where two are as good up to rounding.

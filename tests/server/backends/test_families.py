@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.collector import Collector
+from support.reference import generated
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -97,16 +98,7 @@ def test_greedy_tokens_are_those_of_transformers(kind: str, tmp_path: Path, star
         backend.submit(prompt, options, answer)
     for prompt, answer in zip(prompts, answers, strict=True):
         assert answer.ended.wait(120)
-        ids = torch.tensor([prompt])
-        whole = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=NEW_TOKENS,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        assert answer.tokens == whole[0, len(prompt) :].tolist()
+        assert answer.tokens == generated(model, prompt, NEW_TOKENS)
     backend.close()
 
 

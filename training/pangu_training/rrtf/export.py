@@ -85,6 +85,8 @@ def _write_weights(base: Checkpoint, final: Path, folder: Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
+    from pangu_training.stage.finite import all_finite
+
     adapter = (final / ADAPTER).is_file()
     trained = _lora(final) if adapter else _full(final)
     names = set()
@@ -96,7 +98,7 @@ def _write_weights(base: Checkpoint, final: Path, folder: Path) -> None:
                 names.add(name)
                 if change := trained.get(name):
                     tensor = change(tensor).to(tensor.dtype).contiguous()
-                    if not all(bound.isfinite() for bound in tensor.aminmax()):
+                    if not all_finite(tensor):
                         raise CheckpointError(
                             f"{name} holds NaN or infinity after the training in {final}: train again, with a lower "
                             "--learning-rate"

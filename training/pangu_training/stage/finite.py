@@ -9,12 +9,19 @@ from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.tensors import COMPUTED, FLOATING, StoredTensor
 
 
+def all_finite(numbers: torch.Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether none is NaN or infinity, as they are or in `dtype`. By the least and the most: nothing is copied."""
+    return not numbers.numel() or all(
+        bound.to(dtype or bound.dtype).isfinite() for bound in numbers.aminmax()
+    )
+
+
 def require_finite(tensor: StoredTensor, chunk: bytearray) -> None:
     """Raise `CheckpointError` if `chunk`, bytes of `tensor`, holds NaN or infinity. A mask may."""
     if tensor.dtype not in FLOATING or COMPUTED.search(tensor.name):
         return
     numbers = torch.frombuffer(chunk, dtype=getattr(torch, FLOATING[tensor.dtype]))
-    if not all(bound.isfinite() for bound in torch.aminmax(numbers)):
+    if not all_finite(numbers):
         raise CheckpointError(
             f"{tensor.name} in {tensor.file} holds NaN or infinity: the model is broken; download or export it again"
         )

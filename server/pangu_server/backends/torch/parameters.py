@@ -11,6 +11,7 @@ from pangu_convert.artifact import Artifact, ArtifactError
 from pangu_server.backends.torch.placing import build, stored_shapes
 from pangu_server.backends.torch.quantized import Quantized
 from pangu_training.stage.architecture import assign
+from pangu_training.stage.finite import all_finite
 
 Value: TypeAlias = torch.Tensor | Quantized
 Readers: TypeAlias = Mapping[str, Callable[[], Value]]
@@ -42,7 +43,7 @@ class Weights:
             raise ArtifactError(
                 f"{name} in {self.path} is of type {numbers.dtype}: convert the checkpoint again"
             )
-        if numbers.numel() and not all(bound.isfinite() for bound in numbers.aminmax()):
+        if not all_finite(numbers):
             raise ArtifactError(
                 f"{name} in {self.path} holds NaN or infinity: the model is broken; convert a whole checkpoint"
             )

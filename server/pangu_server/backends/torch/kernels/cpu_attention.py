@@ -14,9 +14,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from pangu_server.backends.torch.kernels.vectors import splat
+
 PAGE_TOKENS = 16
 _LANES = 8  # numbers that are multiplied at a time
-_F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+_F32, _I64 = ir.FloatType(), ir.IntType(64)
 
 
 class CpuAttention(NamedTuple):
@@ -100,41 +102,6 @@ def cpu_attention(head_dim: int, parallel: bool) -> CpuAttention:
             for d in range(head_dim):
                 out[head, d] /= totals[head]
 
-    @numba.njit(nogil=True)
-    def item(
-        index: Any,
-        queries: Any,
-        keys: Any,
-        values: Any,
-        tokens: Any,
-        rows: Any,
-        visible: Any,
-        tables: Any,
-        scale: Any,
-        softcap: Any,
-        window: Any,
-        out: Any,
-    ) -> None:
-        kv_heads = keys.shape[1]
-        at, kv_head = index // kv_heads, index % kv_heads
-        last = visible[at]
-        first = max(0, last - window) if window > 0 else 0
-        group = queries.shape[1] // kv_heads
-        mine = slice(kv_head * group, (kv_head + 1) * group)
-        token = tokens[at]
-        one(
-            queries[token, mine],
-            keys,
-            values,
-            kv_head,
-            tables[rows[at]],
-            first,
-            last,
-            scale,
-            softcap,
-            out[token, mine],
-        )
-
     @numba.njit(nogil=True, parallel=parallel)  # else `prange` is `range`
     def attend(
         queries: Any,
@@ -149,8 +116,25 @@ def cpu_attention(head_dim: int, parallel: bool) -> CpuAttention:
         window: Any,
         out: Any,
     ) -> None:
-        for index in numba.prange(len(tokens) * keys.shape[1]):
-            item(index, queries, keys, values, tokens, rows, visible, tables, scale, softcap, window, out)
+        kv_heads = keys.shape[1]
+        group = queries.shape[1] // kv_heads
+        for index in numba.prange(len(tokens) * kv_heads):
+            at, kv_head = index // kv_heads, index % kv_heads
+            token, last = tokens[at], visible[at]
+            first = max(0, last - window) if window > 0 else 0
+            mine = slice(kv_head * group, (kv_head + 1) * group)
+            one(
+                queries[token, mine],
+                keys,
+                values,
+                kv_head,
+                tables[rows[at]],
+                first,
+                last,
+                scale,
+                softcap,
+                out[token, mine],
+            )
 
     return CpuAttention(_store, attend)
 
@@ -231,11 +215,6 @@ def _multiply(rows: int, width: int, count: int | None = None) -> Any:
             def vector_at(pointer: Any, offset: int) -> Any:
                 return builder.bitcast(builder.gep(pointer, [_I64(offset)]), vector.as_pointer())
 
-            def everywhere(number: Any) -> Any:
-                one = builder.insert_element(ir.Constant(vector, ir.Undefined), number, _I32(0))
-                mask = ir.Constant(ir.VectorType(_I32, _LANES), [0] * _LANES)
-                return builder.shuffle_vector(one, one, mask)
-
             first, target = arguments[1], arguments[6]
             left = [row(0, builder.add(first, _I64(i)), arguments[2]) for i in range(rows)]
             out = [row(5, builder.add(target, _I64(i)), arguments[7]) for i in range(rows)]
@@ -247,7 +226,7 @@ def _multiply(rows: int, width: int, count: int | None = None) -> Any:
                     k = builder.add(builder.mul(steps.index, _I64(chains)), _I64(chain))
                     right = row(3, k, arguments[4])
                     for (i, at), total in zip(cells, totals, strict=True):
-                        number = everywhere(builder.load(builder.gep(left[i], [k])))
+                        number = splat(builder, builder.load(builder.gep(left[i], [k])), vector)
                         numbers = builder.load(vector_at(right, at), align=4)
                         product = builder.fmul(number, numbers, flags=["fast"])
                         builder.store(builder.fadd(product, builder.load(total), flags=["fast"]), total)

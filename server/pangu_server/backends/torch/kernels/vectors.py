@@ -27,6 +27,16 @@ AHEAD_BYTES = (
     2048  # of the matrix, which is fetched this far ahead: by itself the processor stops at each 4 KiB
 )
 _LINE_BYTES = 64
+_PAIRS = 2  # of inputs to an iteration: what a byte of 4-bit fields holds
+
+
+def splat(builder: Any, value: Any, kind: Any) -> Any:
+    """A vector of type `kind` of this number, for LLVM."""
+    undefined = ir.Constant(kind, ir.Undefined)
+    first = builder.insert_element(undefined, value, _I32(0))
+    return builder.shuffle_vector(
+        first, undefined, ir.Constant(ir.VectorType(_I32, kind.count), [0] * kind.count)
+    )
 
 
 def tile_product(rows: int, bits: int, *, grouped: bool) -> Any:
@@ -110,15 +120,16 @@ class _Code:
             first = builder.mul(blocks.index, _I64(BLOCK))
             for each in sums:
                 builder.store(ir.Constant(self.integers, None), each)
-            step = 2  # pairs to an iteration: what a byte of 4-bit fields holds
-            with cgutils.for_range(builder, _I64(BLOCK // 2 // step), intp=_I64) as steps:
-                self._pairs(builder.add(first, builder.mul(steps.index, _I64(2 * step))), step, sums)
+            with cgutils.for_range(builder, _I64(BLOCK // 2 // _PAIRS), intp=_I64) as steps:
+                self._pairs(builder.add(first, builder.mul(steps.index, _I64(2 * _PAIRS))), sums)
             scales = self._scales(first) if grouped else None
             for at, (i, j) in enumerate(self.cells):
                 value = builder.sitofp(builder.load(sums[at]), self.floats)
                 if scales is not None:
                     value = builder.fmul(value, scales[j])
-                x_scale = self._all(builder.load(builder.gep(self.x_scales[i], [blocks.index])), self.floats)
+                x_scale = splat(
+                    builder, builder.load(builder.gep(self.x_scales[i], [blocks.index])), self.floats
+                )
                 builder.store(
                     builder.call(self.multiply_add, [value, x_scale, builder.load(totals[at])]), totals[at]
                 )
@@ -132,21 +143,21 @@ class _Code:
             place = builder.gep(self.out[i], [_I64(j * LANES)])
             builder.store(value, builder.bitcast(place, self.floats.as_pointer()), align=4)
 
-    def _pairs(self, first: Any, count: int, sums: list[Any]) -> None:
-        """Add `count` pairs of inputs, from input `first` on; in 4 bits an even number of pairs."""
+    def _pairs(self, first: Any, sums: list[Any]) -> None:
+        """Add some pairs of inputs, from input `first` on."""
         builder = self.builder
         pair_bytes = TILE * 2 * self.bits // 8
         start = builder.mul(builder.udiv(first, _I64(2)), _I64(pair_bytes))
         fetch = self._function("llvm.prefetch.p0", ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
-        for line in range(0, count * pair_bytes, _LINE_BYTES):
+        for line in range(0, _PAIRS * pair_bytes, _LINE_BYTES):
             pointer = builder.gep(self.weights, [builder.add(start, _I64(AHEAD_BYTES + line))])
             builder.call(fetch, [pointer, _I32(0), _I32(3), _I32(1)])  # to read, keep near, data
-        for pair in range(count):
+        for pair in range(_PAIRS):
             weights = [self._weights(start, pair, j) for j in range(VECTORS)]
             for i, row in enumerate(self.x):
                 place = builder.gep(row, [builder.add(first, _I64(2 * pair))])
                 both = builder.load(builder.bitcast(place, _I32.as_pointer()), align=4)
-                x = builder.bitcast(self._all(both, self.integers), self.words)
+                x = builder.bitcast(splat(builder, both, self.integers), self.words)
                 for j in range(VECTORS):
                     target = sums[i * VECTORS + j]
                     product = builder.call(self.multiply, [weights[j], x])
@@ -185,11 +196,3 @@ class _Code:
     def _load(self, pointer: Any, index: Any, kind: Any) -> Any:
         place = self.builder.gep(pointer, [index])
         return self.builder.load(self.builder.bitcast(place, kind.as_pointer()), align=1)
-
-    def _all(self, value: Any, kind: Any) -> Any:
-        """A vector of this number."""
-        undefined = ir.Constant(kind, ir.Undefined)
-        first = self.builder.insert_element(undefined, value, _I32(0))
-        return self.builder.shuffle_vector(
-            first, undefined, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
-        )

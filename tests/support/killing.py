@@ -20,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from support import TESTS
+
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 REMOVALS = ("os.rmdir", "os.remove")
 CHANGES = (*REMOVALS, "os.rename", "os.link", "os.mkdir", "os.chmod", "os.truncate")
@@ -161,6 +163,7 @@ def killed(
     words = [sys.executable, "-m", "support.killing", "pangu_convert.cli", output, step, *arguments]
     ended = subprocess.run(
         [*map(str, words), "--output", str(output)],
+        cwd=TESTS,
         env=environment,
         capture_output=True,
         text=True,

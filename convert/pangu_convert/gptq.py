@@ -7,6 +7,7 @@ GPTQModel, vLLM and TGI read. gptqmodel quantizes in a process of its own (`gptq
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,11 +29,12 @@ from pangu_convert.gptq_worker import Job
 from pangu_convert.weights import link_model, with_rope_theta
 from pangu_training.stage.checkpoint import CONFIG, SHARD_INDEX, Checkpoint
 from pangu_training.stage.errors import CheckpointError, MissingExtra, PanguError
-from pangu_training.stage.options import nested, option
+from pangu_training.stage.options import nested, number_within, option
 from pangu_training.stage.output import write_file
 
 GROUP_SIZES = (32, 64, 128, 256, -1)  # -1: one group an input row
 DEFAULT_GROUP_SIZES = (128, 64, 32)
+FIRST, LAST = "first", "last"
 BLOCKS = (".h.", ".layers.")  # in the names of a block's tensors: GPTBigCode's, then Llama's and Qwen2's
 PACKED = 32  # input and output widths must be multiples of it: the kernels' and auto-gptq's rule
 QUANTIZE_CONFIG = "quantize_config.json"
@@ -61,6 +63,20 @@ class GptqOptions:
         action=BooleanOptionalAction,
     )
     damp: float = option("share of the mean diagonal added to the Hessian", 0.05)
+    eight_bits: tuple[str, ...] = option(
+        "what keeps 8 bits in a 4-bit model: layers by the end of their name, such as down_proj, and all layers of the "
+        f"'{FIRST}' or '{LAST}' block; GPTQModel and vLLM read that, auto-gptq does not",
+        (),
+        metavar="LAYER",
+    )
+    mse: float = option(
+        "choose scales for the least sum of rounding errors to this power, such as 2.4; 0: for the largest weight",
+        0.0,
+        type=number_within(0, 16),
+    )
+    gptaq: bool = option(
+        "also correct for what earlier layers lost (GPTAQ); takes about twice the time", False
+    )
     calibration: CalibrationOptions = nested(CalibrationOptions, samples=32)
 
 
@@ -75,7 +91,8 @@ def gptq_artifact(options: GptqOptions) -> Artifact:
 
     def quantization(checkpoint: Checkpoint) -> str:
         group_size = fitting_group_size(checkpoint, options.group_size)
-        return f"gptq-int{bits}-g{group_size}" if group_size > 0 else f"gptq-int{bits}"
+        name = f"gptq-int{bits}-g{group_size}" if group_size > 0 else f"gptq-int{bits}"
+        return f"{name}+int8" if eight_bit_layers(checkpoint, options) else name
 
     def write(checkpoint: Checkpoint, folder: Path) -> Written:
         group_size = fitting_group_size(checkpoint, options.group_size)
@@ -121,10 +138,48 @@ def fitting_group_size(checkpoint: Checkpoint, group_size: int | None) -> int:
     return group_size
 
 
+def eight_bit_layers(checkpoint: Checkpoint, options: GptqOptions) -> tuple[str, ...]:
+    """Regular expressions, as gptqmodel's `dynamic` has them, for the full names of what keeps 8 bits.
+
+    Raises:
+        CheckpointError: no layer bears such a name, or all have 8 bits already.
+    """
+    if options.eight_bits and options.bits == 8:
+        raise CheckpointError("--eight-bits is for a model of 4 bits: leave it or --bits 8 out")
+    layers = [name.removesuffix(".weight") for name in linear_names(checkpoint)]
+    endings = sorted({layer.rpartition(".")[2] for layer in layers})
+    rules = []
+    for part in dict.fromkeys(options.eight_bits):
+        if part in (FIRST, LAST):
+            number = 0 if part == FIRST else num_blocks(checkpoint) - 1
+            rules.append(rf".*\.(h|layers)\.{number}\..*")
+        elif any(f".{layer}".endswith(f".{part}") for layer in layers):
+            rules.append(rf".*\.{re.escape(part)}$")
+        else:
+            raise CheckpointError(
+                f"--eight-bits {part}: {checkpoint.path} has no such layer; name {FIRST}, {LAST}, {', '.join(endings)}"
+            )
+    return tuple(rules)
+
+
+def num_blocks(checkpoint: Checkpoint) -> int:
+    """Transformer blocks of the checkpoint."""
+    return int(checkpoint.config.get("n_layer") or checkpoint.config["num_hidden_layers"])
+
+
+def linear_names(checkpoint: Checkpoint) -> list[str]:
+    """Names of the matrices inside the blocks: the layers that are quantized."""
+    return [
+        name
+        for name, tensor in checkpoint.tensors.items()
+        if len(tensor.shape) == 2 and any(block in name for block in BLOCKS)
+    ]
+
+
 def linear_shapes(checkpoint: Checkpoint) -> set[tuple[int, int]]:
-    """(outputs, inputs) of the matrices inside the blocks: the layers that are quantized."""
-    inside = [tensor for name, tensor in checkpoint.tensors.items() if any(block in name for block in BLOCKS)]
-    return {(tensor.shape[0], tensor.shape[1]) for tensor in inside if len(tensor.shape) == 2}
+    """(outputs, inputs) of the layers that are quantized."""
+    inside = [checkpoint.tensors[name].shape for name in linear_names(checkpoint)]
+    return {(shape[0], shape[1]) for shape in inside}
 
 
 def write_gptq(checkpoint: Checkpoint, folder: Path, options: GptqOptions, group_size: int) -> Written:
@@ -147,10 +202,12 @@ def write_gptq(checkpoint: Checkpoint, folder: Path, options: GptqOptions, group
         group_size=group_size,
         act_order=options.act_order,
         damp=options.damp,
+        eight_bits=eight_bit_layers(checkpoint, options),
+        mse=options.mse,
+        gptaq=options.gptaq,
         rows=data.rows,
     )
-    num_layers = int(checkpoint.config.get("n_layer") or checkpoint.config["num_hidden_layers"])
-    effective = run_worker(job, work, num_layers)
+    effective = run_worker(job, work, num_blocks(checkpoint))
     weight_files = sorted((work / "out").glob("*.safetensors"))
     for file in (*weight_files, work / "out" / SHARD_INDEX):
         if file.is_file():
@@ -166,6 +223,9 @@ def write_gptq(checkpoint: Checkpoint, folder: Path, options: GptqOptions, group
             "group_size": job.group_size,
             "act_order": job.act_order,
             "damp": job.damp,
+            "eight_bits": list(options.eight_bits),
+            "mse": job.mse,
+            "gptaq": job.gptaq,
             "dtype": job.dtype,
             **effective,
         },
@@ -185,6 +245,7 @@ def write_configs(checkpoint: Checkpoint, folder: Path, job: Job) -> None:
         "lm_head": False,
         "quant_method": "gptq",
         "checkpoint_format": "gptq",
+        **({"dynamic": job.dynamic} if job.eight_bits else {}),
     }
     config = {
         **with_rope_theta(checkpoint.config),

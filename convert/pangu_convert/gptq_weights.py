@@ -3,7 +3,6 @@
 Needs no gptqmodel. For measuring a quantization apart from a kernel, and for serving where no kernel is fast.
 """
 
-import json
 from typing import Any
 
 import torch
@@ -18,14 +17,12 @@ PACKED_TENSORS = ("qweight", "qzeros", "scales", "g_idx")
 
 def load_dequantized(artifact: Artifact, dtype: torch.dtype) -> Any:
     """The model with plain matrices of `dtype`; needs no gptqmodel."""
-    quantization = json.loads((artifact.path / "quantize_config.json").read_text(encoding="utf-8"))
-    bits = int(quantization["bits"])
     tensors: dict[str, torch.Tensor] = {}
     for name in artifact.manifest.weight_files:
         tensors |= load_file(artifact.path / name)
     for layer in [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]:
         packed = [tensors.pop(f"{layer}.{part}") for part in PACKED_TENSORS]
-        tensors[f"{layer}.weight"] = dequantize(*packed, bits=bits).to(dtype)
+        tensors[f"{layer}.weight"] = dequantize(*packed, bits=bits_of(packed[0], packed[3])).to(dtype)
     config = AutoConfig.from_pretrained(artifact.path, local_files_only=True, trust_remote_code=False)
     del config.quantization_config
     model_class = getattr(transformers, artifact.manifest.architecture)
@@ -40,6 +37,11 @@ def load_dequantized(artifact: Artifact, dtype: torch.dtype) -> Any:
     if missing := sorted(found["missing_keys"]):
         raise ArtifactError(f"{artifact.path} has no weights for {', '.join(missing[:3])}: convert it again")
     return model.eval()
+
+
+def bits_of(qweight: torch.Tensor, g_idx: torch.Tensor) -> int:
+    """Bits of a weight of this layer; they may differ by layer."""
+    return int(32 * qweight.shape[0] // max(g_idx.numel(), 1))
 
 
 def dequantize(

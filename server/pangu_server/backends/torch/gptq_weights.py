@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from pangu_convert.artifact import Artifact, ArtifactError
-from pangu_convert.gptq_weights import PACKED_TENSORS, dequantize
+from pangu_convert.gptq_weights import PACKED_TENSORS, bits_of, dequantize
 from pangu_server.backends.torch.parameters import Value, Weights, matched
 from pangu_server.backends.torch.quantized import Quantized
 from pangu_server.backends.torch.safetensors_weights import checkpoint_config, stored_tensors
@@ -58,7 +58,7 @@ def _read(
 ) -> Value:
     parts = {name: read() for name, read in readers.items()}
     inputs = parts["g_idx"].numel()
-    bits = 32 * parts["qweight"].shape[0] // max(inputs, 1)
+    bits = bits_of(parts["qweight"], parts["g_idx"])
     if not _fit(parts, bits, inputs):
         raise ArtifactError(
             f"the packed tensors of {layer} in {artifact.path} do not fit together as 4 or 8 bits: convert the "

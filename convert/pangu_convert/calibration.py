@@ -123,6 +123,9 @@ def calibration_data(options: CalibrationOptions, checkpoint: Checkpoint) -> Cal
             f"--sequence-length {row_tokens} is not within {LEAST_ROW_TOKENS} to "
             f"{checkpoint.context_length}, the context length of {checkpoint.path}"
         )
+    chat = chat_format(checkpoint.path) if options.chat else None
+    if options.chat and chat is None:
+        raise CheckpointError(f"{checkpoint.path} has no chat template: leave --chat out")
     data = read_calibration(
         options.calibration,
         Tokenizer.from_file(str(checkpoint.path / TOKENIZER)),
@@ -132,7 +135,7 @@ def calibration_data(options: CalibrationOptions, checkpoint: Checkpoint) -> Cal
         separator_id=checkpoint.end_token_ids[-1],
         seed=options.seed,
         holes=options.holes,
-        chat=chat_format(checkpoint.path) if options.chat else None,
+        chat=chat,
     )
     if max(map(max, data.rows)) >= checkpoint.vocabulary_size:
         raise CalibrationError(
@@ -186,9 +189,9 @@ def read_calibration(
     tokens = fim_tokens(tokenizer) if holes else None
     forms: dict[str, Callable[[tuple[int, ...]], tuple[int, ...]]] = {}
     if tokens is not None:
-        forms["holes"] = lambda row: with_hole(row, tokens, choice)
+        forms["holes"] = lambda row: with_hole(row, tokens, choice)[0]
     if chat is not None:
-        forms["chats"] = lambda row: as_chat(row, tokenizer, chat, choice)
+        forms["chats"] = lambda row: as_chat(row, tokenizer, chat, choice)[0]
     counts = {"holes": 0, "chats": 0}
     turns = len(forms) + 1  # the last is plain text's
     for turn, (form, change) in enumerate(forms.items()):

@@ -85,26 +85,32 @@ def evaluation_modules() -> dict[str, str]:
 
 
 def evaluation_windows(tokenizer: "Tokenizer", *, num_windows: int, window_tokens: int) -> EvaluationText:
-    """The first window of each evaluation module, then the second of each, up to `num_windows`.
+    """`evaluation_pieces`, each behind what the tokenizer puts before a text; raises as it does."""
+    prefix: list[int] = tokenizer.encode("").ids
+    pieces = evaluation_pieces(tokenizer, num_pieces=num_windows, piece_tokens=window_tokens)
+    return EvaluationText(source=LIBRARY, windows=tuple((*prefix, *piece) for piece in pieces))
 
-    A window begins with what the tokenizer puts before a text. The text is fixed for a Python version.
+
+def evaluation_pieces(tokenizer: "Tokenizer", *, num_pieces: int, piece_tokens: int) -> list[tuple[int, ...]]:
+    """The first piece of each evaluation module, then the second of each, up to `num_pieces`.
+
+    The text is fixed for a Python version.
 
     Raises:
-        NoLibrarySource: the modules are not there, or shorter than a window.
+        NoLibrarySource: the modules are not there, or shorter than a piece.
     """
-    prefix: list[int] = tokenizer.encode("").ids
     texts = evaluation_modules().values()
-    pieces = [_cut(tokenizer.encode(text, add_special_tokens=False).ids, window_tokens) for text in texts]
-    windows = [
-        tuple(prefix + piece[turn])
-        for turn in range(max(map(len, pieces), default=0))
-        for piece in pieces
-        if turn < len(piece)
+    cut = [_cut(tokenizer.encode(text, add_special_tokens=False).ids, piece_tokens) for text in texts]
+    pieces = [
+        of_module[turn]
+        for turn in range(max(map(len, cut), default=0))
+        for of_module in cut
+        if turn < len(of_module)
     ]
-    if not windows:
-        raise NoLibrarySource(f"no library module has {window_tokens} tokens: ask for shorter windows")
-    return EvaluationText(source=LIBRARY, windows=tuple(windows[:num_windows]))
+    if not pieces:
+        raise NoLibrarySource(f"no library module has {piece_tokens} tokens: ask for shorter windows")
+    return pieces[:num_pieces]
 
 
-def _cut(ids: Sequence[int], length: int) -> list[list[int]]:
-    return [list(ids[start : start + length]) for start in range(0, len(ids) - length + 1, length)]
+def _cut(ids: Sequence[int], length: int) -> list[tuple[int, ...]]:
+    return [tuple(ids[start : start + length]) for start in range(0, len(ids) - length + 1, length)]

@@ -17,17 +17,17 @@ ANSWER = "```python\n{}```"
 ChatFormat = Callable[[str, str], str]
 
 
-def chat_format(folder: Path) -> ChatFormat:
-    """That of a checkpoint's chat template.
+def chat_format(folder: Path) -> ChatFormat | None:
+    """That of a checkpoint's chat template, if it has one.
 
     Raises:
-        CheckpointError: there is none, or it is at fault; the format's call raises it too.
+        CheckpointError: it is at fault; the format's call raises it too.
     """
     from jinja2 import TemplateError
     from transformers import PreTrainedTokenizerFast
 
     faults = (OSError, ValueError, TypeError, LookupError, ImportError, TemplateError)
-    help_text = f"{folder} has a chat template that cannot be used: repair it, or leave --chat out"
+    help_text = f"{folder} has a chat template that cannot be used: repair it, or remove it"
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -35,7 +35,7 @@ def chat_format(folder: Path) -> ChatFormat:
     except faults as error:
         raise CheckpointError(f"{help_text} ({error})") from None
     if not tokenizer.chat_template:
-        raise CheckpointError(f"{folder} has no chat template: leave --chat out")
+        return None
 
     def text(question: str, answer: str) -> str:
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -49,10 +49,14 @@ def chat_format(folder: Path) -> ChatFormat:
 
 def as_chat(
     row: Sequence[int], tokenizer: "Tokenizer", chat: ChatFormat, choice: random.Random
-) -> tuple[int, ...]:
-    """The code of `row`, of which a user has written the first lines; cut to the same length."""
+) -> tuple[tuple[int, ...], int]:
+    """The code of `row`, begun by a user, cut to the same length; where the answer begins."""
     lines = tokenizer.decode(list(row)).splitlines(keepends=True)
     cut = choice.randint(1, max(1, len(lines) // 2))
-    text = chat(QUESTION.format("".join(lines[:cut])), ANSWER.format("".join(lines[cut:])))
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
-    return (*ids, *row)[: len(row)]
+    answer = ANSWER.format("".join(lines[cut:]))
+    text = chat(QUESTION.format("".join(lines[:cut])), answer)
+    start = max(0, text.rfind(answer))  # a template may change it: then all of it is the answer
+    asked, answered = (
+        tokenizer.encode(part, add_special_tokens=False).ids for part in (text[:start], text[start:])
+    )
+    return (*asked, *answered, *row)[: len(row)], len(asked)

@@ -45,8 +45,10 @@ class FidelityMeter:
     _surprise: float = 0.0
     _source_surprise: float = 0.0
 
-    def add(self, ids: Sequence[int], source: "torch.Tensor", quantized: "torch.Tensor") -> None:
-        """Add a window of T tokens.
+    def add(
+        self, ids: Sequence[int], source: "torch.Tensor", quantized: "torch.Tensor", *, first: int = 1
+    ) -> None:
+        """Add a window of T tokens, of which those from index `first` on count: at least 1, less than T.
 
         `source` and `quantized` are log-probabilities of shape (T, vocabulary): row t is the distribution of
         token t + 1. The last row predicts nothing and is left out. A vocabulary padded by one of the two is cut.
@@ -57,13 +59,13 @@ class FidelityMeter:
         import torch
 
         width = min(source.shape[1], quantized.shape[1])
-        source, quantized = source[:-1, :width], quantized[:-1, :width]
+        source, quantized = source[first - 1 : -1, :width], quantized[first - 1 : -1, :width]
         for name, rows in (("source", source), ("artifact", quantized)):
             if rows.isnan().any():
                 raise FidelityError(
                     f"the {name} puts out NaN, so it is broken or overflows its type: convert it again, or to another"
                 )
-        targets = torch.tensor(ids[1:])[:, None]
+        targets = torch.tensor(ids[first:])[:, None]
         # 0 * (-inf - x) is 0 in the limit, and nan in floating point
         kl = torch.nan_to_num(source.exp() * (source - quantized), nan=0.0).sum(-1, dtype=torch.float64)
         self._kl += kl.clamp(min=0).tolist()

@@ -36,10 +36,10 @@ class Job:
     group_size: int
     act_order: bool
     damp: float
-    eight_bits: tuple[str, ...]  # regular expressions for the names of layers
-    mse: float
-    gptaq: bool
     rows: tuple[tuple[int, ...], ...]
+    eight_bits: tuple[str, ...] = ()  # regular expressions for the names of layers
+    mse: float = 0.0
+    gptaq: bool = False
 
     @property
     def dynamic(self) -> dict[str, dict[str, int]]:

@@ -58,9 +58,13 @@ def line_order(tokenizer: "Tokenizer") -> FimOrder:
     return "prefix-first" if tokenizer.token_to_id(LINES_SUFFIX_FIRST) is None else "suffix-first"
 
 
-def with_hole(row: Sequence[int], tokens: FimTokens, choice: random.Random) -> tuple[int, ...]:
-    """`row` as a prompt for a hole in it, and what fills it; of the same length, so without its last three tokens."""
+def with_hole(row: Sequence[int], tokens: FimTokens, choice: random.Random) -> tuple[tuple[int, ...], int]:
+    """`row` as a prompt for a hole in it, and what fills it; where that begins.
+
+    Of the same length, so without its last three tokens.
+    """
     row = row[:-3]
     start = choice.randrange(len(row))
     stop = min(len(row), start + choice.randint(1, LONGEST_HOLE))
-    return (*tokens.prompt(row[:start], row[stop:]), *row[start:stop])
+    prompt = tokens.prompt(row[:start], row[stop:])
+    return (*prompt, *row[start:stop]), len(prompt)

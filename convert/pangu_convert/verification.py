@@ -1,12 +1,13 @@
 """`pangu-convert verify`: is the artifact whole, and how close is it to what it was made from?
 
 Hashes first; then, with `--against CHECKPOINT`, the log-probabilities of both on a fixed code text: KL
-divergence, how often both find the same token likeliest, perplexity, and where greedy text parts. The figures go
-into the manifest's scores, which the server shows. Exit code 1 when one is outside its bound.
+divergence, how often both find the same token likeliest, perplexity, and where greedy text parts. KL and likeliest
+tokens also of answers, where the model fills holes or has a chat template. The figures go into the manifest's scores,
+which the server shows. Exit code 1 when one of the code is outside its bound.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from pangu_convert.answers import Asked, asked
 from pangu_convert.artifact import Artifact, Manifest, read_artifact, write_scores
 from pangu_convert.artifact import verify as verify_files
-from pangu_convert.code_text import EvaluationText, evaluation_windows
+from pangu_convert.code_text import evaluation_windows
 from pangu_convert.conversion import whole_checkpoint
 from pangu_convert.fidelity import Fidelity, FidelityMeter, first_difference
 from pangu_convert.int8 import int8_caution
@@ -132,9 +134,11 @@ def measure(
         )
     tokenizer = Tokenizer.from_file(str(artifact.path / TOKENIZER))
     text = evaluation_windows(tokenizer, num_windows=num_windows, window_tokens=window_tokens)
+    forms = asked(artifact.path, tokenizer, num_windows=num_windows, window_tokens=window_tokens)
     source, quantized = load_source(checkpoint.path, device), load_scorer(artifact, threads, device)
     try:
-        fidelity = compare(source, quantized, text)
+        fidelity = compare(source, quantized, [Asked(window, 1) for window in text.windows])
+        answers = {form: compare(source, quantized, texts) for form, texts in forms.items()}
         prompts = [window[:GREEDY_PROMPT_TOKENS] for window in text.windows[:GREEDY_PROMPTS]]
         differences = [
             first_difference(source.greedy(prompt, GREEDY_TOKENS), quantized.greedy(prompt, GREEDY_TOKENS))
@@ -146,6 +150,7 @@ def measure(
     return {
         **dataclasses.asdict(fidelity),
         "perplexity_ratio": fidelity.perplexity_ratio,
+        "answers": {form: dataclasses.asdict(found) for form, found in answers.items()},
         "greedy_first_difference": differences,
         "greedy_tokens": GREEDY_TOKENS,
         "source_sha256": sha256,
@@ -158,11 +163,11 @@ def measure(
     }
 
 
-def compare(source: Scorer, quantized: Scorer, text: EvaluationText) -> Fidelity:
-    """Run both models over the text."""
+def compare(source: Scorer, quantized: Scorer, texts: Sequence[Asked]) -> Fidelity:
+    """Run both models over the texts."""
     meter = FidelityMeter()
-    for window in tqdm(text.windows, desc="comparing", unit="window"):
-        meter.add(window, source.log_probabilities(window), quantized.log_probabilities(window))
+    for ids, first in tqdm(texts, desc="comparing", unit="text"):
+        meter.add(ids, source.log_probabilities(ids), quantized.log_probabilities(ids), first=first)
     return meter.result()
 
 
@@ -193,13 +198,18 @@ def outside(record: Mapping[str, Any], bounds: Bounds) -> list[str]:
 
 
 def verdict(record: Mapping[str, Any], failures: list[str], bits: int) -> str:
-    """The figures in one line and the verdict in another."""
+    """The figures in a line a form of text, and the verdict in another."""
     figures = (
         f"mean KL {record['kl_mean']:.5f} (99th percentile {record['kl_p99']:.4f}), same top-1 "
         f"{record['same_top1']:.2%}, perplexity {record['perplexity']:.3f} against "
         f"{record['source_perplexity']:.3f} over {record['positions']} tokens; greedy texts part at "
         f"{', '.join('nowhere' if at is None else str(at) for at in record['greedy_first_difference'])} "
         f"of {record['greedy_tokens']} tokens"
+    )
+    figures += "".join(
+        f"\n{form}: mean KL {found['kl_mean']:.5f} (99th percentile {found['kl_p99']:.4f}), same top-1 "
+        f"{found['same_top1']:.2%} over {found['positions']} tokens of answers"
+        for form, found in record["answers"].items()
     )
     if failures:
         return f"{figures}\nOUTSIDE the bounds for {bits} bits: {'; '.join(failures)}"

@@ -15,9 +15,16 @@ from support.tiny import save_tiny
 from tokenizers import Tokenizer
 
 from pangu_convert import cli
+from pangu_convert.answers import CHATS, HOLES, asked
 from pangu_convert.artifact import read_artifact, verify
-from pangu_convert.code_text import EVALUATION_MODULES, evaluation_windows, library_files
+from pangu_convert.code_text import (
+    EVALUATION_MODULES,
+    evaluation_pieces,
+    evaluation_windows,
+    library_files,
+)
 from pangu_convert.fidelity import Fidelity, FidelityError, FidelityMeter, first_difference
+from pangu_convert.infilling import fim_tokens
 
 
 def fidelity(source: list[list[float]], quantized: list[list[float]], ids: list[int]) -> Fidelity:
@@ -39,6 +46,17 @@ def test_known_distributions_give_known_figures() -> None:
     assert found.source_perplexity == pytest.approx(1 / math.sqrt(0.5 * 0.25))
     assert found.perplexity == pytest.approx(1 / math.sqrt(0.25 * 0.25))
     assert found.perplexity_ratio == pytest.approx(math.sqrt(2))
+
+
+def test_only_the_answer_counts() -> None:
+    rows = torch.tensor([[0.5, 0.5], [0.75, 0.25], [0.5, 0.5]]).log()
+    other = torch.tensor([[0.1, 0.9], [0.25, 0.75], [0.5, 0.5]]).log()
+    meter = FidelityMeter()
+    meter.add([0, 1, 1], rows, other, first=2)
+    found = meter.result()
+    assert found.positions == 1
+    assert found.kl_mean == pytest.approx(0.75 * math.log(3) - 0.25 * math.log(3))
+    assert found.source_perplexity == pytest.approx(4)
 
 
 def test_a_model_is_no_distance_from_itself() -> None:
@@ -82,6 +100,30 @@ def test_evaluation_text_is_fixed_and_calibration_never_sees_it(starcoder: Token
     assert not names & set(EVALUATION_MODULES)
 
 
+def test_the_answers_are_what_the_code_has_there(
+    tiny_starcoder: Path, starcoder: Tokenizer, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_starcoder, tmp_path / "chatty")
+    (folder / "chat_template.jinja").write_text(
+        "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}{{ eos_token }}"
+    )
+    forms = asked(folder, starcoder, num_windows=3, window_tokens=256)
+    assert forms == asked(folder, starcoder, num_windows=3, window_tokens=256)
+    assert [len(text.ids) for text in forms[CHATS]] == [256] * 3
+    assert [len(text.ids) for text in forms[HOLES]] == [64] * 12
+    pieces = evaluation_pieces(starcoder, num_pieces=12, piece_tokens=64)
+    tokens = fim_tokens(starcoder)
+    assert tokens is not None
+    for (ids, first), piece in zip(forms[HOLES], pieces, strict=True):
+        assert ids[0] == tokens.prefix
+        assert ids[first - 1] == tokens.middle
+        middle = ids.index(tokens.suffix)
+        assert ids[1:middle] + ids[first:] + ids[middle + 1 : first - 1] == piece[:-3]
+    for ids, first in forms[CHATS]:
+        assert starcoder.decode(ids[:first], skip_special_tokens=False).endswith("<assistant>")
+        assert starcoder.decode(ids[first:]).startswith("```python\n")
+
+
 @pytest.fixture
 def converted(artifacts: Artifacts, tmp_path: Path) -> Callable[[str], Path]:
     """An artifact of `tiny_starcoder` of one's own: what is found is written into it."""
@@ -110,6 +152,8 @@ def test_a_float32_conversion_is_its_source(
     assert record["kl_mean"] < 1e-6
     assert record["same_top1"] == 1
     assert record["positions"] == 3 * 99
+    assert record["answers"]["holes"]["kl_mean"] < 1e-6
+    assert f"over {record['answers']['holes']['positions']} tokens of answers" in shown
     verify(read_artifact(artifact))
 
 

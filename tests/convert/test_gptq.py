@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.commands import GPTQ_4, GPTQ_8, SMALL, Artifacts, pangu_convert
+from support.commands import GPTQ_4, GPTQ_8, GPTQ_MIXED, SMALL, Artifacts, pangu_convert
 from support.process import has_ended, wait_for
 from support.scripted import byte_tokenizer
 from support.tiny import save_tiny
@@ -19,6 +20,7 @@ from support.tiny import save_tiny
 from pangu_convert import cli
 from pangu_convert.artifact import read_artifact, verify
 from pangu_convert.gptq import fitting_group_size
+from pangu_convert.gptq_weights import bits_of
 from pangu_training.stage.checkpoint import read_checkpoint
 
 LONG = ("--samples", "256", "--sequence-length", "256")  # far from done when it is stopped
@@ -89,9 +91,27 @@ def test_the_same_seed_gives_the_same_weights(bigcode: Path, tiny_bigcode: Path,
     assert again.files["model.safetensors"] == read_artifact(bigcode).manifest.files["model.safetensors"]
 
 
+def test_the_layers_that_were_named_keep_eight_bits(artifacts: Artifacts) -> None:
+    artifact = read_artifact(artifacts(*GPTQ_MIXED))
+    tensors = load_file(artifact.path / "model.safetensors")
+    packed = {name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")}
+    eight = {
+        layer for layer in packed if bits_of(tensors[f"{layer}.qweight"], tensors[f"{layer}.g_idx"]) == 8
+    }
+    layers = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert eight == {"transformer.h.0.mlp.c_fc", *(f"transformer.h.1.{layer}" for layer in layers)}
+    rules = json.loads((artifact.path / "quantize_config.json").read_text())["dynamic"]
+    assert {layer for rule in rules for layer in packed if re.match(rule.removeprefix("+:"), layer)} == eight
+    assert artifact.manifest.quantization == "gptq-int4-g128+int8"
+    assert artifact.manifest.calibration is not None
+    assert artifact.manifest.calibration["eight_bits"] == ["c_fc", "last"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--eight-bits", "up"], "has no such layer; name first, last, c_attn, c_fc, c_proj"),
+        (["--eight-bits", "last", "--bits", "8"], "is for a model of 4 bits"),
         (["--group-size", "96"], "choose from 32, 64, 128, -1"),
         (["--group-size", "256"], "does not divide the input widths of"),
         (["--sequence-length", "512"], "the context length"),

@@ -16,6 +16,7 @@ PROMPTS = (
 # What several tests quantize with GPTQ, which takes its while: `artifacts(*GPTQ_4)`, four bits in groups of 128.
 SMALL = ("--samples", "4", "--sequence-length", "64")
 GPTQ_4 = ("tiny_bigcode", "gptq", *SMALL)
+GPTQ_MIXED = (*GPTQ_4, "--eight-bits", "c_fc", "last", "--mse", "2.4", "--gptaq")
 GPTQ_8 = ("tiny_qwen2", "gptq", "--bits", "8", "--group-size", "64", "--act-order", *SMALL)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.collector import Collector, greedy
-from support.commands import GPTQ_4, GPTQ_8, PROMPTS, Artifacts
+from support.commands import GPTQ_4, GPTQ_8, GPTQ_MIXED, PROMPTS, Artifacts
 from support.reference import generated
 from tokenizers import Tokenizer
 
@@ -27,6 +27,7 @@ SOURCES = [
     pytest.param(("smollm2", *INT8), marks=pytest.mark.real_model),
     GPTQ_4,
     GPTQ_8,
+    GPTQ_MIXED,
 ]
 
 

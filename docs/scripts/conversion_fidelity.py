@@ -64,6 +64,7 @@ def main() -> None:
         row = measure(
             name, [sources.get(option, option) for option in options], arguments.checkpoint, arguments.work
         )
+        row["command"] = f"pangu-convert {' '.join(options)}"  # without this machine's paths
         rows.append(row)
         with arguments.report.open("a") as report:
             report.write(json.dumps(row) + "\n")
@@ -87,7 +88,7 @@ def measure(name: str, options: list[str], checkpoint: Path, work: Path) -> dict
     weight_bytes = sum(manifest["files"][file]["size_bytes"] for file in manifest["weight_files"])
     return {
         "name": name,
-        "command": f"pangu-convert {' '.join(ROWS[name])}",
+        "command": f"pangu-convert {' '.join(options)}",
         "convert_seconds": round(seconds, 1),
         "convert_peak_bytes": peak_bytes,
         "weight_bytes": weight_bytes,

@@ -1,0 +1,392 @@
+"""A LoRA adapter is merged as peft merges it, to the last bit in float32, or what is in the way is named."""
+
+import functools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.adapters import merged_by_peft, save_adapter
+from support.damage import DAMAGES, WEIGHTS, Tensors, copied, sharded
+from support.gguf_files import gguf_content
+from support.hub import commit_of, serve_hub, use_hub
+from support.models import save_model
+from transformers import AutoModelForCausalLM
+
+from pangu_convert import cli
+from pangu_convert.artifact import read_artifact
+from pangu_training.stage.adapter import read_adapter
+from pangu_training.stage.adapter_changes import changes_of
+from pangu_training.stage.architecture import located
+from pangu_training.stage.checkpoint import read_checkpoint
+from pangu_training.stage.identity import checkpoint_hash
+from pangu_training.stage.rewriting import rewrite_weights
+
+CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
+TWO = {"target_modules": ["q_proj", "down_proj"]}
+Q = {"target_modules": ["q_proj"]}
+EXACT: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("qwen2_tied", TWO),
+    "all linear layers": ("llama", {"target_modules": "all-linear"}),
+    "all of GPTBigCode": ("gpt_bigcode", {"target_modules": ["c_attn", "c_proj", "c_fc"]}),
+    "a pattern": ("llama", {"target_modules": r".*\.(q|k)_proj"}),
+    "ranks and alphas by name": (
+        "llama",
+        {
+            **TWO,
+            "use_rslora": True,
+            "rank_pattern": {
+                "down_proj": 2,
+                "layers.1.self_attn.q_proj": 7,
+                r"^model\.layers\.0\..*q_proj": 3,
+            },
+            "alpha_pattern": {"q_proj": 11.5},
+        },
+    ),
+    "a layer": ("llama", {**Q, "layers_to_transform": [1]}),
+    "a layer by its list's name": ("llama", {**Q, "layers_to_transform": 0, "layers_pattern": "layers"}),
+    "all but one": ("llama", {**TWO, "exclude_modules": ["layers.0.self_attn.q_proj"]}),
+    "modules in full": ("llama", {**Q, "modules_to_save": ["lm_head", "embed_tokens", "norm"]}),
+    "a bias of B": ("llama_biased", {**Q, "lora_bias": True}),
+    "tokens": ("llama", {**Q, "trainable_token_indices": [3, 200, 7]}),
+    "tokens of a tied embedding": ("qwen2_tied", {**Q, "trainable_token_indices": [3, 200, 7]}),
+    "tokens of an embedding by its name": (
+        "gpt_bigcode",
+        {"target_modules": ["c_fc"], "trainable_token_indices": {"wte": [1]}},
+    ),
+    "an embedding": ("llama", {"target_modules": ["q_proj", "embed_tokens"]}),
+    "the head": ("llama", {"target_modules": ["q_proj", "lm_head"]}),
+}
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "DoRA": ("llama", {**Q, "use_dora": True}, "use_dora: true"),
+    "biases": ("llama_biased", {**Q, "bias": "all"}, 'bias: "all"'),
+    "PiSSA": ("llama", {**Q, "init_lora_weights": "pissa"}, 'init_lora_weights: "pissa"'),
+    "a tied embedding": (
+        "qwen2_tied",
+        {"target_modules": ["embed_tokens"]},
+        "changes model.embed_tokens.weight",
+    ),
+    "a tied head": ("qwen2_tied", {**Q, "modules_to_save": ["lm_head"]}, "changes lm_head.weight"),
+    "both of a tied pair": (
+        "qwen2_tied",
+        {**Q, "modules_to_save": ["lm_head", "embed_tokens"]},
+        "are one: save",
+    ),
+}
+OTHER_KINDS = (
+    "LOHA",
+    "LOKR",
+    "IA3",
+    "VERA",
+    "ADALORA",
+    "OFT",
+    "PROMPT_TUNING",
+    "PREFIX_TUNING",
+    "TRAINABLE_TOKENS",
+    None,
+)
+# What a setting may be by mistake.
+STRANGE = (None, 5, -1, "x", [1], {"x": 1}, [[]], True)
+Make = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """A checkpoint of `MODELS`, made once."""
+    return functools.cache(lambda model: save_model(tmp_path_factory.mktemp("models") / model, model))
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory, made: Make) -> Make:
+    """An adapter of `EXACT`, made once."""
+    folder = tmp_path_factory.mktemp("adapters")
+    return functools.cache(lambda name: save_adapter(made(EXACT[name][0]), folder / name, **EXACT[name][1]))
+
+
+def imported(source: object, output: Path, *arguments: object) -> Tensors:
+    """Import an adapter: the merged weights."""
+    assert cli.main(["import", str(source), "--output", str(output), *map(str, arguments)]) == 0
+    return weights_of(output)
+
+
+def weights_of(folder: Path) -> Tensors:
+    return {name: one for file in folder.glob("*.safetensors") for name, one in load_file(file).items()}
+
+
+def refused(capsys: pytest.CaptureFixture[str], source: Path, output: Path, *arguments: object) -> str:
+    """The line with which an import ends, which leaves nothing."""
+    capsys.readouterr()
+    assert cli.main(["import", str(source), "--output", str(output), *map(str, arguments)]) == 2
+    assert not output.exists()
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("pangu-convert: error: ")
+    return error
+
+
+def same(found: Tensors, expected: Tensors) -> bool:
+    return all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+def set_config(adapter: Path, **settings: object) -> Path:
+    config = json.loads((adapter / CONFIG).read_text())
+    (adapter / CONFIG).write_text(json.dumps({**config, **settings}))
+    return adapter
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_it_is_merged_as_peft_merges_it(name: str, made: Make, adapters: Make, tmp_path: Path) -> None:
+    base, adapter = made(EXACT[name][0]), adapters(name)
+    merged = imported(adapter, tmp_path / "out")
+    before = weights_of(base)
+    assert merged.keys() == before.keys()
+    assert same(merged, merged_by_peft(base, adapter))
+    assert not same(merged, before)
+    # The model that comes out loads, with the weights of the file.
+    state = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).state_dict()
+    assert same(merged, state)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_not_be_exact_is_refused(
+    name: str, made: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, settings, message = REFUSED[name]
+    adapter = save_adapter(made(model), tmp_path / "adapter", **settings)
+    assert message in refused(capsys, adapter, tmp_path / "out")
+
+
+def test_other_kinds_are_refused_by_their_name(
+    adapters: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, kind in enumerate(OTHER_KINDS):
+        adapter = set_config(copied(adapters("plain"), tmp_path / str(number)), peft_type=kind)
+        assert f"peft_type: {json.dumps(kind)}" in refused(capsys, adapter, tmp_path / "out")
+    adapter = set_config(copied(adapters("plain"), tmp_path / "task"), task_type="SEQ_CLS")
+    assert 'task_type: "SEQ_CLS"' in refused(capsys, adapter, tmp_path / "out")
+    adapter = set_config(copied(adapters("plain"), tmp_path / "new"), use_newest_idea={"x": 1})
+    assert "says use_newest_idea" in refused(capsys, adapter, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["plain", "modules in full", "tokens", "an embedding"])
+def test_damage_to_any_tensor_is_refused_by_its_name(
+    name: str, adapters: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = copied(adapters(name), tmp_path / "adapter")
+    whole = load_file(adapter / ADAPTER)
+    for damage in DAMAGES:
+        for tensor in list(whole)[:: 1 if damage.__name__ == "removed" else 3]:
+            tensors = {other: value.clone() for other, value in whole.items()}
+            damage(tensors, tensor)
+            save_file(tensors, adapter / ADAPTER, {"format": "pt"})
+            if damage.__name__ == "removed" and "base_layer" in tensor:
+                continue  # peft keeps it for no need
+            assert tensor in refused(capsys, adapter, tmp_path / "out"), damage
+
+
+def damaged_settings(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for key in config:
+        yield key, {other: value for other, value in config.items() if other != key}
+        for value in STRANGE:
+            if value != config[key]:
+                yield key, {**config, key: value}
+
+
+def test_damage_to_any_setting_is_refused_or_exact(
+    made: Make, adapters: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused, or without effect, or what peft makes of the same setting."""
+    name = "ranks and alphas by name"
+    base, adapter = made("llama"), copied(adapters(name), tmp_path / "adapter")
+    config, whole = json.loads((adapter / CONFIG).read_text()), imported(adapters(name), tmp_path / "whole")
+    taken = 0
+    for number, (key, settings) in enumerate(damaged_settings(config)):
+        (adapter / CONFIG).write_text(json.dumps(settings))
+        output = tmp_path / str(number)
+        capsys.readouterr()
+        if cli.main(["import", str(adapter), "--base", str(base), "--output", str(output)]) == 0:
+            taken += 1
+            merged = weights_of(output)
+            assert same(merged, whole) or same(merged, merged_by_peft(base, adapter)), (
+                key,
+                settings.get(key),
+            )
+        else:
+            error = capsys.readouterr().err.splitlines()[-1]
+            assert error.startswith("pangu-convert: error: ")
+    assert taken > 20
+
+
+def test_a_pattern_that_never_ends_is_refused(
+    adapters: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pangu_training.stage.adapter_targets.MATCH_SECONDS", 1)
+    adapter = set_config(copied(adapters("plain"), tmp_path / "slow"), target_modules=r"(\w*\.?)*(\w*\.?)*!")
+    assert "takes too long to match" in refused(capsys, adapter, tmp_path / "out")
+    adapter = set_config(copied(adapters("plain"), tmp_path / "wrong"), rank_pattern={"(": 4})
+    assert "'(' is not a pattern" in refused(capsys, adapter, tmp_path / "out")
+
+
+def test_a_pickle_is_not_opened(adapters: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapter = copied(adapters("plain"), tmp_path / "adapter")
+    (adapter / ADAPTER).rename(adapter / "adapter_model.bin")
+    assert "adapter_model.bin) can run code" in refused(capsys, adapter, tmp_path / "out")
+
+
+def test_sums_are_rounded_once(made: Make, adapters: Make, tmp_path: Path) -> None:
+    """bfloat16 weights and a small change, of which rounding the product first would leave something else."""
+    base = tmp_path / "base"
+    assert cli.main(["import", str(made("qwen2_tied")), "--output", str(base), "--dtype", "bfloat16"]) == 0
+    adapter = adapters("plain")
+    exact = imported(adapter, tmp_path / "exact", "--base", base, "--dtype", "float32")
+    rounded = imported(adapter, tmp_path / "rounded", "--base", base)
+    before = weights_of(base)
+    for name, tensor in rounded.items():
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, exact[name].bfloat16())
+        assert exact[name].dtype == torch.float32
+    assert same(exact, merged_by_peft(base, adapter))
+    changed = [name for name in before if not torch.equal(before[name], rounded[name])]
+    assert len(changed) == 4
+    assert read_checkpoint(tmp_path / "rounded").dtype == read_checkpoint(tmp_path / "rounded").config_dtype
+
+
+def test_who_loses_most_of_the_adapter_by_rounding_is_told(
+    made: Make, adapters: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = set_config(copied(adapters("plain"), tmp_path / "adapter"), lora_alpha=1e-3)
+    imported(adapter, tmp_path / "out", "--dtype", "bfloat16")
+    assert "of what the adapter changes is left: --dtype float32" in capsys.readouterr().err
+    provenance: Any = read_checkpoint(tmp_path / "out").provenance
+    assert provenance["update_kept"] < 0.9
+    imported(adapter, tmp_path / "whole", "--dtype", "float32")
+    assert "is left" not in capsys.readouterr().err
+
+
+def test_a_base_of_many_files_is_merged_file_by_file(made: Make, adapters: Make, tmp_path: Path) -> None:
+    base = copied(made("llama"), tmp_path / "base")
+    whole = load_file(base / WEIGHTS)
+    names = list(whole)
+    sharded(base, *({name: whole[name] for name in names[start::3]} for start in range(3)))
+    one, many = (
+        imported(adapters("modules in full"), tmp_path / name, *arguments)
+        for name, arguments in (("one", ()), ("many", ("--base", base)))
+    )
+    assert same(one, many)
+    assert sorted(file.name for file in (tmp_path / "many").glob("*.safetensors*")) == sorted(
+        file.name for file in base.glob("*.safetensors*")
+    )
+
+
+def test_conv1d_weights_lie_the_other_way(tmp_path: Path) -> None:
+    """GPT-2's layers, which no engine here serves: the merge is tested without the import."""
+    from support.scripted import byte_tokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    base = tmp_path / "gpt2"
+    GPT2LMHeadModel(
+        GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=261, bos_token_id=0, eos_token_id=0)
+    ).save_pretrained(base)
+    PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer()).save_pretrained(base)
+    adapter = save_adapter(
+        base, tmp_path / "adapter", target_modules=["c_attn", "c_proj"], fan_in_fan_out=True
+    )
+    checkpoint = read_checkpoint(base)
+    (tmp_path / "out").mkdir()
+    rewrite_weights(checkpoint, tmp_path / "out", changes_of(read_adapter(adapter), located(checkpoint)))
+    merged = weights_of(tmp_path / "out")
+    assert same(merged, merged_by_peft(base, adapter))
+    assert not same(merged, weights_of(base))
+
+
+def test_a_base_that_is_told_is_checked(
+    made: Make, adapters: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = copied(adapters("plain"), tmp_path / "adapter")
+    imported(adapter, tmp_path / "unknown")
+    assert "does not say which weights it was trained on" in capsys.readouterr().err
+    sha256 = checkpoint_hash(read_checkpoint(made("qwen2_tied")))
+    (adapter / "training.json").write_text(json.dumps({"base": {"name": "panda", "sha256": sha256}}))
+    imported(adapter, tmp_path / "known")
+    assert "caution" not in capsys.readouterr().err
+    found: list[Any] = [read_checkpoint(tmp_path / name).provenance for name in ("unknown", "known")]
+    assert [one["base"]["checked"] for one in found] == [False, True]
+    assert [one["base"]["sha256"] for one in found] == [sha256] * 2
+    assert found[1]["adapter"]["training"]["base"]["name"] == "panda"
+    (adapter / "training.json").write_text(json.dumps({"base": {"name": "panda", "sha256": "0" * 64}}))
+    assert "is not the checkpoint that" in refused(capsys, adapter, tmp_path / "out")
+
+
+def test_a_base_is_found_or_asked_for(
+    made: Make, adapters: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter, out = copied(adapters("plain"), tmp_path / "adapter"), tmp_path / "out"
+    for name, message in ((None, "does not name its base"), ("/gone/base", "is not here")):
+        set_config(adapter, base_model_name_or_path=name)
+        assert f"{message}" in (error := refused(capsys, adapter, out))
+        assert "give it with --base" in error
+    gguf = gguf_content(made("qwen2_tied"), "qwen2").write(tmp_path / "base.gguf")
+    imported(adapter, out, "--base", gguf)
+    provenance: Any = read_checkpoint(out).provenance
+    assert provenance["quantized_source"]["type"] == "F32"
+    assert provenance["base"]["name"] == "base.gguf"
+    error = refused(capsys, made("llama"), tmp_path / "none", "--base", made("llama"))
+    assert "--base is of a LoRA adapter" in error
+    assert "--base" in refused(capsys, gguf, tmp_path / "none", "--base", made("llama"))
+    error = refused(capsys, adapter, tmp_path / "none", "--base", made("gpt_bigcode"))
+    assert (
+        "names the module q_proj in target_modules, which its base has not" in error or "down_proj" in error
+    )
+
+
+def test_a_base_that_the_adapter_names_is_not_overwritten(
+    made: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base"
+    assert cli.main(["import", str(made("qwen2_tied")), "--output", str(base)]) == 0
+    adapter = save_adapter(base, tmp_path / "adapter", **TWO)
+    before = checkpoint_hash(read_checkpoint(base))
+    assert cli.main(["import", str(adapter), "--output", str(base), "--force"]) == 2
+    assert f"the output {base} is {base}, which is read" in capsys.readouterr().err
+    assert checkpoint_hash(read_checkpoint(base)) == before
+
+
+def test_adapter_and_base_come_from_the_hub_by_commit(
+    made: Make, adapters: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One repository with two branches: the adapter's is main, and it names its base's."""
+    base = made("qwen2_tied")
+    adapter = copied(adapters("plain"), tmp_path / "repository")
+    set_config(adapter, base_model_name_or_path="owner/repo", revision="base")
+    (adapter / "adapter_model.bin").write_bytes(b"a pickle that nobody asked for")
+    with serve_hub(adapter, {"base": base}) as address:
+        use_hub(monkeypatch, address, tmp_path / "home")
+        merged = imported("owner/repo", tmp_path / "out")
+    assert same(merged, merged_by_peft(base, adapters("plain")))
+    provenance: Any = read_checkpoint(tmp_path / "out").provenance
+    assert (provenance["source"], provenance["commit"]) == ("owner/repo", commit_of(adapter))
+    assert provenance["base"]["provenance"]["commit"] == commit_of(base)
+    assert not list((tmp_path / "home").rglob("*.bin"))
+
+
+def test_an_adapters_own_tokenizer_is_taken(made: Make, adapters: Make, tmp_path: Path) -> None:
+    adapter, base = copied(adapters("plain"), tmp_path / "adapter"), made("qwen2_tied")
+    shutil.copy(base / "tokenizer.json", adapter)
+    (adapter / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+    imported(adapter, tmp_path / "out")
+    assert (tmp_path / "out" / "chat_template.jinja").read_text().endswith("!")
+    assert not (tmp_path / "out" / "tokenizer_config.json").exists(), "the base's is of another tokenizer"
+    assert (tmp_path / "out" / "generation_config.json").exists()
+    assert os.path.exists(base / "tokenizer_config.json")
+
+
+def test_a_merged_model_is_a_checkpoint_like_any_other(adapters: Make, tmp_path: Path) -> None:
+    imported(adapters("plain"), tmp_path / "merged")
+    assert cli.main(["transformers", str(tmp_path / "merged"), "--output", str(tmp_path / "artifact")]) == 0
+    provenance = read_artifact(tmp_path / "artifact").manifest.source.provenance
+    assert provenance is not None
+    assert provenance["note"] == "a LoRA adapter merged into its base in float32, rounded once to float32"

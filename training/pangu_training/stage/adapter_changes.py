@@ -148,8 +148,10 @@ class _Collected:
                 raise CheckpointError(
                     f"{self._adapter.path} trains {name} in two ways, as tokens and as a module: {MERGE_ELSEWHERE}"
                 )
-            makers = [partial(replaced_by, self._whole[name])] if name in self._whole else []
-            makers += [makers[name] for makers in (self._added, self._rows) if name in makers]
+            makers: list[MakeChange] = (
+                [partial(replaced_by, self._whole[name])] if name in self._whole else []
+            )
+            makers += [more[name] for more in (self._added, self._rows) if name in more]
             changes[self._base.tensors[name].name] = partial(_chain, makers)
         return changes
 

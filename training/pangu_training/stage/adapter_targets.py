@@ -65,7 +65,7 @@ def by_pattern(
 ) -> dict[str, Value]:
     """A value for each of `modules`: that of the first of `patterns` which ends its name, else `default`."""
     values = dict.fromkeys(modules, default)
-    for pattern, value in reversed(patterns.items()):
+    for pattern, value in reversed(list(patterns.items())):
         values |= dict.fromkeys(matching(adapter, rf"(.*\.)?({pattern})", modules, plain=pattern), value)
     return values
 

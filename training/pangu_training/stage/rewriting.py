@@ -4,7 +4,7 @@ A change is computed in float32 and rounded once, to the type that is stored. On
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -113,7 +113,7 @@ def _write(
         bar.update(block.nbytes)
 
 
-def blocks(tensor: StoredTensor, source: IO[bytes]) -> "Any":
+def blocks(tensor: StoredTensor, source: IO[bytes]) -> Iterator[tuple[int, torch.Tensor]]:
     """Its rows in order, some at a time: the number of the first, and the rows, [rows, …]."""
     rows, *rest = tensor.shape or (1,)
     row_bytes = tensor.num_bytes // rows if rows else 0

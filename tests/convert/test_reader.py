@@ -118,7 +118,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         for method in ("gptq", "awq", "bitsandbytes", "fp8", "compressed-tensors")
     },
     "old awq": (lambda folder: (folder / "quant_config.json").write_text("{}"), "quantized already (awq)"),
-    "adapter": (lambda folder: (folder / "adapter_config.json").write_text("{}"), "an adapter (adapter_config.json)"),
+    "adapter": (
+        lambda folder: (folder / "adapter_config.json").write_text("{}"),
+        "an adapter (adapter_config.json)",
+    ),
     "pickle": (
         lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"),
         "holds pickled weights",

@@ -202,7 +202,8 @@ def _serving(artifact: Artifact, repository: str | None) -> str:
     )
     return (
         f"With {PROJECT} installed:\n\n```sh\n{fetch}pangu-serve {place}\n```\n\n"
-        f"```sh\ncurl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(request)}\n```\n\n"
+        f"```sh\ncurl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\\n"
+        f"  -d {shlex.quote(request)}\n```\n\n"
         f"The API is OpenAI's. {chat} The server checks the sha256 of every file before it loads it."
     )
 

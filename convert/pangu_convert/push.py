@@ -4,7 +4,9 @@ The artifact is verified first, by the sha256 of every file. Files go up before 
 at once; the same command run again sends only what the hub has not. The token is the one of the hub's own client.
 """
 
+import logging
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pangu_convert.artifact import Artifact, read_artifact, verify
 from pangu_convert.card import CardContents, write_card
+from pangu_convert.hub import MAIN, TIMEOUT_SECONDS
 from pangu_convert.inspection import summary
 from pangu_training.stage.errors import PanguError
 from pangu_training.stage.identity import MANIFEST
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-MAIN = "main"
 THEIRS = (".gitattributes", CARD)  # the hub's own, and what is looked at before it is replaced
 ADVICE = {
     401: "the hub does not know the token: log in with `hf auth login`, or set HF_TOKEN",
@@ -99,8 +101,9 @@ def _upload(artifact: Artifact, options: PushOptions) -> str:
 
 def _require_own(api: "HfApi", options: PushOptions, names: list[str]) -> None:
     """Raise `PushError` where another model, or a card that somebody edited, would be mixed with this one."""
-    there = api.list_repo_files(options.repository, revision=options.revision)
-    strangers = sorted(set(there) - {*names, *THEIRS})
+    info = api.model_info(options.repository, revision=options.revision, timeout=TIMEOUT_SECONDS)
+    there = {sibling.rfilename for sibling in info.siblings or ()}
+    strangers = sorted(there - {*names, *THEIRS})
     where = options.repository if options.revision == MAIN else f"{options.repository} at {options.revision}"
     if strangers:
         raise PushError(
@@ -120,16 +123,23 @@ def _require_own(api: "HfApi", options: PushOptions, names: list[str]) -> None:
 def _one_line(repository: str) -> Iterator[None]:
     """What the client raises as one line that says what to do."""
     import httpx2  # what huggingface_hub speaks
+    from huggingface_hub.utils import disable_progress_bars
 
+    # It asks a server in trouble five times more, and says so each time.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
         yield
     except PanguError:
         raise
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # a bar may be in this line
         cause: BaseException = error
         while cause.__cause__ is not None and not hasattr(cause, "response"):
             cause = cause.__cause__
         status = getattr(getattr(cause, "response", None), "status_code", None)
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        lines = str(cause).strip().splitlines() or [type(cause).__name__]
         reason = f"HTTP {status}" if status else lines[0].rstrip(".:")
-        raise PushError(f"{repository} was not pushed ({reason}): {ADVICE.get(status, AGAIN)}") from None
+        raise PushError(f"{repository} was not pushed ({reason}): {ADVICE.get(status, AGAIN)}") from error

@@ -98,7 +98,8 @@ class Hub:
                 for one in json.loads(body)["files"]
             ]
             return 200, {"files": modes}
-        assert what == "commit"
+        if what != "commit":
+            return 404, {"error": what}
         message = ""
         for line in body.splitlines():
             entry = json.loads(line)

@@ -137,7 +137,7 @@ def _import_adapter(
     name = base or adapter.base
     if not name:
         raise CheckpointError(f"{adapter.path} does not name its base: give it with --base")
-    with tempfile.TemporaryDirectory(dir=folder) as made:  # of a base that is no folder yet
+    with tempfile.TemporaryDirectory(dir=folder) as made:  # for a base that has to be imported first
         path, base_origin = Path(name), None
         if name in MODELS or path.is_file():
             path = Path(made)

@@ -63,7 +63,7 @@ def push(options: PushOptions) -> None:
         PushError: the hub refuses, or has files that are not this artifact's.
     """
     if not REPOSITORY.fullmatch(options.repository):
-        raise PushError(f"{options.repository!r} is no repository: name it as OWNER/NAME")
+        raise PushError(f"{options.repository!r} does not name a repository: give OWNER/NAME")
     artifact = read_artifact(options.artifact)
     verify(artifact)
     card = artifact.path / CARD
@@ -123,7 +123,7 @@ def _require_own(api: "HfApi", options: PushOptions, names: list[str]) -> None:
 def _one_line(repository: str) -> Iterator[None]:
     """What the client raises as one line that says what to do."""
     import httpx2  # what huggingface_hub speaks
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     # It asks a server in trouble five times more, and says so each time.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -139,7 +139,9 @@ def _one_line(repository: str) -> Iterator[None]:
         cause: BaseException = error
         while cause.__cause__ is not None and not hasattr(cause, "response"):
             cause = cause.__cause__
-        status = getattr(getattr(cause, "response", None), "status_code", None)
+        status: int | None = getattr(getattr(cause, "response", None), "status_code", None)
         lines = str(cause).strip().splitlines() or [type(cause).__name__]
         reason = f"HTTP {status}" if status else lines[0].rstrip(".:")
-        raise PushError(f"{repository} was not pushed ({reason}): {ADVICE.get(status, AGAIN)}") from error
+        raise PushError(
+            f"{repository} was not pushed ({reason}): {ADVICE.get(status or 0, AGAIN)}"
+        ) from error

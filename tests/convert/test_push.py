@@ -97,7 +97,7 @@ def test_what_does_not_verify_is_not_pushed(
     (artifact / "model.safetensors").write_bytes(weights)
     assert "model.safetensors in" in refused(capsys, artifact)
     assert not hub.requests
-    assert "is no repository: name it as OWNER/NAME" in refused_name(capsys, artifact, "tiny")
+    assert "does not name a repository: give OWNER/NAME" in refused_name(capsys, artifact, "tiny")
 
 
 def refused_name(capsys: pytest.CaptureFixture[str], artifact: Path, name: str) -> str:

@@ -67,7 +67,7 @@ class Adapter:
 
     @property
     def trained_from(self) -> Mapping[str, Any] | None:
-        """What the training says of its base, if it was ours: its `name` and `sha256`."""
+        """What `pangu-train fit` says of its base, if it made it: the `name` and `sha256`."""
         record = self.path / TRAINED
         base = read_json(record).get("base") if record.is_file() else None
         return base if isinstance(base, dict) and isinstance(base.get("sha256"), str) else None

@@ -20,7 +20,7 @@ from pangu_training.stage.identity import MANIFEST
 from pangu_training.stage.signed import is_as_written
 
 Writes = Literal["folder", "file", "results"]
-CARD = "README.md"  # ours where it says so itself
+CARD = "README.md"  # says itself whether we wrote it
 # Checkpoints of earlier versions do not say which files are theirs.
 CHECKPOINT_FILES = {CONFIG, SHARD_INDEX, *TEXT_FILES, *PROVENANCE_FILES, CARD}
 WEIGHTS = ".safetensors"

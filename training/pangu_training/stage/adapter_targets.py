@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -20,9 +20,15 @@ PLAIN = re.compile(r"\^?[\w.-]*")  # nothing in it repeats: it can be matched at
 MATCHER = """
 import json, re, resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
-pattern, names = json.load(sys.stdin)
-compiled = re.compile(pattern)
-json.dump([name for name in names if compiled.fullmatch(name)], sys.stdout)
+start, patterns, names = json.load(sys.stdin)
+found = []
+for pattern in patterns:
+    try:
+        compiled = re.compile(f"{start}({pattern})")
+    except Exception:
+        sys.exit(pattern)
+    found.append([name for name in names if compiled.fullmatch(name)])
+json.dump(found, sys.stdout)
 """
 MATCH_SECONDS = 10
 Value = TypeVar("Value")
@@ -65,42 +71,41 @@ def by_pattern(
 ) -> dict[str, Value]:
     """A value for each of `modules`: that of the first of `patterns` which ends its name, else `default`."""
     values = dict.fromkeys(modules, default)
-    for pattern, value in reversed(list(patterns.items())):
-        values |= dict.fromkeys(matching(adapter, rf"(.*\.)?({pattern})", modules, plain=pattern), value)
+    found = _matching(adapter, list(patterns), modules, start=r"(?:.*\.)?")
+    for names, value in reversed(list(zip(found, patterns.values(), strict=True))):
+        values |= dict.fromkeys(names, value)
     return values
 
 
-def matching(adapter: Adapter, pattern: str, names: Iterable[str], *, plain: str | None = None) -> list[str]:
-    """Those of `names` that the whole `pattern` matches. `plain` is the part of it that the adapter says.
-
-    Raises:
-        CheckpointError: it is not a pattern, or takes too long.
-    """
-    names = list(names)
-    if PLAIN.fullmatch(pattern if plain is None else plain):
-        return [name for name in names if re.fullmatch(pattern, name)]
+def _matching(adapter: Adapter, patterns: list[str], names: list[str], *, start: str = "") -> list[list[str]]:
+    """For each pattern those of `names` which it matches, as a whole but for a `start`."""
+    if all(map(PLAIN.fullmatch, patterns)):
+        return [[name for name in names if re.fullmatch(start + pattern, name)] for pattern in patterns]
+    where = adapter.path / ADAPTER_CONFIG
     try:
         ended = subprocess.run(
             [sys.executable, "-I", "-c", MATCHER],
-            input=json.dumps([pattern, names]),
+            input=json.dumps([start, patterns, names]),
             capture_output=True,
             text=True,
             timeout=MATCH_SECONDS,
-            check=True,
+            check=False,
         )
-    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-        slow = isinstance(error, subprocess.TimeoutExpired)
-        what = "takes too long to match" if slow else "is not a pattern"
+    except subprocess.TimeoutExpired:
         raise CheckpointError(
-            f"{adapter.path / ADAPTER_CONFIG}: {(plain or pattern)[:60]!r} {what}: name the modules in a list"
+            f"{where}: its patterns take too long to match, such as {patterns[0][:60]!r}: name the modules in a list"
         ) from None
-    found: list[str] = json.loads(ended.stdout)
+    if ended.returncode:
+        raise CheckpointError(
+            f"{where}: {ended.stderr.strip()[:60]!r} is not a pattern of modules' names: name them in a list"
+        )
+    found: list[list[str]] = json.loads(ended.stdout)
     return found
 
 
 def _named(adapter: Adapter, wanted: tuple[str, ...] | str, modules: list[str]) -> list[str]:
     if isinstance(wanted, str):
-        return matching(adapter, wanted, modules)
+        return _matching(adapter, [wanted], modules)[0]
     ends = tuple(f".{name}" for name in wanted)
     return [name for name in modules if name in wanted or name.endswith(ends)]
 

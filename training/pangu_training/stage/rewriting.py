@@ -3,7 +3,6 @@
 A change is computed in float32 and rounded once, to the type that is stored. One block is in memory at a time.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +69,6 @@ def rewrite_weights(
                         _copy(tensor, source, target, bar)
                     else:
                         _write(tensor, source, target, types[tensor.name], change, rounding, bar, hint)
-                target.flush()
-                os.fsync(target.fileno())
     return rounding
 
 
@@ -100,8 +97,7 @@ def _write(
     bar: "tqdm[Any]",
     hint: str,
 ) -> None:
-    source.seek(tensor.start)
-    for start, block in blocks(tensor, source):
+    for start, block in _blocks(tensor, source):
         old = block.float()
         new = old if change is None else change(old, start)
         rounded = new.to(getattr(torch, FLOATING[stored])).contiguous()
@@ -113,7 +109,7 @@ def _write(
         bar.update(block.nbytes)
 
 
-def blocks(tensor: StoredTensor, source: IO[bytes]) -> Iterator[tuple[int, torch.Tensor]]:
+def _blocks(tensor: StoredTensor, source: IO[bytes]) -> Iterator[tuple[int, torch.Tensor]]:
     """Its rows in order, some at a time: the number of the first, and the rows, [rows, …]."""
     rows, *rest = tensor.shape or (1,)
     row_bytes = tensor.num_bytes // rows if rows else 0

@@ -33,7 +33,7 @@ def test_a_killed_replacement(tmp_path: Path, tiny_bytes: Path) -> None:
 
 def test_a_killed_merge(tmp_path: Path, tiny_bytes: Path) -> None:
     adapter = save_adapter(tiny_bytes, tmp_path / "adapter", target_modules=["c_attn"])
-    assert_unharmed(killed("import", adapter, output=tmp_path / "in" / "out", step=5))
+    assert_unharmed(killed("import", adapter, output=tmp_path / "in" / "out", step=9))
 
 
 def test_a_killed_import_from_the_hub(tmp_path: Path, tiny_bytes: Path) -> None:

@@ -1,9 +1,6 @@
 """A LoRA adapter is merged as peft merges it, to the last bit in float32, or what is in the way is named."""
 
-import functools
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,58 +8,30 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.adapters import merged_by_peft, save_adapter
+from support.adapters import (
+    ADAPTER,
+    CONFIG,
+    EXACT,
+    Q,
+    imported,
+    merged_by_peft,
+    refused,
+    same,
+    save_adapter,
+    set_config,
+    weights_of,
+)
 from support.damage import DAMAGES, WEIGHTS, Tensors, copied, sharded
-from support.gguf_files import gguf_content
-from support.hub import commit_of, serve_hub, use_hub
-from support.models import save_model
 from transformers import AutoModelForCausalLM
 
 from pangu_convert import cli
-from pangu_convert.artifact import read_artifact
 from pangu_training.stage.adapter import read_adapter
 from pangu_training.stage.adapter_changes import changes_of
 from pangu_training.stage.architecture import located
 from pangu_training.stage.checkpoint import read_checkpoint
 from pangu_training.stage.errors import CheckpointError
-from pangu_training.stage.identity import checkpoint_hash
 from pangu_training.stage.rewriting import rewrite_weights
 
-CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
-TWO = {"target_modules": ["q_proj", "down_proj"]}
-Q = {"target_modules": ["q_proj"]}
-EXACT: dict[str, tuple[str, dict[str, Any]]] = {
-    "plain": ("qwen2_tied", TWO),
-    "all linear layers": ("llama", {"target_modules": "all-linear"}),
-    "all of GPTBigCode": ("gpt_bigcode", {"target_modules": ["c_attn", "c_proj", "c_fc"]}),
-    "a pattern": ("llama", {"target_modules": r".*\.(q|k)_proj"}),
-    "ranks and alphas by name": (
-        "llama",
-        {
-            **TWO,
-            "use_rslora": True,
-            "rank_pattern": {
-                "down_proj": 2,
-                "layers.1.self_attn.q_proj": 7,
-                r"^model\.layers\.0\..*q_proj": 3,
-            },
-            "alpha_pattern": {"q_proj": 11.5},
-        },
-    ),
-    "a layer": ("llama", {**Q, "layers_to_transform": [1]}),
-    "a layer by its list's name": ("llama", {**Q, "layers_to_transform": 0, "layers_pattern": "layers"}),
-    "all but one": ("llama", {**TWO, "exclude_modules": ["layers.0.self_attn.q_proj"]}),
-    "modules in full": ("llama", {**Q, "modules_to_save": ["lm_head", "embed_tokens", "norm"]}),
-    "a bias of B": ("llama_biased", {**Q, "lora_bias": True}),
-    "tokens": ("llama", {**Q, "trainable_token_indices": [3, 200, 7]}),
-    "tokens of a tied embedding": ("qwen2_tied", {**Q, "trainable_token_indices": [3, 200, 7]}),
-    "tokens of an embedding by its name": (
-        "gpt_bigcode",
-        {"target_modules": ["c_fc"], "trainable_token_indices": {"wte": [1]}},
-    ),
-    "an embedding": ("llama", {"target_modules": ["q_proj", "embed_tokens"]}),
-    "the head": ("llama", {"target_modules": ["q_proj", "lm_head"]}),
-}
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "DoRA": ("llama", {**Q, "use_dora": True}, "use_dora: true"),
     "biases": ("llama_biased", {**Q, "bias": "all"}, 'bias: "all"'),
@@ -94,49 +63,6 @@ OTHER_KINDS = (
 # What a setting may be by mistake.
 STRANGE = (None, 5, "x", [1], {"x": 1}, True)
 Make = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """A checkpoint of `MODELS`, made once."""
-    return functools.cache(lambda model: save_model(tmp_path_factory.mktemp("models") / model, model))
-
-
-@pytest.fixture(scope="module")
-def adapters(tmp_path_factory: pytest.TempPathFactory, made: Make) -> Make:
-    """An adapter of `EXACT`, made once."""
-    folder = tmp_path_factory.mktemp("adapters")
-    return functools.cache(lambda name: save_adapter(made(EXACT[name][0]), folder / name, **EXACT[name][1]))
-
-
-def imported(source: object, output: Path, *arguments: object) -> Tensors:
-    """Import an adapter: the merged weights."""
-    assert cli.main(["import", str(source), "--output", str(output), *map(str, arguments)]) == 0
-    return weights_of(output)
-
-
-def weights_of(folder: Path) -> Tensors:
-    return {name: one for file in folder.glob("*.safetensors") for name, one in load_file(file).items()}
-
-
-def refused(capsys: pytest.CaptureFixture[str], source: Path, output: Path, *arguments: object) -> str:
-    """The line with which an import ends, which leaves nothing."""
-    capsys.readouterr()
-    assert cli.main(["import", str(source), "--output", str(output), *map(str, arguments)]) == 2
-    assert not output.exists()
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("pangu-convert: error: ")
-    return error
-
-
-def same(found: Tensors, expected: Tensors) -> bool:
-    return all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
-
-
-def set_config(adapter: Path, **settings: object) -> Path:
-    config = json.loads((adapter / CONFIG).read_text())
-    (adapter / CONFIG).write_text(json.dumps({**config, **settings}))
-    return adapter
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -324,92 +250,3 @@ def test_conv1d_weights_lie_the_other_way(tmp_path: Path) -> None:
     merged = weights_of(tmp_path / "out")
     assert same(merged, merged_by_peft(base, adapter))
     assert not same(merged, weights_of(base))
-
-
-def test_a_base_that_is_told_is_checked(
-    made: Make, adapters: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    adapter = copied(adapters("plain"), tmp_path / "adapter")
-    imported(adapter, tmp_path / "unknown")
-    assert "does not say which weights it was trained on" in capsys.readouterr().err
-    sha256 = checkpoint_hash(read_checkpoint(made("qwen2_tied")))
-    (adapter / "training.json").write_text(json.dumps({"base": {"name": "panda", "sha256": sha256}}))
-    imported(adapter, tmp_path / "known")
-    assert "caution" not in capsys.readouterr().err
-    found: list[Any] = [read_checkpoint(tmp_path / name).provenance for name in ("unknown", "known")]
-    assert [one["base"]["checked"] for one in found] == [False, True]
-    assert [one["base"]["sha256"] for one in found] == [sha256] * 2
-    assert found[1]["adapter"]["training"]["base"]["name"] == "panda"
-    (adapter / "training.json").write_text(json.dumps({"base": {"name": "panda", "sha256": "0" * 64}}))
-    assert "is not the checkpoint that" in refused(capsys, adapter, tmp_path / "out")
-
-
-def test_a_base_is_found_or_asked_for(
-    made: Make, adapters: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    adapter, out = copied(adapters("plain"), tmp_path / "adapter"), tmp_path / "out"
-    for name, message in ((None, "does not name its base"), ("/gone/base", "is not here")):
-        set_config(adapter, base_model_name_or_path=name)
-        assert f"{message}" in (error := refused(capsys, adapter, out))
-        assert "give it with --base" in error
-    gguf = gguf_content(made("qwen2_tied"), "qwen2").write(tmp_path / "base.gguf")
-    imported(adapter, out, "--base", gguf)
-    provenance: Any = read_checkpoint(out).provenance
-    assert provenance["quantized_source"]["type"] == "F32"
-    assert provenance["base"]["name"] == "base.gguf"
-    error = refused(capsys, made("llama"), tmp_path / "none", "--base", made("llama"))
-    assert "--base is of a LoRA adapter" in error
-    assert "--base" in refused(capsys, gguf, tmp_path / "none", "--base", made("llama"))
-    error = refused(capsys, adapter, tmp_path / "none", "--base", made("gpt_bigcode"))
-    assert (
-        "names the module q_proj in target_modules, which its base has not" in error or "down_proj" in error
-    )
-
-
-def test_a_base_that_the_adapter_names_is_not_overwritten(
-    made: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    base = tmp_path / "base"
-    assert cli.main(["import", str(made("qwen2_tied")), "--output", str(base)]) == 0
-    adapter = save_adapter(base, tmp_path / "adapter", **TWO)
-    before = checkpoint_hash(read_checkpoint(base))
-    assert cli.main(["import", str(adapter), "--output", str(base), "--force"]) == 2
-    assert f"the output {base} is {base}, which is read" in capsys.readouterr().err
-    assert checkpoint_hash(read_checkpoint(base)) == before
-
-
-def test_adapter_and_base_come_from_the_hub_by_commit(
-    made: Make, adapters: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One repository with two branches: the adapter's is main, and it names its base's."""
-    base = made("qwen2_tied")
-    adapter = copied(adapters("plain"), tmp_path / "repository")
-    set_config(adapter, base_model_name_or_path="owner/repo", revision="base")
-    (adapter / "adapter_model.bin").write_bytes(b"a pickle that nobody asked for")
-    with serve_hub(adapter, {"base": base}) as address:
-        use_hub(monkeypatch, address, tmp_path / "home")
-        merged = imported("owner/repo", tmp_path / "out")
-    assert same(merged, merged_by_peft(base, adapters("plain")))
-    provenance: Any = read_checkpoint(tmp_path / "out").provenance
-    assert (provenance["source"], provenance["commit"]) == ("owner/repo", commit_of(adapter))
-    assert provenance["base"]["provenance"]["commit"] == commit_of(base)
-    assert not list((tmp_path / "home").rglob("*.bin"))
-
-
-def test_an_adapters_own_tokenizer_is_taken(made: Make, adapters: Make, tmp_path: Path) -> None:
-    adapter, base = copied(adapters("plain"), tmp_path / "adapter"), made("qwen2_tied")
-    shutil.copy(base / "tokenizer.json", adapter)
-    (adapter / "chat_template.jinja").write_text("{{ messages[0].content }}!")
-    imported(adapter, tmp_path / "out")
-    assert (tmp_path / "out" / "chat_template.jinja").read_text().endswith("!")
-    assert not (tmp_path / "out" / "tokenizer_config.json").exists(), "the base's is of another tokenizer"
-    assert (tmp_path / "out" / "generation_config.json").exists()
-    assert os.path.exists(base / "tokenizer_config.json")
-
-
-def test_a_merged_model_is_a_checkpoint_like_any_other(adapters: Make, tmp_path: Path) -> None:
-    imported(adapters("plain"), tmp_path / "merged")
-    assert cli.main(["transformers", str(tmp_path / "merged"), "--output", str(tmp_path / "artifact")]) == 0
-    provenance = read_artifact(tmp_path / "artifact").manifest.source.provenance
-    assert provenance is not None
-    assert provenance["note"] == "a LoRA adapter merged into its base in float32, rounded once to float32"

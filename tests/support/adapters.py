@@ -28,14 +28,11 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
         {
             **TWO,
             "use_rslora": True,
-            "rank_pattern": {
-                "down_proj": 2,
-                "layers.1.self_attn.q_proj": 7,
-                r"^model\.layers\.0\..*q_proj": 3,
-            },
+            "rank_pattern": {"down_proj": 2, "layers.1.self_attn.q_proj": 7},
             "alpha_pattern": {"q_proj": 11.5},
         },
     ),
+    "a rank by a pattern": ("llama", {**Q, "rank_pattern": {r"^model\.layers\.0\..*q_proj": 3, "q_proj": 5}}),
     "a layer": ("llama", {**Q, "layers_to_transform": [1]}),
     "a layer by its list's name": ("llama", {**Q, "layers_to_transform": 0, "layers_pattern": "layers"}),
     "all but one": ("llama", {**TWO, "exclude_modules": ["layers.0.self_attn.q_proj"]}),

@@ -33,6 +33,7 @@ def description(artifact: Artifact) -> dict[str, Any]:
     fidelity = manifest.scores.get("fidelity")
     bits = bits_of(manifest)
     return {
+        "sha256": manifest.sha256,
         "format": manifest.format,
         "quantization": manifest.quantization,
         "bits": bits,
@@ -47,7 +48,7 @@ def description(artifact: Artifact) -> dict[str, Any]:
 
 def running_description(endpoint: Endpoint) -> dict[str, Any]:
     """The same of a server that runs elsewhere: what its model's card says, None for what it does not."""
-    names = ("format", "bits", "source_sha256", "stored_weight_bytes", "calibration", "fidelity")
+    names = ("sha256", "format", "bits", "source_sha256", "stored_weight_bytes", "calibration", "fidelity")
     return {
         **dict.fromkeys(names),
         **{name: endpoint.card.get(name) for name in ("quantization", "source")},

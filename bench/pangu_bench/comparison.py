@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pangu_bench.options import COSTS, AnswerOptions, CostOptions, Running, UsageError, running_server
+from pangu_convert.card_scores import FIGURES
 from pangu_training.stage.command import ServerOptions
 from pangu_training.stage.options import argument, counted, nested, option
 from pangu_training.stage.output import write_file
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from pangu_convert.artifact import Artifact
     from pangu_training.asking.endpoint import Endpoint
 
-TABLE, FIGURES, PAGE = "compare.md", "compare.json", "compare.html"
+TABLE, PAGE = "compare.md", "compare.html"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pangu_convert import ctranslate2, gptq, importer, inspection, transformers, verification
+from pangu_convert import card, ctranslate2, gptq, importer, inspection, push, transformers, verification
 from pangu_training.stage import command
 
 VERBS: command.Verbs = {
@@ -17,6 +17,11 @@ VERBS: command.Verbs = {
     "transformers": (transformers.to_transformers, "make the unquantized artifact of a checkpoint"),
     "verify": (verification.verify, "compare an artifact with the checkpoint it was made from"),
     "inspect": (inspection.inspect, "print an artifact's manifest, or verify its files"),
+    "card": (
+        card.card,
+        "write the model card of an artifact: what it is, where it is from, what was measured",
+    ),
+    "push": (push.push, "upload an artifact with its card to a repository of a model hub, in one commit"),
 }
 
 

@@ -53,8 +53,7 @@ def convert(
     """
     checkpoint = whole_checkpoint(options.checkpoint, format)
     quantized = quantization(checkpoint)
-    source_name = str((checkpoint.provenance or {}).get("source") or checkpoint.path.resolve().name)
-    source_name = source_name.rsplit("/", 1)[-1]
+    source_name = checkpoint.name.rsplit("/", 1)[-1]
     needed_bytes = int(checkpoint.num_elements * bytes_per_weight)
     with new_directory(options.output, force=options.force, needed_bytes=needed_bytes) as folder:
         sha256 = checkpoint_hash(checkpoint)  # first: it refuses numbers that are not finite

@@ -4,9 +4,7 @@ transformers' own model class says which tensors there must be and of what shape
 tensor of the file, and a tensor of the file that fills none is refused: nothing is left at its random start.
 """
 
-import json
 import re
-import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from tqdm import tqdm
 from pangu_convert.gguf_config import ROPE_FACTORS, understood
 from pangu_convert.gguf_file import GgufFile, GgufTensor
 from pangu_training.stage.errors import CheckpointError
+from pangu_training.stage.tensors import header_of, stored_type
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 CHUNK_WEIGHTS = 1 << 24  # de-quantized at once: 64 MB in float32
 HEAD = "output.weight"
 EMBEDDING = "token_embd.weight"
-STORED_TYPE = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 LLAMA_NAMES = {
     "token_embd": "model.embed_tokens",
@@ -109,20 +107,8 @@ def write_dequantized(
     from pangu_training.stage.finite import all_finite
 
     torch_dtype = getattr(torch, dtype)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name, tensor in matched.items():
-        end = position + tensor.elements * torch_dtype.itemsize
-        header[name] = {
-            "dtype": STORED_TYPE[dtype],
-            "shape": tensor.shape,
-            "data_offsets": [position, end],
-        }
-        position = end
-    head = json.dumps(header).encode()
-    head += b" " * (-len(head) % 8)
     with target.open("wb") as output:
-        output.write(struct.pack("<Q", len(head)) + head)
+        output.write(header_of((name, stored_type(dtype), one.shape) for name, one in matched.items()))
         for tensor in tqdm(matched.values(), desc="de-quantizing", delay=1):
             heads = next((count for end, count in permuted_heads.items() if end in tensor.name), None)
             for chunk in _chunks(tensor, heads):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pangu_convert.download import DownloadError, cache_folder
-from pangu_training.stage.checkpoint import CONFIG, TEXT_FILES
+from pangu_training.stage.checkpoint import ADAPTER_CONFIG, CONFIG, TEXT_FILES, TRAINED
 from pangu_training.stage.identity import hash_files
 from pangu_training.stage.output import is_disk_full, locked, require_free_space, write_file
 
@@ -31,6 +31,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 MAIN = "main"
 RECORD = "hub.json"
 WANTED = (CONFIG, "*.safetensors", "*.safetensors.index.json", *TEXT_FILES)
+WANTED_OF_ADAPTERS = (ADAPTER_CONFIG, TRAINED)  # the second says which base it was trained on
 PART = re.compile(r"-\d{5}-of-(\d{5}\.gguf)")
 TIMEOUT_SECONDS = 30.0
 
@@ -100,13 +101,15 @@ def _wanted(info: "ModelInfo", repository: str, file: str | None) -> Mapping[str
             )
         form = PART.sub(r"-?????-of-\1", glob.escape(file))  # all parts of a model that is cut into several
         return {name: files[name] for name in files if fnmatch(name, form)}
-    if CONFIG not in files and ggufs:
+    adapter = ADAPTER_CONFIG in files
+    if CONFIG not in files and ggufs and not adapter:
         raise DownloadError(
             f"{repository} holds GGUF files and no checkpoint: import one of them, {repository}/{ggufs[0]}"
         )
+    forms = (*WANTED, *WANTED_OF_ADAPTERS) if adapter else WANTED
     # Folders in it hold other forms of the model.
     return {
-        name: files[name] for name in files if "/" not in name and any(fnmatch(name, form) for form in WANTED)
+        name: files[name] for name in files if "/" not in name and any(fnmatch(name, form) for form in forms)
     }
 
 

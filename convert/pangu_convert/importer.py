@@ -1,26 +1,31 @@
 """`pangu-convert import`: a checkpoint folder from a catalogue name, a GGUF file, a folder or a hub id.
 
+A LoRA adapter, as a folder or hub id, is merged into its base.
 A GGUF file comes out de-quantized in bfloat16, and `import.json` says so: converting it again quantizes a
 second time, and no figure of its "unquantized" form is one of the original model.
 """
 
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pangu_convert.adapter_import import merge_adapter
 from pangu_convert.catalogue import DEFAULT_MODEL, MODELS
 from pangu_convert.conversion import whole_checkpoint
 from pangu_convert.download import cache_folder, fetch
 from pangu_convert.gguf_import import import_gguf
 from pangu_convert.hub import HUB_SOURCE, fetch_hub_model
 from pangu_convert.weights import DTYPES, with_rope_theta, write_model
+from pangu_training.stage.adapter import Adapter, is_adapter, read_adapter
 from pangu_training.stage.checkpoint import CONFIG, IMPORTED, read_checkpoint, read_json
 from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.identity import checkpoint_hashes, hash_files, library_versions
 from pangu_training.stage.options import argument, option
 from pangu_training.stage.output import new_directory, require_free_space, write_file
+from pangu_training.stage.paths import require_apart
 
 
 def local_source(source: str) -> Path | None:
@@ -43,6 +48,11 @@ class ImportOptions:
         "type of the weights (default: bfloat16 for GGUF, else as they are)", None, choices=DTYPES
     )
     revision: str | None = option("branch, tag or commit of a hub id (default: main)", None)
+    base: str | None = option(
+        "of a LoRA adapter: its base, a name, file, folder or hub id as above (default: what the adapter names)",
+        None,
+        reads=local_source,
+    )
     force: bool = option("replace the output folder", False)
 
 
@@ -51,20 +61,20 @@ def import_checkpoint(options: ImportOptions) -> None:
     source, output = options.source, options.output
     if options.revision and (source in MODELS or Path(source).exists()):
         raise CheckpointError(f"--revision is of a hub id, which {source} is not: leave it out")
+    if options.base and (source in MODELS or Path(source).is_file()):
+        raise CheckpointError(f"--base is of a LoRA adapter, which {source} is not: leave it out")
     with new_directory(output, force=options.force) as folder:
         if source in MODELS:
-            file = MODELS[source]
-            path = fetch(file, cache_folder())
-            origin = {"source": source, "licence": file.licence, "cite": file.cite, "sha256": file.sha256}
-            _import_file(path, folder, origin, options.dtype)
+            _import_model(source, folder, options.dtype)
         elif Path(source).is_file():
             _import_file(Path(source), folder, {"source": Path(source).name}, options.dtype)
         elif Path(source).is_dir():
-            import_folder(Path(source), folder, {"source": Path(source).resolve().name}, options.dtype)
+            origin = {"source": Path(source).resolve().name}
+            import_folder(Path(source), folder, origin, options.dtype, options.base, output)
         elif HUB_SOURCE.fullmatch(source):
             model = fetch_hub_model(source, options.revision)
             if model.path.is_dir():
-                import_folder(model.path, folder, model.origin, options.dtype)
+                import_folder(model.path, folder, model.origin, options.dtype, options.base, output)
             else:
                 _import_file(model.path, folder, model.origin, options.dtype)
         else:
@@ -75,14 +85,36 @@ def import_checkpoint(options: ImportOptions) -> None:
     print(f"{output}: {checkpoint.architecture}, {checkpoint.dtype}, {checkpoint.weight_bytes / 1e9:.2f} GB")
 
 
+def _import_model(name: str, folder: Path, dtype: str | None) -> None:
+    file = MODELS[name]
+    path = fetch(file, cache_folder())
+    origin = {"source": name, "licence": file.licence, "cite": file.cite, "sha256": file.sha256}
+    _import_file(path, folder, origin, dtype)
+
+
 def _import_file(path: Path, folder: Path, origin: Mapping[str, Any], dtype: str | None) -> None:
     found = import_gguf(path, folder, dtype or "bfloat16")
     _complete_config(folder)
     _write_origin(folder, {**origin, **found})
 
 
-def import_folder(path: Path, folder: Path, origin: Mapping[str, Any], dtype: str | None) -> None:
-    """Take over the Hugging Face folder at `path`; weights are linked unless `dtype` differs."""
+def import_folder(
+    path: Path,
+    folder: Path,
+    origin: Mapping[str, Any],
+    dtype: str | None,
+    base: str | None = None,
+    output: Path | None = None,
+) -> None:
+    """Take over the Hugging Face folder at `path`; weights are linked unless `dtype` differs.
+
+    An adapter is merged into `base` (None: the one that it names), which must not be what `output` replaces.
+    """
+    if is_adapter(path):
+        _import_adapter(read_adapter(path), folder, origin, dtype, base, output)
+        return
+    if base:
+        raise CheckpointError(f"--base is of a LoRA adapter, and {path} is a model: leave it out")
     checkpoint = whole_checkpoint(path)
     hashes = checkpoint_hashes(checkpoint)  # first: it refuses numbers that are not finite
     require_free_space(folder, 0 if dtype in (None, checkpoint.dtype) else 2 * checkpoint.weight_bytes)
@@ -92,6 +124,43 @@ def import_folder(path: Path, folder: Path, origin: Mapping[str, Any], dtype: st
     linked = {name: weights[name] for name in weights if (folder / name).samefile(path / name)}
     # What it was imported from, or trained with, stays.
     _write_origin(folder, {**origin, **(checkpoint.provenance or {}), "weights_sha256": weights}, linked)
+
+
+def _import_adapter(
+    adapter: Adapter,
+    folder: Path,
+    origin: Mapping[str, Any],
+    dtype: str | None,
+    base: str | None,
+    output: Path | None,
+) -> None:
+    name = base or adapter.base
+    if not name:
+        raise CheckpointError(f"{adapter.path} does not name its base: give it with --base")
+    with tempfile.TemporaryDirectory(dir=folder) as made:  # for a base that has to be imported first
+        path, base_origin = Path(name), None
+        if name in MODELS or path.is_file():
+            path = Path(made)
+            if name in MODELS:
+                _import_model(name, path, None)
+            else:
+                _import_file(Path(name), path, {"source": Path(name).name}, None)
+        elif not path.is_dir():
+            if not HUB_SOURCE.fullmatch(name):
+                raise CheckpointError(
+                    f"the base {name!r} of {adapter.path} is not here (no folder, file, hub id or name of a model): "
+                    "give it with --base"
+                )
+            model = fetch_hub_model(name, None if base else adapter.base_revision)
+            path, base_origin = model.path, model.origin
+            if path.is_file():
+                path = Path(made)
+                _import_file(model.path, path, model.origin, None)
+        if output is not None:
+            require_apart(output, [path])
+        found = merge_adapter(adapter, read_checkpoint(path), base_origin, folder, dtype)
+    _complete_config(folder)
+    _write_origin(folder, {**origin, **found})
 
 
 def _complete_config(folder: Path) -> None:

@@ -49,9 +49,14 @@ def write_model(checkpoint: Checkpoint, folder: Path, dtype: str | None) -> None
             link_or_copy(file, folder / file.name)
         else:
             _cast(file, folder / file.name, dtype)
+    write_other_files(checkpoint, folder, dtype or checkpoint.dtype)
+
+
+def write_other_files(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
+    """Put all that belongs to a model but its weights into `folder`; `config.json` says that these are `dtype`."""
     for text in _other_files(checkpoint):
         shutil.copyfile(text, folder / text.name)
-    _write_config(checkpoint, folder, dtype or checkpoint.dtype)
+    _write_config(checkpoint, folder, dtype)
 
 
 def link_model(checkpoint: Checkpoint, folder: Path) -> None:

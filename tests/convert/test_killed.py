@@ -4,6 +4,7 @@ what it would have given undisturbed. (With `step=1` every change on the disk is
 from pathlib import Path
 
 import pytest
+from support.adapters import save_adapter
 from support.commands import pangu_convert
 from support.hub import hub_environment, serve_hub
 from support.killing import killed
@@ -28,6 +29,11 @@ def test_a_killed_replacement(tmp_path: Path, tiny_bytes: Path) -> None:
     output = tmp_path / "in" / "out"
     pangu_convert("ctranslate2", tiny_bytes, "--output", output)
     assert_unharmed(killed("transformers", tiny_bytes, "--force", output=output, step=3))
+
+
+def test_a_killed_merge(tmp_path: Path, tiny_bytes: Path) -> None:
+    adapter = save_adapter(tiny_bytes, tmp_path / "adapter", target_modules=["c_attn"])
+    assert_unharmed(killed("import", adapter, output=tmp_path / "in" / "out", step=9))
 
 
 def test_a_killed_import_from_the_hub(tmp_path: Path, tiny_bytes: Path) -> None:

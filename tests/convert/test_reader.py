@@ -1,6 +1,5 @@
 """One reader for checkpoints: any tensor removed, renamed, doubled, reshaped or broken is refused by its name."""
 
-import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.commands import pangu_convert
 from support.damage import DAMAGES, WEIGHTS, Tensors, copied, not_a_number, removed, rewritten, sharded
-from support.models import MODELS, save_model
+from support.models import MODELS
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pangu_convert import cli
@@ -23,12 +22,6 @@ from pangu_training.stage.identity import checkpoint_hash
 
 MATRIX = "model.layers.1.mlp.down_proj.weight"
 Make = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """A checkpoint of `MODELS`, made once."""
-    return functools.cache(lambda model: save_model(tmp_path_factory.mktemp("models") / model, model))
 
 
 def read(folder: Path) -> str:
@@ -118,7 +111,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         for method in ("gptq", "awq", "bitsandbytes", "fp8", "compressed-tensors")
     },
     "old awq": (lambda folder: (folder / "quant_config.json").write_text("{}"), "quantized already (awq)"),
-    "adapter": (lambda folder: (folder / "adapter_config.json").write_text("{}"), "holds a LoRA adapter"),
+    "adapter": (
+        lambda folder: (folder / "adapter_config.json").write_text("{}"),
+        "an adapter (adapter_config.json)",
+    ),
     "pickle": (
         lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"),
         "holds pickled weights",

@@ -127,6 +127,14 @@ def test_an_adapter_is_merged_as_peft_merges_it(tiny_qwen2: Path, tmp_path: Path
         changed += not torch.equal(tensor, before[name])
     assert changed == len(adapted)
 
+    # The adapter knows its base, and `pangu-convert import` merges it alike.
+    pangu_convert("import", run / "final", "--output", tmp_path / "imported")
+    imported = load_file(tmp_path / "imported" / "model.safetensors")
+    assert all(torch.equal(tensor, imported[name]) for name, tensor in merged.items())
+    provenance: Any = read_checkpoint(tmp_path / "imported").provenance
+    assert provenance["base"]["checked"] is True
+    assert provenance["adapter"]["training"]["data"]["used"] == 16
+
 
 def test_what_is_not_finished_or_not_its_base_is_refused(
     run: Path, tiny_qwen2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -2,12 +2,13 @@
 
 Weights in the base checkpoint's type and files, LoRA adapters merged in float32, the base's tokenizer with the
 prompt format as its chat template, `training.json` with what it was trained on and how, and a model card.
-One weight file at a time is in memory.
+One block of weights at a time is in memory.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +28,10 @@ from pangu_training.stage.identity import checkpoint_hash, hash_files
 from pangu_training.stage.options import argument, option
 from pangu_training.stage.output import new_directory, write_file
 from pangu_training.stage.paths import require_apart
+from pangu_training.stage.tensors import read_tensors
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from pangu_training.stage.rewriting import Changes
 
 METHODS = {
     "score-gap": "RRTF (PanGu-Coder2, arXiv 2307.14936)",
@@ -37,7 +39,6 @@ METHODS = {
     "off": "fine-tuning on the chosen answers of RRTF's pairs, without its ranking loss",
 }
 RECORDED = ("data", "held_out", "held_out_problems", "options", "library_versions")
-ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,70 +83,31 @@ def export(options: ExportOptions) -> None:
 
 def _write_weights(base: Checkpoint, final: Path, folder: Path) -> None:
     """The trained weights by the names, files and types of the base's."""
-    from safetensors import safe_open
-    from safetensors.torch import save_file
+    from pangu_training.stage.adapter import is_adapter, read_adapter
+    from pangu_training.stage.adapter_changes import changes_of
+    from pangu_training.stage.architecture import located
+    from pangu_training.stage.rewriting import rewrite_weights
 
-    from pangu_training.stage.finite import all_finite
-
-    adapter = (final / ADAPTER).is_file()
-    trained = _lora(final) if adapter else _full(final)
-    names = set()
-    for file in base.weight_files:
-        with safe_open(file, framework="pt") as weights:
-            tensors = {}
-            for name in weights.keys():  # noqa: SIM118  (it is not a mapping)
-                tensor = weights.get_tensor(name)
-                names.add(name)
-                if change := trained.get(name):
-                    tensor = change(tensor).to(tensor.dtype).contiguous()
-                    if not all_finite(tensor):
-                        raise CheckpointError(
-                            f"{name} holds NaN or infinity after the training in {final}: train again, with a lower "
-                            "--learning-rate"
-                        )
-                tensors[name] = tensor
-            save_file(tensors, folder / file.name, metadata={"format": "pt"})
-    # A full training has all of the base's weights, and FSDP saves a tied one twice; an adapter has some of them.
-    lost = trained.keys() - names if adapter else names - trained.keys()
-    if lost:
-        raise CheckpointError(
-            f"{base.path} and {final} do not belong together: {min(lost)} is in one of them only"
-        )
+    changes = changes_of(read_adapter(final), located(base)) if is_adapter(final) else _full(base, final)
+    rewrite_weights(
+        base,
+        folder,
+        changes,
+        hint=f" after the training in {final}: train again, with a lower --learning-rate",
+    )
 
 
-def _lora(final: Path) -> "dict[str, Callable[[Tensor], Tensor]]":
-    """Weight name -> the weight with its adapter merged: W + alpha / r · B A, in float32."""
-    from safetensors.torch import load_file
+def _full(base: Checkpoint, final: Path) -> "Changes":
+    """The trained weights instead of the base's; FSDP saves a tied one twice, which is one too many."""
+    from pangu_training.stage.adapter_changes import replaced_by
 
-    config, adapters = read_json(final / ADAPTER_CONFIG), load_file(final / ADAPTER)
-    scale, suffix = config["lora_alpha"] / config["r"], ".lora_A.weight"
-
-    def merge(module: str) -> "Callable[[Tensor], Tensor]":
-        a, b = (adapters[f"{module}.lora_{matrix}.weight"].float() for matrix in "AB")
-        return lambda weight: weight.float() + scale * (b @ a)
-
-    return {
-        module.removeprefix("base_model.model.") + ".weight": merge(module)
-        for module in (name.removesuffix(suffix) for name in adapters if name.endswith(suffix))
-    }
-
-
-def _full(final: Path) -> "dict[str, Callable[[Tensor], Tensor]]":
-    """Weight name -> the trained weight instead."""
-    from safetensors import safe_open
-
-    def take(file: Path, name: str) -> "Callable[[Tensor], Tensor]":
-        def load(_: "Tensor") -> "Tensor":
-            with safe_open(file, framework="pt") as weights:
-                return weights.get_tensor(name)
-
-        return load
-
-    changes: dict[str, Callable[[Tensor], Tensor]] = {}
-    for file in sorted(final.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as weights:
-            changes |= {name: take(file, name) for name in weights.keys()}  # noqa: SIM118
-    return changes
+    trained = read_tensors(sorted(final.glob("*.safetensors")))
+    for name, tensor in base.tensors.items():
+        if name not in trained or trained[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{base.path} and {final} do not belong together: {name} is not the same in both"
+            )
+    return {name: partial(replaced_by, trained[name]) for name in base.tensors}
 
 
 def _write_texts(base: Checkpoint, folder: Path) -> None:
@@ -168,12 +130,11 @@ def _provenance(name: str, base: Checkpoint, trained: Run) -> dict[str, Any]:
     metrics = trained.metrics
     held_out = [entry for entry in metrics if "loss" not in entry]
     steps = [entry for entry in metrics if "loss" in entry]
-    before = base.provenance or {}
     return {
         "source": name,
         "method": METHODS[trained.description["options"]["rank_loss"]],
         "base": {
-            "name": before.get("source") or base.path.resolve().name,
+            "name": base.name,
             "sha256": trained.description["checkpoint_sha256"],
             "provenance": base.provenance,
         },

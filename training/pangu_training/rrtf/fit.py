@@ -7,6 +7,7 @@ the paper's where it gives any (global batch, epochs), else WizardCoder's for th
 """
 
 import contextlib
+import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -17,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 from pangu_training.data.ranked import RankedFile, read_ranked
 from pangu_training.rrtf.options import Options, TrainingOptions
 from pangu_training.rrtf.run import Run
-from pangu_training.stage.checkpoint import Checkpoint, read_checkpoint
+from pangu_training.stage.checkpoint import TRAINED, Checkpoint, read_checkpoint
 from pangu_training.stage.errors import PanguError
 from pangu_training.stage.identity import checkpoint_hash, library_versions
 from pangu_training.stage.options import argument, nested, option
-from pangu_training.stage.output import locked, new_directory
+from pangu_training.stage.output import locked, new_directory, write_file
 
 if TYPE_CHECKING:
     from pangu_training.rrtf.held_out import HeldOutProblems
@@ -250,7 +251,7 @@ def _train(
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     if monitor.stopped:
         raise KeyboardInterrupt
-    _save(trainer, run)
+    _save(trainer, run, checkpoint, adapter=bool(options.lora_rank))
 
 
 def _load(checkpoint: Checkpoint, options: Options) -> Any:
@@ -285,11 +286,15 @@ def _load(checkpoint: Checkpoint, options: Options) -> Any:
         return get_peft_model(model, adapters)
 
 
-def _save(trainer: "PairTrainer", run: Run) -> None:
-    """Gather the trained weights into `final`, which is absent or whole."""
+def _save(trainer: "PairTrainer", run: Run, base: Checkpoint, *, adapter: bool) -> None:
+    """Gather the trained weights into `final`, which is absent or whole. An adapter says which base it is of."""
     if trainer.is_fsdp_enabled:
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     main = trainer.is_world_process_zero()
     with new_directory(run.final) if main else contextlib.nullcontext(run.path) as folder:
         trainer.save_model(str(folder))
+        if main and adapter:
+            record = run.description
+            record["base"] = {"name": base.name, "sha256": record.pop("checkpoint_sha256")}
+            write_file(folder / TRAINED, (json.dumps(record, indent=2) + "\n").encode())
     trainer.accelerator.wait_for_everyone()

@@ -153,14 +153,15 @@ def _require_equal(checkpoint: Checkpoint, model: Any) -> None:
     """What the config ties may be stored twice, but then has to be the same: programs differ in what they take."""
     for target, source in model.all_tied_weights_keys.items():
         pair = [checkpoint.tensors[name] for name in (target, source) if name in checkpoint.tensors]
-        if len(pair) == 2 and not _equal(*pair):
+        if len(pair) == 2 and not same_numbers(*pair):
             raise CheckpointError(
                 f"{target} and {source} in {checkpoint.path} differ, and its config.json says that they are one: set "
                 "tie_word_embeddings to false there"
             )
 
 
-def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+def same_numbers(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two stored tensors are the same, compared a few rows at a time."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     with safe_open(one.file, framework="pt") as first, safe_open(other.file, framework="pt") as second:

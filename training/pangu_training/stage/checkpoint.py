@@ -20,7 +20,7 @@ from pangu_training.stage.tensors import COMPUTED, FLOATING, StoredTensor, read_
 
 CONFIG, TOKENIZER, GENERATION = "config.json", "tokenizer.json", "generation_config.json"
 WEIGHTS, SHARD_INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 QUANTIZE_CONFIGS = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # of older quantizers
 # What a tokenizer and a generation need besides the weights; copied along by every conversion.
 TEXT_FILES = (
@@ -119,6 +119,11 @@ class Checkpoint:
         raise CheckpointError(f"{self.path} names no end-of-text token: set eos_token_id in its config.json")
 
     @property
+    def name(self) -> str:
+        """What it is called: what it was imported or trained as, else its folder."""
+        return str((self.provenance or {}).get("source") or self.path.resolve().name)
+
+    @property
     def provenance(self) -> Mapping[str, Any] | None:
         """What the stage that made the checkpoint wrote about it."""
         for name in PROVENANCE_FILES:
@@ -138,8 +143,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is not a folder: give the folder that holds config.json")
     if (path / ADAPTER_CONFIG).is_file():
         raise CheckpointError(
-            f"{path} holds a LoRA adapter ({ADAPTER_CONFIG}): merge it into its base (peft's merge_and_unload), and "
-            "save_pretrained the result into a folder of its own"
+            f"{path} holds an adapter ({ADAPTER_CONFIG}) and not a model: pangu-convert import {path} merges it into "
+            "its base"
         )
     if not (path / CONFIG).is_file():
         raise CheckpointError(f"{path} has no {CONFIG}: it is not a Hugging Face checkpoint")

@@ -18,6 +18,7 @@
   + LineFileError         pangu_training.stage.line_file
   + ArtifactError         pangu_convert.artifact
   + DownloadError         pangu_convert.download
+  + PushError             pangu_convert.push
   + CalibrationError      pangu_convert.calibration
   + QuantizationError     pangu_convert.gptq
   + UnpairedError         pangu_bench.significance

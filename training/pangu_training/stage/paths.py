@@ -17,10 +17,12 @@ from typing import Any, Literal
 from pangu_training.stage.checkpoint import CONFIG, PROVENANCE_FILES, SHARD_INDEX, TEXT_FILES
 from pangu_training.stage.errors import OutputError
 from pangu_training.stage.identity import MANIFEST
+from pangu_training.stage.signed import is_as_written
 
 Writes = Literal["folder", "file", "results"]
+CARD = "README.md"  # says itself whether we wrote it
 # Checkpoints of earlier versions do not say which files are theirs.
-CHECKPOINT_FILES = {CONFIG, SHARD_INDEX, *TEXT_FILES, *PROVENANCE_FILES, "README.md"}
+CHECKPOINT_FILES = {CONFIG, SHARD_INDEX, *TEXT_FILES, *PROVENANCE_FILES, CARD}
 WEIGHTS = ".safetensors"
 
 
@@ -125,4 +127,6 @@ def _written(folder: Path) -> set[str]:
                 written |= {name, *record["files"]}
             else:
                 written |= {*CHECKPOINT_FILES, *(file.name for file in folder.glob(f"*{WEIGHTS}"))}
+            if is_as_written(folder / CARD):
+                written.add(CARD)
     return written

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,24 @@ def read_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
     return found
 
 
+def stored_type(dtype: str) -> str:
+    """torch's name of a type of `FLOATING` as safetensors spells it."""
+    return next(stored for stored, name in FLOATING.items() if name == dtype)
+
+
+def header_of(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> bytes:
+    """What a file begins with that holds these tensors in this order: name, type as safetensors spells it, shape."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, dtype, shape in tensors:
+        end = position + math.prod(shape) * _bits(name, dtype) // 8
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    head = json.dumps(entries).encode()
+    head += b" " * (-len(head) % 8)
+    return len(head).to_bytes(8, "little") + head
+
+
 def _tensors(file: Path) -> list[StoredTensor]:
     try:
         with file.open("rb") as stream:
@@ -86,11 +104,16 @@ def _tensor(file: Path, data: int, name: str, entry: Any) -> StoredTensor:
     dtype, shape, (start, stop) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
     if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
         raise ValueError(f"{name} has a shape or place that makes no sense")
-    bits = BITS.fullmatch("BOOL8" if dtype == "BOOL" else dtype)
-    if bits is None:
-        raise ValueError(f"{name} is of an unknown type, {dtype}")
-    if 8 * (stop - start) != math.prod(shape) * int(bits[1]):
+    if 8 * (stop - start) != math.prod(shape) * _bits(name, dtype):
         raise ValueError(f"{name} has {stop - start} bytes, which is not its shape's size")
     return StoredTensor(
         file=file, name=name, shape=shape, dtype=dtype, start=data + start, num_bytes=stop - start
     )
+
+
+def _bits(name: str, dtype: str) -> int:
+    """Of one number of the tensor `name`; `ValueError` where its type is none."""
+    bits = BITS.fullmatch("BOOL8" if dtype == "BOOL" else dtype)
+    if bits is None:
+        raise ValueError(f"{name} is of an unknown type, {dtype}")
+    return int(bits[1])

@@ -8,8 +8,8 @@ from pangu_training.stage.errors import CheckpointError
 
 EVERY: tuple[Format, ...] = ("transformers", "ctranslate2", "gptq")
 UNQUANTIZED: tuple[Format, ...] = ("transformers",)
-# What a test has seen to give transformers' own greedy tokens: tests/server/backends/test_families.py, and for EVERY
-# those that docs/extending.md names.
+NO_GPTQ: tuple[Format, ...] = ("transformers", "ctranslate2")
+# What a test has seen to give transformers' own greedy tokens: tests/server/backends/test_families.py.
 ARCHITECTURES: Mapping[str, tuple[Format, ...]] = {
     "GPTBigCodeForCausalLM": EVERY,
     "LlamaForCausalLM": EVERY,  # Code Llama, DeepSeek-Coder, Yi-Coder, SmolLM2 and others
@@ -20,21 +20,21 @@ ARCHITECTURES: Mapping[str, tuple[Format, ...]] = {
     "Exaone4ForCausalLM": UNQUANTIZED,
     "GPT2LMHeadModel": UNQUANTIZED,
     "Gemma2ForCausalLM": UNQUANTIZED,
-    "GemmaForCausalLM": UNQUANTIZED,  # CodeGemma
+    "GemmaForCausalLM": NO_GPTQ,  # CodeGemma
     "Glm4ForCausalLM": UNQUANTIZED,
     "GraniteForCausalLM": UNQUANTIZED,
     "HeliumForCausalLM": UNQUANTIZED,
     "HunYuanDenseV1ForCausalLM": UNQUANTIZED,
-    "MistralForCausalLM": UNQUANTIZED,  # Codestral
+    "MistralForCausalLM": NO_GPTQ,  # Codestral
     "Olmo2ForCausalLM": UNQUANTIZED,
     "OlmoForCausalLM": UNQUANTIZED,
     "PersimmonForCausalLM": UNQUANTIZED,
     "Phi3ForCausalLM": UNQUANTIZED,
     "PhiForCausalLM": UNQUANTIZED,
-    "Qwen3ForCausalLM": UNQUANTIZED,
+    "Qwen3ForCausalLM": NO_GPTQ,
     "SeedOssForCausalLM": UNQUANTIZED,
     "SmolLM3ForCausalLM": UNQUANTIZED,
-    "Starcoder2ForCausalLM": UNQUANTIZED,
+    "Starcoder2ForCausalLM": NO_GPTQ,
 }
 GGUF_ARCHITECTURES = ("llama", "qwen2", "starcoder")
 

@@ -12,6 +12,7 @@ from pangu_convert.artifact import Artifact, read_artifact
 from pangu_server.backends.torch.placing import build, complete, place
 from pangu_server.backends.torch.quantized import Quantized
 from pangu_server.backends.torch.weights import open_weights
+from support.reference import generated
 from support.scripted import byte_tokenizer
 from support.tiny import save_tiny
 
@@ -57,6 +58,33 @@ def loaded(artifact: Artifact, dtype: torch.dtype = torch.float32) -> Any:
         place(model, name, value.dense() if isinstance(value, Quantized) else value, "cpu", dtype)
     complete(model, "cpu")
     return model
+
+
+class Plain:
+    """An artifact's numbers as plain matrices in single precision, in transformers' own model."""
+
+    def __init__(self, artifact: Artifact, *, ends: bool = True) -> None:
+        self.model = loaded(artifact)
+        self.end_ids = list(artifact.manifest.end_token_ids) if ends else []
+
+    def greedy(self, prompt: list[int], count: int) -> list[int]:
+        """transformers' own generation of up to `count` tokens."""
+        return generated(self.model, prompt, count, self.end_ids)
+
+    def check(self, prompt: list[int], tokens: list[int], count: int) -> int:
+        """How many of `tokens`, up to `count`, are the plain model's; they part at most where two are as good.
+
+        The kernel rounds activations to 16 bits: some 1e-5 of a block's largest.
+        """
+        expected = self.greedy(prompt, count)
+        for index, (token, other) in enumerate(zip(tokens, expected, strict=False)):
+            if token != other:
+                with torch.inference_mode():
+                    logits = self.model(torch.tensor([prompt + expected[:index]])).logits[0, -1]
+                assert logits[other] - logits[token] < 2e-3 * logits.std()
+                return index
+        assert len(tokens) == len(expected)
+        return len(tokens)
 
 
 def logits(model: Any) -> torch.Tensor:

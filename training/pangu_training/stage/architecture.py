@@ -74,7 +74,12 @@ def model_config(checkpoint: Checkpoint) -> Any:
     Raises:
         CheckpointError: it describes no model that transformers knows.
     """
-    fields = {key: value for key, value in checkpoint.config.items() if key not in ("dtype", "torch_dtype")}
+    return config_of(checkpoint.config, checkpoint.dtype)
+
+
+def config_of(stored: Mapping[str, Any], dtype: str) -> Any:
+    """transformers' config of what a `config.json` holds, for weights of type `dtype`; raises as `model_config`."""
+    fields = {key: value for key, value in stored.items() if key not in ("dtype", "torch_dtype")}
     kind = fields.pop("model_type", None)
     layers = fields.get("num_hidden_layers") or fields.get("n_layer")
     if isinstance(layers, int) and layers > MANY_LAYERS:
@@ -83,7 +88,7 @@ def model_config(checkpoint: Checkpoint) -> Any:
         config = transformers.AutoConfig.for_model(kind, **fields)
     except FAULTS as error:
         raise CheckpointError(f"it describes no model ({_line(error)}): download it again") from None
-    config.dtype = getattr(torch, checkpoint.dtype)
+    config.dtype = getattr(torch, dtype)
     return config
 
 
@@ -101,6 +106,19 @@ def build(config: Any, architecture: str) -> Any:
             return model_class(config).eval()  # type: ignore[misc]  # it has a config_class
     except FAULTS as error:
         raise CheckpointError(f"does not describe a {architecture} ({_line(error)})") from None
+
+
+def compute(model: Any, names: Iterable[str], device: str | torch.device) -> None:
+    """Put the buffers `names` of `model`, which are computed and not stored, on `device`; no parameter changes."""
+    owners = {}
+    for name in names:
+        path, _, attribute = name.rpartition(".")
+        module = owners[path] = model.get_submodule(path)
+        setattr(module, attribute, torch.empty_like(getattr(module, attribute), device=device))
+    for module in owners.values():
+        for parameter in module.parameters(recurse=False):
+            parameter._is_hf_initialized = True  # transformers then leaves it as it is
+        model._init_weights(module)  # as from_pretrained does: rotary frequencies, GPTBigCode's mask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

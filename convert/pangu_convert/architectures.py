@@ -8,33 +8,44 @@ from pangu_training.stage.errors import CheckpointError
 
 EVERY: tuple[Format, ...] = ("transformers", "ctranslate2", "gptq")
 UNQUANTIZED: tuple[Format, ...] = ("transformers",)
-NO_GPTQ: tuple[Format, ...] = ("transformers", "ctranslate2")
+NO_CTRANSLATE2: tuple[Format, ...] = ("transformers", "gptq")
 # What a test has seen to give transformers' own greedy tokens: tests/server/backends/test_families.py.
 ARCHITECTURES: Mapping[str, tuple[Format, ...]] = {
     "GPTBigCodeForCausalLM": EVERY,
     "LlamaForCausalLM": EVERY,  # Code Llama, DeepSeek-Coder, Yi-Coder, SmolLM2 and others
     "Qwen2ForCausalLM": EVERY,
     "ApertusForCausalLM": UNQUANTIZED,
-    "CohereForCausalLM": UNQUANTIZED,
+    "CohereForCausalLM": NO_CTRANSLATE2,
+    "DeepseekV2ForCausalLM": UNQUANTIZED,  # DeepSeek-Coder-V2
+    "DeepseekV3ForCausalLM": UNQUANTIZED,
     "Ernie4_5ForCausalLM": UNQUANTIZED,
     "Exaone4ForCausalLM": UNQUANTIZED,
     "GPT2LMHeadModel": UNQUANTIZED,
-    "Gemma2ForCausalLM": UNQUANTIZED,
-    "GemmaForCausalLM": NO_GPTQ,  # CodeGemma
+    "GPTNeoXForCausalLM": UNQUANTIZED,
+    "Gemma2ForCausalLM": NO_CTRANSLATE2,
+    "GemmaForCausalLM": EVERY,  # CodeGemma
     "Glm4ForCausalLM": UNQUANTIZED,
-    "GraniteForCausalLM": UNQUANTIZED,
+    "Glm4MoeForCausalLM": UNQUANTIZED,
+    "GraniteForCausalLM": NO_CTRANSLATE2,
+    "GraniteMoeForCausalLM": UNQUANTIZED,
     "HeliumForCausalLM": UNQUANTIZED,
     "HunYuanDenseV1ForCausalLM": UNQUANTIZED,
-    "MistralForCausalLM": NO_GPTQ,  # Codestral
-    "Olmo2ForCausalLM": UNQUANTIZED,
+    "MistralForCausalLM": EVERY,  # Codestral
+    "MixtralForCausalLM": UNQUANTIZED,
+    "NemotronForCausalLM": UNQUANTIZED,
+    "Olmo2ForCausalLM": NO_CTRANSLATE2,
     "OlmoForCausalLM": UNQUANTIZED,
+    "OlmoeForCausalLM": UNQUANTIZED,
     "PersimmonForCausalLM": UNQUANTIZED,
     "Phi3ForCausalLM": UNQUANTIZED,
-    "PhiForCausalLM": UNQUANTIZED,
-    "Qwen3ForCausalLM": NO_GPTQ,
+    "PhiForCausalLM": NO_CTRANSLATE2,
+    "Qwen3ForCausalLM": EVERY,
+    "Qwen2MoeForCausalLM": UNQUANTIZED,
+    "Qwen3MoeForCausalLM": UNQUANTIZED,  # Qwen3-Coder
     "SeedOssForCausalLM": UNQUANTIZED,
-    "SmolLM3ForCausalLM": UNQUANTIZED,
-    "Starcoder2ForCausalLM": NO_GPTQ,
+    "SmolLM3ForCausalLM": NO_CTRANSLATE2,
+    "StableLmForCausalLM": UNQUANTIZED,  # Stable-Code
+    "Starcoder2ForCausalLM": EVERY,
 }
 GGUF_ARCHITECTURES = ("llama", "qwen2", "starcoder")
 

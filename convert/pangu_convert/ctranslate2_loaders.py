@@ -1,4 +1,4 @@
-"""What CTranslate2 makes of each architecture: its own loaders where they are right, ours for what it has none.
+"""What CTranslate2 makes of each architecture: its own loaders where they are right, others for what it has none.
 
 A loader fills CTranslate2's specification from a model of transformers. `unsupported` names what it would drop.
 """

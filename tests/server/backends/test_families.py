@@ -111,6 +111,19 @@ def test_ctranslate2_on_both_engines(kind: str, families: Families, tmp_path: Pa
     assert_served_as_stored(artifact, plain)
 
 
+QUANTIZED = ("qwen3", "starcoder2")  # in each run; of the others each takes its half minute
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[] if kind in QUANTIZED else pytest.mark.slow) for kind in taken("gptq")],
+)
+def test_gptq(kind: str, families: Families, tmp_path: Path) -> None:
+    artifact = converted(families(kind), tmp_path / "artifact", "gptq", *SMALL)
+    assert artifact.manifest.quantization == "gptq-int4-g64"
+    assert_served_as_stored(artifact, Plain(artifact, ends=False))
+
+
 def test_the_table_has_no_architecture_that_was_not_tried() -> None:
     assert {architecture_of(kind) for kind in MODELS} == set(ARCHITECTURES)
 
@@ -118,12 +131,11 @@ def test_the_table_has_no_architecture_that_was_not_tried() -> None:
 def test_a_format_that_cannot_hold_it_names_those_that_can(
     families: Families, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for verb in ("ctranslate2", "gptq"):
-        out = tmp_path / verb
-        assert cli.main([verb, str(families("granite")), "--output", str(out)]) == 2
-        expected = f"is a GraniteForCausalLM, which can become transformers, not {verb}"
-        assert expected in capsys.readouterr().err
-        assert not out.exists()
+    out = tmp_path / "artifact"
+    assert cli.main(["ctranslate2", str(families("granite")), "--output", str(out)]) == 2
+    expected = "is a GraniteForCausalLM, which can become transformers or gptq, not ctranslate2"
+    assert expected in capsys.readouterr().err
+    assert not out.exists()
 
 
 SINKS = {**HEADS, **WINDOW, "num_local_experts": 4, "num_experts_per_tok": 2}

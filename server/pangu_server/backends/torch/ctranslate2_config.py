@@ -1,6 +1,6 @@
 """transformers' config of the model in a CTranslate2 artifact: the checkpoint's, which pangu-convert puts there.
 
-Files of the library's own converter, and of older versions of ours, do not have it. Then it is read from the shapes and
+What the library's own converter or an older pangu-convert wrote does not have it. Then it is read from the shapes and
 constants of `model.bin`. Either is checked afterwards, where CTranslate2's loader is run on this config: it must come
 to the same shapes and constants, see `ctranslate2_weights`.
 """

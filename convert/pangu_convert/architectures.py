@@ -8,18 +8,19 @@ from pangu_training.stage.errors import CheckpointError
 
 EVERY: tuple[Format, ...] = ("transformers", "ctranslate2", "gptq")
 UNQUANTIZED: tuple[Format, ...] = ("transformers",)
+NO_GPTQ: tuple[Format, ...] = ("transformers", "ctranslate2")
 NO_CTRANSLATE2: tuple[Format, ...] = ("transformers", "gptq")
 # What a test has seen to give transformers' own greedy tokens: tests/server/backends/test_families.py.
 ARCHITECTURES: Mapping[str, tuple[Format, ...]] = {
     "GPTBigCodeForCausalLM": EVERY,
     "LlamaForCausalLM": EVERY,  # Code Llama, DeepSeek-Coder, Yi-Coder, SmolLM2 and others
     "Qwen2ForCausalLM": EVERY,
-    "ApertusForCausalLM": UNQUANTIZED,
+    "ApertusForCausalLM": NO_CTRANSLATE2,
     "CohereForCausalLM": NO_CTRANSLATE2,
     "DeepseekV2ForCausalLM": UNQUANTIZED,  # DeepSeek-Coder-V2
     "DeepseekV3ForCausalLM": UNQUANTIZED,
-    "Ernie4_5ForCausalLM": UNQUANTIZED,
-    "Exaone4ForCausalLM": UNQUANTIZED,
+    "Ernie4_5ForCausalLM": NO_CTRANSLATE2,
+    "Exaone4ForCausalLM": NO_CTRANSLATE2,
     "GPT2LMHeadModel": UNQUANTIZED,
     "GPTNeoXForCausalLM": UNQUANTIZED,
     "Gemma2ForCausalLM": NO_CTRANSLATE2,
@@ -29,7 +30,7 @@ ARCHITECTURES: Mapping[str, tuple[Format, ...]] = {
     "GraniteForCausalLM": NO_CTRANSLATE2,
     "GraniteMoeForCausalLM": UNQUANTIZED,
     "HeliumForCausalLM": UNQUANTIZED,
-    "HunYuanDenseV1ForCausalLM": UNQUANTIZED,
+    "HunYuanDenseV1ForCausalLM": NO_CTRANSLATE2,
     "MistralForCausalLM": EVERY,  # Codestral
     "MixtralForCausalLM": UNQUANTIZED,
     "NemotronForCausalLM": UNQUANTIZED,
@@ -38,13 +39,13 @@ ARCHITECTURES: Mapping[str, tuple[Format, ...]] = {
     "OlmoeForCausalLM": UNQUANTIZED,
     "PersimmonForCausalLM": UNQUANTIZED,
     "Phi3ForCausalLM": UNQUANTIZED,
-    "PhiForCausalLM": NO_CTRANSLATE2,
+    "PhiForCausalLM": EVERY,
     "Qwen3ForCausalLM": EVERY,
     "Qwen2MoeForCausalLM": UNQUANTIZED,
     "Qwen3MoeForCausalLM": UNQUANTIZED,  # Qwen3-Coder
-    "SeedOssForCausalLM": UNQUANTIZED,
+    "SeedOssForCausalLM": EVERY,
     "SmolLM3ForCausalLM": NO_CTRANSLATE2,
-    "StableLmForCausalLM": UNQUANTIZED,  # Stable-Code
+    "StableLmForCausalLM": NO_GPTQ,  # Stable-Code
     "Starcoder2ForCausalLM": EVERY,
 }
 GGUF_ARCHITECTURES = ("llama", "qwen2", "starcoder")

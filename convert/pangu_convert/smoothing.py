@@ -56,8 +56,11 @@ SITES = {
     "GemmaForCausalLM": GATED[2:],
     "LlamaForCausalLM": GATED,
     "MistralForCausalLM": GATED,
+    "PhiForCausalLM": (Site("input_layernorm", (*GATED[0].matrices, "mlp.fc1"), attention=True),),
     "Qwen2ForCausalLM": GATED,
     "Qwen3ForCausalLM": GATED,
+    "SeedOssForCausalLM": GATED,
+    "StableLmForCausalLM": GATED,
     "Starcoder2ForCausalLM": (GATED[0], Site("post_attention_layernorm", ("mlp.c_fc",))),
 }
 

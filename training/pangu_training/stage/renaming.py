@@ -23,7 +23,7 @@ RENAMED: Mapping[str, tuple[tuple[str, str], ...]] = {
         (r"\.w3\.weight$", ".up_proj.weight"),
     ),
 }
-EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
+EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9]\d{0,5})\.(gate|up|down)_proj\.weight")
 # What a parameter consists of: for each expert its stored matrices, one below the other; or one tensor, `((name,),)`.
 Parts: TypeAlias = tuple[tuple[str, ...], ...]
 
@@ -49,12 +49,12 @@ def parts_by_name(kind: str, lengths: Mapping[str, int], names: Iterable[str]) -
         own = name
         for pattern, replacement in RENAMED.get(kind, ()):
             own = re.sub(pattern, replacement, own)
-        expert = EXPERT.fullmatch(own)
-        target = expert and f"{expert[1]}.{'down' if expert[3] == 'down' else 'gate_up'}_proj"
-        if expert and target in lengths and int(expert[2]) < lengths[target]:
-            experts[target][int(expert[2]), expert[3]] = name
-        else:
-            found[own] = ((name,),)
+        if expert := EXPERT.fullmatch(own):
+            target = f"{expert[1]}.{'down' if expert[3] == 'down' else 'gate_up'}_proj"
+            if int(expert[2]) < lengths.get(target, 0):
+                experts[target][int(expert[2]), expert[3]] = name
+                continue
+        found[own] = ((name,),)
     for target, stored in experts.items():
         matrices = ("down",) if target.endswith(".down_proj") else ("gate", "up")
         found[target] = tuple(

@@ -28,7 +28,7 @@ class LayerNormLoader(loaders.Qwen2Loader):  # type: ignore[misc]
     """A model with rotary positions and norms with a bias, as of StarCoder2. CTranslate2 4.8 has no loader for one."""
 
     epsilon, final_norm, output = "norm_epsilon", "norm", "o_proj"
-    mlp = (("linear_0", "c_fc"), ("linear_1", "c_proj"))
+    mlp: tuple[tuple[str, str], ...] = (("linear_0", "c_fc"), ("linear_1", "c_proj"))
     partial = False  # only some of a head's numbers are rotated
     parallel = False  # attention and MLP are given the same, and added
     set_layer_norm = Loader.set_layer_norm

@@ -12,6 +12,7 @@ from pangu_convert.artifact import Artifact, read_artifact
 from pangu_server.backends.torch.placing import build, complete, place
 from pangu_server.backends.torch.quantized import Quantized
 from pangu_server.backends.torch.weights import open_weights
+from support import families
 from support.reference import generated
 from support.scripted import byte_tokenizer
 from support.tiny import save_tiny
@@ -38,7 +39,12 @@ IDS = [5, 120, 7, 99, 200, 31, 64, 150, 3, 77]
 
 
 def save_model(checkpoint: Path, model: str) -> Path:
-    """The checkpoint of `MODELS[model]`: the first layer's biases and norms are drawn, the second's stay 0 and 1."""
+    """The checkpoint of `MODELS[model]`: the first layer's biases and norms are drawn, the second's stay 0 and 1.
+
+    Or of a family, see `support.families`.
+    """
+    if model not in MODELS:
+        return families.save_model(model, checkpoint)
     architecture, changes = MODELS[model]
     save_tiny(checkpoint, byte_tokenizer(), architecture, **changes)
     weights = load_file(checkpoint / "model.safetensors")

@@ -43,18 +43,20 @@ def parts_by_name(kind: str, lengths: Mapping[str, int], names: Iterable[str]) -
         Parts by the model's names, or for a tensor that it does not have by its own. What lacks of stored experts is
         named like the others.
     """
+    names = set(names)
+    renamed = {name: _renamed(kind, name) for name in sorted(names)}
+    taken = {own for name, own in renamed.items() if own == name or own not in names}
     found: dict[str, Parts] = {}
     experts: dict[str, dict[tuple[int, str], str]] = defaultdict(dict)
-    for name in names:
-        own = name
-        for pattern, replacement in RENAMED.get(kind, ()):
-            own = re.sub(pattern, replacement, own)
+    for name, own in renamed.items():
         if expert := EXPERT.fullmatch(own):
             target = f"{expert[1]}.{'down' if expert[3] == 'down' else 'gate_up'}_proj"
-            if int(expert[2]) < lengths.get(target, 0):
-                experts[target][int(expert[2]), expert[3]] = name
+            place = int(expert[2]), expert[3]
+            if place[0] < lengths.get(target, 0) and target not in taken and place not in experts[target]:
+                experts[target][place] = name
                 continue
-        found[own] = ((name,),)
+        # What is there twice keeps its own name.
+        found[name if own in found or (own != name and own in names) else own] = ((name,),)
     for target, stored in experts.items():
         matrices = ("down",) if target.endswith(".down_proj") else ("gate", "up")
         found[target] = tuple(
@@ -62,6 +64,12 @@ def parts_by_name(kind: str, lengths: Mapping[str, int], names: Iterable[str]) -
             for number in range(lengths[target])
         )
     return found
+
+
+def _renamed(kind: str, name: str) -> str:
+    for pattern, replacement in RENAMED.get(kind, ()):
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def _named(stored: Mapping[tuple[int, str], str], target: str, number: int, matrix: str) -> str:

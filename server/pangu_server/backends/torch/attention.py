@@ -76,9 +76,8 @@ def paged_attention(
     paged = _current.get()
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     value_dim = value.shape[2]
-    value = pad(
-        value, (0, key.shape[2] - value_dim)
-    )  # DeepSeek's are narrower; a page holds both in one width
+    # DeepSeek's are narrower than its keys; a page holds both in one width.
+    value = pad(value, (0, key.shape[2] - value_dim))
     if isinstance(paged, Probe):
         paged.layers[module.layer_idx] = Heads(key.shape[1], key.shape[2])
         return query[None, ..., :value_dim], None

@@ -8,33 +8,44 @@ from pangu_training.stage.errors import CheckpointError
 
 EVERY: tuple[Format, ...] = ("transformers", "ctranslate2", "gptq")
 UNQUANTIZED: tuple[Format, ...] = ("transformers",)
-# What a test has seen to give transformers' own greedy tokens: tests/server/backends/test_families.py, and for EVERY
-# those that docs/extending.md names.
+NO_CTRANSLATE2: tuple[Format, ...] = ("transformers", "gptq")
+# What a test has seen to give transformers' own greedy tokens: tests/server/backends/test_families.py.
 ARCHITECTURES: Mapping[str, tuple[Format, ...]] = {
-    "GPTBigCodeForCausalLM": EVERY,
-    "LlamaForCausalLM": EVERY,  # Code Llama, DeepSeek-Coder, Yi-Coder, SmolLM2 and others
-    "Qwen2ForCausalLM": EVERY,
-    "ApertusForCausalLM": UNQUANTIZED,
-    "CohereForCausalLM": UNQUANTIZED,
-    "Ernie4_5ForCausalLM": UNQUANTIZED,
-    "Exaone4ForCausalLM": UNQUANTIZED,
-    "GPT2LMHeadModel": UNQUANTIZED,
-    "Gemma2ForCausalLM": UNQUANTIZED,
-    "GemmaForCausalLM": UNQUANTIZED,  # CodeGemma
+    "ApertusForCausalLM": NO_CTRANSLATE2,
+    "CohereForCausalLM": NO_CTRANSLATE2,
+    "DeepseekV2ForCausalLM": UNQUANTIZED,  # DeepSeek-Coder-V2
+    "DeepseekV3ForCausalLM": UNQUANTIZED,
+    "Ernie4_5ForCausalLM": NO_CTRANSLATE2,
+    "Exaone4ForCausalLM": NO_CTRANSLATE2,
+    "Gemma2ForCausalLM": NO_CTRANSLATE2,
+    "GemmaForCausalLM": EVERY,  # CodeGemma
     "Glm4ForCausalLM": UNQUANTIZED,
-    "GraniteForCausalLM": UNQUANTIZED,
-    "HeliumForCausalLM": UNQUANTIZED,
-    "HunYuanDenseV1ForCausalLM": UNQUANTIZED,
-    "MistralForCausalLM": UNQUANTIZED,  # Codestral
-    "Olmo2ForCausalLM": UNQUANTIZED,
-    "OlmoForCausalLM": UNQUANTIZED,
-    "PersimmonForCausalLM": UNQUANTIZED,
+    "Glm4MoeForCausalLM": UNQUANTIZED,
+    "GPT2LMHeadModel": UNQUANTIZED,
+    "GPTBigCodeForCausalLM": EVERY,
+    "GPTNeoXForCausalLM": NO_CTRANSLATE2,
+    "GraniteForCausalLM": NO_CTRANSLATE2,
+    "GraniteMoeForCausalLM": UNQUANTIZED,
+    "HeliumForCausalLM": NO_CTRANSLATE2,
+    "HunYuanDenseV1ForCausalLM": NO_CTRANSLATE2,
+    "LlamaForCausalLM": EVERY,  # Code Llama, DeepSeek-Coder, Yi-Coder, SmolLM2 and others
+    "MistralForCausalLM": EVERY,  # Codestral
+    "MixtralForCausalLM": UNQUANTIZED,
+    "NemotronForCausalLM": NO_CTRANSLATE2,
+    "Olmo2ForCausalLM": NO_CTRANSLATE2,
+    "OlmoeForCausalLM": UNQUANTIZED,
+    "OlmoForCausalLM": NO_CTRANSLATE2,
+    "PersimmonForCausalLM": NO_CTRANSLATE2,
     "Phi3ForCausalLM": UNQUANTIZED,
-    "PhiForCausalLM": UNQUANTIZED,
-    "Qwen3ForCausalLM": UNQUANTIZED,
-    "SeedOssForCausalLM": UNQUANTIZED,
-    "SmolLM3ForCausalLM": UNQUANTIZED,
-    "Starcoder2ForCausalLM": UNQUANTIZED,
+    "PhiForCausalLM": EVERY,
+    "Qwen2ForCausalLM": EVERY,
+    "Qwen2MoeForCausalLM": UNQUANTIZED,
+    "Qwen3ForCausalLM": EVERY,
+    "Qwen3MoeForCausalLM": UNQUANTIZED,  # Qwen3-Coder
+    "SeedOssForCausalLM": EVERY,
+    "SmolLM3ForCausalLM": NO_CTRANSLATE2,
+    "StableLmForCausalLM": EVERY,  # Stable-Code
+    "Starcoder2ForCausalLM": EVERY,
 }
 GGUF_ARCHITECTURES = ("llama", "qwen2", "starcoder")
 

@@ -17,6 +17,7 @@ from pangu_training.stage.identity import MANIFEST, artifact_hash, hash_files, l
 from pangu_training.stage.output import write_file
 
 SCHEMA_VERSION = 1
+CHECKPOINT_CONFIG = "checkpoint_config.json"  # the checkpoint's config.json, in a format that has another one
 Format = Literal["transformers", "ctranslate2", "gptq"]
 
 

@@ -23,6 +23,7 @@ class Written:
 
     weight_files: tuple[str, ...]
     calibration: Mapping[str, Any] | None = None
+    context_length: int | None = None  # where the format has less than the checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,7 @@ def convert(
             quantization=quantized,
             dtype=dtype(checkpoint),
             weight_files=written.weight_files,
-            context_length=checkpoint.context_length,
+            context_length=written.context_length or checkpoint.context_length,
             end_token_ids=checkpoint.end_token_ids,
             source=Source(name=source_name, sha256=sha256, provenance=checkpoint.provenance),
             calibration=written.calibration,

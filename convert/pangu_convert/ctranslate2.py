@@ -3,19 +3,26 @@
 int8 is symmetric, one scale an output row; activations are quantized at run time, one scale a token. So that this loses
 less, int8 models are smoothed first, on calibration text; see `smoothing`.
 
+The artifact also holds the checkpoint's config, from which the torch engine makes the model: the library's own tells
+too little. A model whose tokens attend to the last N only gets a context of N, see
+`ctranslate2_loaders.attention_window`.
+
 Without smoothing the files are those of the library's own converter, byte for byte but for what it gets wrong; see
 `ctranslate2_files`, also for how a model that does not fit into memory comes through.
 """
 
+import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pangu_convert.artifact import Artifact
+from pangu_convert.artifact import CHECKPOINT_CONFIG, Artifact
 from pangu_convert.calibration import CalibrationOptions, calibration_data
 from pangu_convert.conversion import ConversionOptions, Written, convert, report
 from pangu_training.stage.checkpoint import Checkpoint
 from pangu_training.stage.options import nested, option
+from pangu_training.stage.output import write_file
 
 QUANTIZATIONS = {  # name -> bytes a weight, roughly
     "int8": 1.1,
@@ -57,9 +64,11 @@ def ctranslate2_artifact(options: CTranslate2Options) -> Artifact:
         if options.smooth and STORED_TYPES[quantization][0] == "int8":
             data = calibration_data(options.calibration, checkpoint)
         write_ctranslate2(checkpoint, folder, quantization, data.rows if data else ())
+        write_file(folder / CHECKPOINT_CONFIG, (json.dumps(checkpoint.config, indent=2) + "\n").encode())
         seed = options.calibration.seed
         return Written(
             weight_files=("model.bin",),
+            context_length=_context_length(checkpoint),
             calibration={"method": "SmoothQuant", **data.record, "seed": seed} if data else None,
         )
 
@@ -71,6 +80,22 @@ def ctranslate2_artifact(options: CTranslate2Options) -> Artifact:
         bytes_per_weight=QUANTIZATIONS[quantization],
         write=write,
     )
+
+
+def _context_length(checkpoint: Checkpoint) -> int:
+    """The checkpoint's, or its attention window's, which is said on stderr."""
+    from pangu_convert.ctranslate2_loaders import attention_window
+    from pangu_training.stage.architecture import model_config
+
+    context = checkpoint.context_length
+    window = attention_window(model_config(checkpoint)) or context
+    if window < context:
+        print(
+            f"caution: CTranslate2 cannot slide the model's attention window: the context is the window's {window} "
+            f"tokens, not {context}; the other formats have all",
+            file=sys.stderr,
+        )
+    return min(window, context)
 
 
 def write_ctranslate2(

@@ -20,14 +20,13 @@ see `complete_tokens`. A smoothed model is other numbers, and takes a block of t
 see `smoothing`. What it would drop without a word is refused, and so are weights that are not finite.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from ctranslate2.converters import transformers as loaders
 from ctranslate2.specs.common_spec import LinearSpec
 from ctranslate2.specs.model_spec import (
     LanguageModelSpec,
@@ -41,17 +40,13 @@ from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 
 from pangu_convert.checkpoint_variable import CheckpointVariable, WeightSource
+from pangu_convert.ctranslate2_loaders import LOADERS, rope_type, unsupported
 from pangu_convert.smoothing import smoothed
 from pangu_training.stage.architecture import located
 from pangu_training.stage.checkpoint import Checkpoint
 from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.finite import all_finite, one_thread
 
-LOADERS = {
-    "GPTBigCodeForCausalLM": loaders.GPTBigCodeMHALoader,
-    "LlamaForCausalLM": loaders.LlamaLoader,
-    "Qwen2ForCausalLM": loaders.Qwen2Loader,
-}
 # Quantization -> the type of matrices, and of everything else (None: the checkpoint's).
 STORED_TYPES = {
     "int8": ("int8", None),
@@ -105,6 +100,7 @@ def specification(checkpoint: Checkpoint, rows: Sequence[Sequence[int]] = ()) ->
     spec = LOADERS[checkpoint.architecture]()(model, tokenizer)
     if rope_type(model.config) == "llama3":
         complete_llama3(spec, model.config.rope_parameters)
+    require_used(checkpoint, spec, tensors)
     complete_vocabulary(spec, tokenizer.get_vocab(), checkpoint.vocabulary_size)
     complete_tokens(spec)
     spec.validate()
@@ -112,32 +108,23 @@ def specification(checkpoint: Checkpoint, rows: Sequence[Sequence[int]] = ()) ->
     return spec
 
 
-def rope_type(config: Any) -> str | None:
-    """The kind of RoPE scaling in `config`, None for a model without RoPE."""
-    kind: str | None = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
-    return kind
+def require_used(
+    checkpoint: Checkpoint, spec: LanguageModelSpec, tensors: Mapping[str, WeightSource]
+) -> None:
+    """Raise `CheckpointError` unless the loader has taken each of `tensors`."""
+    used: set[str] = set()
 
+    def collect(_owner: LayerSpec, _name: str, value: object) -> None:
+        if isinstance(value, CheckpointVariable):
+            used.update(part.name for part in value.parts)
 
-def unsupported(config: Any) -> Iterator[str]:
-    """The settings in `config` that the loaders of CTranslate2 fail on, or worse, ignore."""
-    if config.model_type == "gpt_bigcode":
-        neutral: dict[str, object] = {
-            "scale_attn_weights": True,
-            "add_cross_attention": False,
-            "layer_norm_epsilon": 1e-5,
-        }
-    else:
-        head_dim = config.hidden_size // config.num_attention_heads
-        neutral = {"hidden_act": "silu", "head_dim": head_dim, "use_sliding_window": False}
-        if rope_type(config) not in (
-            "default",
-            "linear",
-            *(["llama3"] if config.model_type == "llama" else []),
-        ):
-            yield f"RoPE scaling of type {rope_type(config)!r}"
-    for name, value in neutral.items():
-        if getattr(config, name, None) not in (None, value):
-            yield f"{name} = {getattr(config, name)!r}"
+    visit_spec(spec, collect)
+    for name, tensor in tensors.items():
+        if tensor.name not in used:
+            raise CheckpointError(
+                f"{checkpoint.path} has {name}, which CTranslate2's converter does not carry over: use pangu-convert "
+                "transformers"
+            )
 
 
 def complete_llama3(spec: LanguageModelSpec, rope: Mapping[str, float]) -> None:

@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pangu_convert.checkpoint_variable import Factors, WeightSource
+from pangu_training.stage.architecture import compute
 from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.finite import all_finite
 
@@ -49,10 +50,18 @@ GATED = (
     Site("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
     Site("mlp.up_proj", ("mlp.down_proj",)),
 )
+# A norm of Gemma multiplies by 1 + its weight, which is why it is left alone.
 SITES = {
     "GPTBigCodeForCausalLM": (Site("ln_1", ("attn.c_attn",), attention=True), Site("ln_2", ("mlp.c_fc",))),
+    "GemmaForCausalLM": GATED[2:],
     "LlamaForCausalLM": GATED,
+    "MistralForCausalLM": GATED,
+    "PhiForCausalLM": (Site("input_layernorm", (*GATED[0].matrices, "mlp.fc1"), attention=True),),
     "Qwen2ForCausalLM": GATED,
+    "Qwen3ForCausalLM": GATED,
+    "SeedOssForCausalLM": GATED,
+    "StableLmForCausalLM": GATED,
+    "Starcoder2ForCausalLM": (GATED[0], Site("post_attention_layernorm", ("mlp.c_fc",))),
 }
 
 
@@ -142,8 +151,6 @@ def run_by_block(
     prefix = model.base_model_prefix
     list_name = next(name for name, child in body.named_children() if isinstance(child, torch.nn.ModuleList))
     blocks = body.get_submodule(list_name)
-    if hasattr(body, "rotary_emb"):  # its frequencies are computed, not stored
-        body.rotary_emb = type(body.rotary_emb)(model.config)
     bar = tqdm(total=len(blocks), desc="smoothing", unit="block")
 
     def load(module: Any, path: str) -> None:
@@ -176,6 +183,8 @@ def run_by_block(
     try:
         for number, block in enumerate(blocks):
             watch(block, f"{prefix}.{list_name}.{number}")
+        computed = [name for name, _ in model.named_non_persistent_buffers() if f".{list_name}." not in name]
+        compute(model, computed, "cpu")
         for child, path in others:
             load(child, path)
         with torch.inference_mode(), bar:

@@ -72,7 +72,7 @@ def test_what_cannot_be_served_is_refused_by_name(
 ) -> None:
     other = copy_with_config(tiny_starcoder, tmp_path / "other", architectures=["MptForCausalLM"])
     error = refused(capsys, verb, other, tmp_path / "out")
-    assert "is a MptForCausalLM; supported are GPTBigCodeForCausalLM, LlamaForCausalLM" in error
+    assert "is a MptForCausalLM; supported are ApertusForCausalLM, CohereForCausalLM" in error
     multi_head = copy_with_config(tiny_starcoder, tmp_path / "multi-head", multi_query=False)
     assert "multi_query=false" in refused(capsys, verb, multi_head, tmp_path / "out")
     assert "not a folder" in refused(capsys, verb, tmp_path / "nowhere", tmp_path / "out")

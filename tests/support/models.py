@@ -12,6 +12,8 @@ from pangu_convert.artifact import Artifact, read_artifact
 from pangu_server.backends.torch.placing import build, complete, place
 from pangu_server.backends.torch.quantized import Quantized
 from pangu_server.backends.torch.weights import open_weights
+from support import families
+from support.reference import generated
 from support.scripted import byte_tokenizer
 from support.tiny import save_tiny
 
@@ -37,7 +39,12 @@ IDS = [5, 120, 7, 99, 200, 31, 64, 150, 3, 77]
 
 
 def save_model(checkpoint: Path, model: str) -> Path:
-    """The checkpoint of `MODELS[model]`: the first layer's biases and norms are drawn, the second's stay 0 and 1."""
+    """The checkpoint of `MODELS[model]`: the first layer's biases and norms are drawn, the second's stay 0 and 1.
+
+    Or of a family, see `support.families`.
+    """
+    if model not in MODELS:
+        return families.save_model(model, checkpoint)
     architecture, changes = MODELS[model]
     save_tiny(checkpoint, byte_tokenizer(), architecture, **changes)
     weights = load_file(checkpoint / "model.safetensors")
@@ -57,6 +64,33 @@ def loaded(artifact: Artifact, dtype: torch.dtype = torch.float32) -> Any:
         place(model, name, value.dense() if isinstance(value, Quantized) else value, "cpu", dtype)
     complete(model, "cpu")
     return model
+
+
+class Plain:
+    """An artifact's numbers as plain matrices in single precision, in transformers' own model."""
+
+    def __init__(self, artifact: Artifact, *, ends: bool = True) -> None:
+        self.model = loaded(artifact)
+        self.end_ids = list(artifact.manifest.end_token_ids) if ends else []
+
+    def greedy(self, prompt: list[int], count: int) -> list[int]:
+        """transformers' own generation of up to `count` tokens."""
+        return generated(self.model, prompt, count, self.end_ids)
+
+    def check(self, prompt: list[int], tokens: list[int], count: int) -> int:
+        """How many of `tokens`, up to `count`, are the plain model's; they part at most where two are as good.
+
+        The kernel rounds activations to 16 bits: some 1e-5 of a block's largest.
+        """
+        expected = self.greedy(prompt, count)
+        for index, (token, other) in enumerate(zip(tokens, expected, strict=False)):
+            if token != other:
+                with torch.inference_mode():
+                    logits = self.model(torch.tensor([prompt + expected[:index]])).logits[0, -1]
+                assert logits[other] - logits[token] < 2e-3 * logits.std()
+                return index
+        assert len(tokens) == len(expected)
+        return len(tokens)
 
 
 def logits(model: Any) -> torch.Tensor:

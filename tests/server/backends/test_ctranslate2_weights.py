@@ -1,6 +1,7 @@
 """CTranslate2's files read for the torch engine: the checkpoint's weights and config, and nothing misunderstood."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from support.commands import SMALL
 from support.models import IDS, MODELS, assert_same_model, loaded, logits, rewritten
 from transformers import AutoModelForCausalLM
 
-from pangu_convert.artifact import ArtifactError, read_artifact
+from pangu_convert.artifact import CHECKPOINT_CONFIG, Artifact, ArtifactError, read_artifact
 from pangu_convert.model_bin import read_model_bin
 from pangu_server.backends.torch.quantized import Quantized
 from pangu_server.backends.torch.weights import open_weights
@@ -44,6 +45,13 @@ SETTINGS = (
 )
 
 
+def by_another_converter(artifact: Artifact) -> Artifact:
+    """As it is without the checkpoint's config."""
+    files = {name: file for name, file in artifact.manifest.files.items() if name != CHECKPOINT_CONFIG}
+    assert len(files) < len(artifact.manifest.files)
+    return dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, files=files))
+
+
 @pytest.mark.parametrize(
     ("model", "quantization"),
     [
@@ -58,8 +66,10 @@ def test_a_ctranslate2_artifact_is_its_checkpoint_rounded(
     artifact = read_artifact(converted(model, "ctranslate2", "--quantization", quantization, *smooth))
     expected = AutoModelForCausalLM.from_pretrained(converted(model))
     weights = open_weights(artifact)
-    for setting in SETTINGS:
-        assert getattr(weights.config, setting, None) == getattr(expected.config, setting, None), setting
+    bare = by_another_converter(artifact)
+    for config in (weights.config, open_weights(bare).config):
+        for setting in SETTINGS:
+            assert getattr(config, setting, None) == getattr(expected.config, setting, None), setting
     state = expected.state_dict()
     values = dict(weights)
     assert values.keys() == {name for name in state if name not in expected.all_tied_weights_keys}
@@ -78,6 +88,7 @@ def test_a_ctranslate2_artifact_is_its_checkpoint_rounded(
     assert matrices == (all_matrices if "int8" in quantization else set())
     if quantization == "float32":
         assert_same_model(loaded(artifact), expected)
+        assert_same_model(loaded(bare), expected)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -140,11 +151,32 @@ def test_what_no_model_of_the_architecture_has_is_refused(converted: Make, tmp_p
     [
         ("LlamaForCausalLM", "linear_0/bias, which the torch engine does not know"),
         ("GPTBigCodeForCausalLM", "has no variable decoder/position_encodings/encodings"),
-        ("MistralForCausalLM", r"is a MistralForCausalLM, whose config is not in model\.bin"),
+        ("MistralForCausalLM", r"is a MistralForCausalLM without checkpoint_config\.json"),
     ],
 )
 def test_the_file_of_a_qwen2_is_no_other_model(converted: Make, architecture: str, message: str) -> None:
-    artifact = read_artifact(converted("qwen2", "ctranslate2", "--no-smooth"))
+    artifact = by_another_converter(read_artifact(converted("qwen2", "ctranslate2", "--no-smooth")))
     manifest = dataclasses.replace(artifact.manifest, architecture=architecture)
     with pytest.raises(ArtifactError, match=message):
         open_weights(dataclasses.replace(artifact, manifest=manifest))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"intermediate_size": 96}, r"has shape \[128, 64\], not \[96, 64\]"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "rotary_base = 1000000"),
+        ({"model_type": "llama"}, "names Qwen2ForCausalLM but describes a llama"),
+        ({"model_type": 3}, "checkpoint_config.json is damaged .*describes no model"),
+    ],
+)
+def test_the_config_of_another_model_is_refused(
+    converted: Make, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    artifact = rewritten(
+        converted("qwen2", "ctranslate2", "--no-smooth"), tmp_path / "copy", lambda data: data
+    )
+    file = artifact.path / CHECKPOINT_CONFIG
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(ArtifactError, match=message):
+        open_weights(artifact)

@@ -5,18 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from support.collector import Collector, greedy
 from support.commands import GPTQ_4, GPTQ_8, GPTQ_MIXED, PROMPTS, Artifacts
-from support.reference import generated
+from support.models import Plain
 from tokenizers import Tokenizer
 
 from pangu_convert.artifact import ArtifactError, read_artifact
 from pangu_server.backends import load_backend
 from pangu_server.backends.seam import LoadOptions, SamplingOptions
-from pangu_server.backends.torch.placing import build, complete, place
-from pangu_server.backends.torch.quantized import Quantized
-from pangu_server.backends.torch.weights import open_weights
 
 NUM_TOKENS = 24
 TORCH = LoadOptions(device="cpu", threads=1, engine="torch")
@@ -31,39 +27,6 @@ SOURCES = [
 ]
 
 
-class Plain:
-    """The artifact's numbers as plain matrices in single precision, in transformers' own model."""
-
-    def __init__(self, path: Path) -> None:
-        artifact = read_artifact(path)
-        weights = open_weights(artifact)
-        self.model = build(weights.config, artifact.manifest.architecture)
-        for name, value in weights:
-            dense = value.dense() if isinstance(value, Quantized) else value
-            place(self.model, name, dense, "cpu", torch.float32)
-        complete(self.model, "cpu")
-        self.end_ids = list(artifact.manifest.end_token_ids)
-
-    def greedy(self, prompt: list[int]) -> list[int]:
-        """transformers' own generation."""
-        return generated(self.model, prompt, NUM_TOKENS, self.end_ids)
-
-    def check(self, prompt: list[int], tokens: list[int]) -> int:
-        """How many of `tokens` are the plain model's; they part at most where two are as good up to rounding.
-
-        The kernel rounds activations to 16 bits: some 1e-5 of a block's largest.
-        """
-        expected = self.greedy(prompt)
-        for index, (token, other) in enumerate(zip(tokens, expected, strict=False)):
-            if token != other:
-                with torch.inference_mode():
-                    logits = self.model(torch.tensor([prompt + expected[:index]])).logits[0, -1]
-                assert logits[other] - logits[token] < 2e-3 * logits.std()
-                return index
-        assert len(tokens) == len(expected)
-        return len(tokens)
-
-
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: "-".join(source[:2]))
 def test_greedy_tokens_are_those_of_the_same_numbers(artifacts: Artifacts, source: tuple[str, ...]) -> None:
     path = artifacts(*source)
@@ -71,11 +34,11 @@ def test_greedy_tokens_are_those_of_the_same_numbers(artifacts: Artifacts, sourc
     end_ids = list(artifact.manifest.end_token_ids)
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
     prompts = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
-    plain = Plain(path)
+    plain = Plain(artifact)
     backend = load_backend(artifact, TORCH)
     assert backend.info.engine == "torch"
     alone = [greedy(backend, prompt, NUM_TOKENS, end_ids) for prompt in prompts]
-    same = sum(plain.check(prompt, tokens) for prompt, tokens in zip(prompts, alone, strict=True))
+    same = sum(plain.check(prompt, tokens, NUM_TOKENS) for prompt, tokens in zip(prompts, alone, strict=True))
     assert same > 0.8 * sum(map(len, alone))
     options = SamplingOptions(max_tokens=NUM_TOKENS, temperature=0, end_token_ids=tuple(end_ids))
     together = [Collector() for _ in prompts]
@@ -107,10 +70,11 @@ def test_without_kernels_plain_matrices_are_multiplied(
         monkeypatch.setitem(sys.modules, f"pangu_server.backends.torch.kernels.{name}", None)
     path = artifacts(*source)
     prompt = Tokenizer.from_file(str(path / "tokenizer.json")).encode(PROMPTS[0]).ids
-    plain = Plain(path)
-    backend = load_backend(read_artifact(path), TORCH)
+    artifact = read_artifact(path)
+    plain = Plain(artifact)
+    backend = load_backend(artifact, TORCH)
     assert backend.info.kernel == "dequantized"
-    assert greedy(backend, prompt, NUM_TOKENS, plain.end_ids) == plain.greedy(prompt)
+    assert greedy(backend, prompt, NUM_TOKENS, plain.end_ids) == plain.greedy(prompt, NUM_TOKENS)
     backend.close()
 
 

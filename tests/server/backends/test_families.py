@@ -1,123 +1,141 @@
-"""Every architecture of the table: converted, loaded and served, its greedy tokens are those of transformers."""
+"""Every architecture of the table, in each of its formats: converted, loaded and served, its greedy tokens are right.
+
+Right is what transformers computes in float32: from the checkpoint, or of a quantized artifact from the same numbers.
+"""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ctranslate2
+import numpy as np
 import pytest
 import torch
 from support.collector import Collector
+from support.commands import SMALL, pangu_convert
+from support.families import HEADS, MODELS, WINDOW, architecture_of, save_model
+from support.models import Plain
+from support.once import once
 from support.reference import generated
-from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pangu_convert import cli
-from pangu_convert.architectures import ARCHITECTURES, UNQUANTIZED
-from pangu_convert.artifact import ArtifactError, read_artifact
+from pangu_convert.architectures import ARCHITECTURES
+from pangu_convert.artifact import Artifact, ArtifactError, Format, read_artifact
 from pangu_server.backends import load_backend
-from pangu_server.backends.seam import LoadOptions, SamplingOptions
+from pangu_server.backends.seam import EngineChoice, LoadOptions, SamplingOptions
 from pangu_server.backends.torch.runner import heads_of
 
-CONTEXT_TOKENS, NEW_TOKENS = 256, 24
-WINDOW = {"sliding_window": 40}  # less than the prompts
-HEADS = {"head_dim": 16}
-NO_GROUPS = {"num_key_value_heads": None}
-MODELS: dict[str, dict[str, Any]] = {
-    "apertus": {},
-    "cohere": {},
-    "ernie4_5": {},
-    "exaone4": {**WINDOW, "sliding_window_pattern": 2},
-    "gemma": HEADS,
-    "gemma2": {**HEADS, **WINDOW, "query_pre_attn_scalar": 16},
-    "glm4": HEADS,
-    "gpt2": {},
-    "granite": {
-        "embedding_multiplier": 2.0,
-        "residual_multiplier": 0.5,
-        "attention_multiplier": 0.3,
-        "logits_scaling": 2.0,
-    },
-    "helium": HEADS,
-    "hunyuan_v1_dense": HEADS,
-    "mistral": WINDOW,
-    "olmo": {},
-    "olmo2": {},
-    "persimmon": NO_GROUPS,
-    "phi": {},
-    "phi3": {},
-    "qwen3": HEADS,
-    "seed_oss": HEADS,
-    "smollm3": {},
-    "starcoder2": WINDOW,
-}
+Families = Callable[[str], Path]
+NEW_TOKENS = 24
 
 
-def save_model(kind: str, folder: Path, tokenizer: Tokenizer, **changes: Any) -> str:
-    """A random checkpoint of two layers in float32; returns its architecture."""
-    fields = {
-        "vocab_size": tokenizer.get_vocab_size(),
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": CONTEXT_TOKENS,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "pad_token_id": 0,
-        **changes,
-    }
-    torch.manual_seed(1)
-    config = AutoConfig.for_model(
-        kind, **{name: value for name, value in fields.items() if value is not None}
-    )
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(4)  # so that greedy tokens do not depend on the last bit of a logit
-    model.save_pretrained(folder)
-    end = tokenizer.id_to_token(0)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end).save_pretrained(folder)
-    return type(model).__name__
+def taken(format: Format) -> list[str]:
+    """The kinds that the table has in this format."""
+    return [kind for kind in MODELS if format in ARCHITECTURES[architecture_of(kind)]]
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_greedy_tokens_are_those_of_transformers(kind: str, tmp_path: Path, starcoder: Tokenizer) -> None:
-    checkpoint, path = tmp_path / "checkpoint", tmp_path / "artifact"
-    architecture = save_model(kind, checkpoint, starcoder, **MODELS[kind])
-    assert ARCHITECTURES[architecture] == UNQUANTIZED
-    assert cli.main(["transformers", str(checkpoint), "--output", str(path)]) == 0
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    backend = load_backend(read_artifact(path), LoadOptions(device="cpu", threads=1, engine="torch"))
+@pytest.fixture(scope="module")
+def families(shared: Path) -> Families:
+    """`families("qwen3")` -> its checkpoint, made once."""
+
+    def make(kind: str) -> Path:
+        folder = shared / "families" / kind
+        return once(folder, lambda: save_model(kind, folder))
+
+    return make
+
+
+def converted(checkpoint: Path, folder: Path, *command: str) -> Artifact:
+    verb, *options = command
+    pangu_convert(verb, checkpoint, "--output", folder, *options)
+    return read_artifact(folder)
+
+
+def prompts_for(artifact: Artifact) -> list[list[int]]:
+    """A short one, one that is longer than a window, one that is longer than a page of the cache."""
     choice = random.Random(0)
-    prompts = [[choice.randrange(1, 300) for _ in range(length)] for length in (5, 60, 200)]
+    most = artifact.manifest.context_length - NEW_TOKENS
+    return [[choice.randrange(1, 256) for _ in range(min(length, most))] for length in (5, 80, 200)]
+
+
+def served(artifact: Artifact, engine: EngineChoice, prompts: list[list[int]]) -> list[list[int]]:
+    """The greedy tokens of a batch of all `prompts`."""
+    backend = load_backend(artifact, LoadOptions(device="cpu", threads=1, engine=engine))
     options = SamplingOptions(max_tokens=NEW_TOKENS, temperature=0)
     answers = [Collector() for _ in prompts]
     for prompt, answer in zip(prompts, answers, strict=True):
         backend.submit(prompt, options, answer)
-    for prompt, answer in zip(prompts, answers, strict=True):
+    for answer in answers:
         assert answer.ended.wait(120)
-        assert answer.tokens == generated(model, prompt, NEW_TOKENS)
     backend.close()
+    return [answer.tokens for answer in answers]
+
+
+def transformers_tokens(checkpoint: Path, prompts: list[list[int]]) -> list[list[int]]:
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    return [generated(model, prompt, NEW_TOKENS) for prompt in prompts]
+
+
+def assert_served_as_stored(artifact: Artifact, plain: Plain) -> None:
+    """The torch engine's greedy tokens are those of the artifact's own numbers."""
+    prompts = prompts_for(artifact)
+    answers = served(artifact, "torch", prompts)
+    same = sum(plain.check(*pair, NEW_TOKENS) for pair in zip(prompts, answers, strict=True))
+    assert same > 0.8 * NEW_TOKENS * len(prompts)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_unquantized(kind: str, families: Families, tmp_path: Path) -> None:
+    checkpoint = families(kind)
+    artifact = converted(checkpoint, tmp_path / "artifact", "transformers")
+    prompts = prompts_for(artifact)
+    assert served(artifact, "torch", prompts) == transformers_tokens(checkpoint, prompts)
+
+
+@pytest.mark.parametrize("kind", taken("ctranslate2"))
+def test_ctranslate2_on_both_engines(kind: str, families: Families, tmp_path: Path) -> None:
+    checkpoint = families(kind)
+    exact = converted(checkpoint, tmp_path / "exact", "ctranslate2", "--quantization", "float32")
+    prompts = prompts_for(exact)
+    assert served(exact, "ctranslate2", prompts) == transformers_tokens(checkpoint, prompts)
+    # int8, smoothed. The library rounds activations too, but not where it is asked to compute in float32.
+    artifact = converted(checkpoint, tmp_path / "int8", "ctranslate2", *SMALL)
+    plain = Plain(artifact, ends=False)
+    library = ctranslate2.Generator(str(artifact.path), device="cpu", compute_type="float32", intra_threads=1)
+    *_, prompt = prompts
+    found = torch.from_numpy(np.array(library.forward_batch([prompt])))[0]
+    with torch.inference_mode():
+        assert torch.allclose(found, plain.model(torch.tensor([prompt])).logits[0], atol=1e-3)
+    assert_served_as_stored(artifact, plain)
+
+
+QUANTIZED = ("qwen3", "starcoder2")  # in each run; of the others each takes its half minute
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[] if kind in QUANTIZED else pytest.mark.slow) for kind in taken("gptq")],
+)
+def test_gptq(kind: str, families: Families, tmp_path: Path) -> None:
+    artifact = converted(families(kind), tmp_path / "artifact", "gptq", *SMALL)
+    assert artifact.manifest.quantization == "gptq-int4-g64"
+    assert_served_as_stored(artifact, Plain(artifact, ends=False))
 
 
 def test_the_table_has_no_architecture_that_was_not_tried() -> None:
-    tried = {
-        AutoModelForCausalLM._model_mapping[type(AutoConfig.for_model(kind))].__name__ for kind in MODELS
-    }
-    assert tried == {name for name, formats in ARCHITECTURES.items() if formats == UNQUANTIZED}
+    assert {architecture_of(kind) for kind in MODELS} == set(ARCHITECTURES)
 
 
 def test_a_format_that_cannot_hold_it_names_those_that_can(
-    tmp_path: Path, starcoder: Tokenizer, capsys: pytest.CaptureFixture[str]
+    families: Families, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_model("qwen3", tmp_path / "checkpoint", starcoder, **HEADS)
-    for verb in ("ctranslate2", "gptq"):
-        out = tmp_path / verb
-        assert cli.main([verb, str(tmp_path / "checkpoint"), "--output", str(out)]) == 2
-        assert f"is a Qwen3ForCausalLM, which can become transformers, not {verb}" in capsys.readouterr().err
-        assert not out.exists()
+    out = tmp_path / "artifact"
+    assert cli.main(["ctranslate2", str(families("granite")), "--output", str(out)]) == 2
+    expected = "is a GraniteForCausalLM, which can become transformers or gptq, not ctranslate2"
+    assert expected in capsys.readouterr().err
+    assert not out.exists()
 
 
 SINKS = {**HEADS, **WINDOW, "num_local_experts": 4, "num_experts_per_tok": 2}

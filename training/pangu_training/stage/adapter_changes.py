@@ -148,6 +148,10 @@ class _Collected:
                 raise CheckpointError(
                     f"{self._adapter.path} trains {name} in two ways, as tokens and as a module: {MERGE_ELSEWHERE}"
                 )
+            if name not in self._base.tensors:
+                raise CheckpointError(
+                    f"{self._adapter.path} changes {name}, which its base stores an expert at a time: {MERGE_ELSEWHERE}"
+                )
             makers: list[MakeChange] = (
                 [partial(replaced_by, self._whole[name])] if name in self._whole else []
             )

@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from pangu_training.stage.checkpoint import CONFIG, Checkpoint
 from pangu_training.stage.errors import CheckpointError
+from pangu_training.stage.renaming import Parts, parts_by_name, single
 from pangu_training.stage.tensors import COMPUTED, FLOATING, StoredTensor
 
 FAULTS = (
@@ -36,7 +37,8 @@ class Located:
     """A model without numbers, and where each of them lies."""
 
     model: Any  # transformers' model, on the meta device
-    tensors: Mapping[str, StoredTensor]  # by the model's names, tied ones included
+    # By the model's names, tied ones included; without experts that are stored one by one.
+    tensors: Mapping[str, StoredTensor]
 
 
 def located(checkpoint: Checkpoint) -> Located:
@@ -61,10 +63,16 @@ def located(checkpoint: Checkpoint) -> Located:
             f"{checkpoint.path} has a tensor {_some(places.unknown)}, which {checkpoint.architecture} has not: its "
             "files and config.json differ; download or export it again"
         )
-    tensors = {name: checkpoint.tensors[stored] for name, stored in places.stored.items()}
+    tensors = {}
     for name, parameter in model.state_dict().items():
-        _require_fitting(tensors[name], tuple(parameter.shape))
-    _require_equal(checkpoint, model)
+        parts, shape = places.stored[name], tuple(parameter.shape)
+        if stored := single(parts):
+            tensors[name] = checkpoint.tensors[stored]
+        else:
+            shape = (shape[1] // len(parts[0]), *shape[2:])
+        for stored in (stored for matrices in parts for stored in matrices):
+            _require_fitting(checkpoint.tensors[stored], shape)
+    _require_equal(checkpoint, model, places)
     return Located(model=model, tensors=tensors)
 
 
@@ -74,7 +82,12 @@ def model_config(checkpoint: Checkpoint) -> Any:
     Raises:
         CheckpointError: it describes no model that transformers knows.
     """
-    fields = {key: value for key, value in checkpoint.config.items() if key not in ("dtype", "torch_dtype")}
+    return config_of(checkpoint.config, checkpoint.dtype)
+
+
+def config_of(stored: Mapping[str, Any], dtype: str) -> Any:
+    """transformers' config of what a `config.json` holds, for weights of type `dtype`; raises as `model_config`."""
+    fields = {key: value for key, value in stored.items() if key not in ("dtype", "torch_dtype")}
     kind = fields.pop("model_type", None)
     layers = fields.get("num_hidden_layers") or fields.get("n_layer")
     if isinstance(layers, int) and layers > MANY_LAYERS:
@@ -83,7 +96,7 @@ def model_config(checkpoint: Checkpoint) -> Any:
         config = transformers.AutoConfig.for_model(kind, **fields)
     except FAULTS as error:
         raise CheckpointError(f"it describes no model ({_line(error)}): download it again") from None
-    config.dtype = getattr(torch, checkpoint.dtype)
+    config.dtype = getattr(torch, dtype)
     return config
 
 
@@ -103,31 +116,48 @@ def build(config: Any, architecture: str) -> Any:
         raise CheckpointError(f"does not describe a {architecture} ({_line(error)})") from None
 
 
+def compute(model: Any, names: Iterable[str], device: str | torch.device) -> None:
+    """Put the buffers `names` of `model`, which are computed and not stored, on `device`; no parameter changes."""
+    owners = {}
+    for name in names:
+        path, _, attribute = name.rpartition(".")
+        module = owners[path] = model.get_submodule(path)
+        setattr(module, attribute, torch.empty_like(getattr(module, attribute), device=device))
+    for module in owners.values():
+        for parameter in module.parameters(recurse=False):
+            parameter._is_hf_initialized = True  # transformers then leaves it as it is
+        model._init_weights(module)  # as from_pretrained does: rotary frequencies, GPTBigCode's mask
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
-    """Which stored tensor each name of a model's state is, and what does not fit."""
+    """Which stored tensors each name of a model's state is, and what does not fit."""
 
-    stored: Mapping[str, str]
+    stored: Mapping[str, Parts]
     missing: list[str]
     unknown: list[str]
 
 
 def assign(model: Any, names: Iterable[str]) -> Places:
     """Match the stored `names` with those of `model`. Of two that are tied a checkpoint may hold either, or both."""
-    names = set(names)
+    names, state = set(names), model.state_dict()
+    lengths = {name: len(tensor) if tensor.dim() else 0 for name, tensor in state.items()}
+    parts = parts_by_name(model.config.model_type, lengths, names)
     tied = dict(model.all_tied_weights_keys)
     others: dict[str, set[str]] = {}
     for target, source in tied.items():
         others.setdefault(source, {source}).add(target)
     stored, missing = {}, []
-    for name in model.state_dict():
+    for name in state:
         same = others.get(tied.get(name, name), {name})
-        found = name if name in names else min(same & names, default=None)
+        found = name if name in parts else min(same & parts.keys(), default=None)
         if found is not None:
-            stored[name] = found
+            stored[name] = parts[found]
+            missing += [part for matrices in parts[found] for part in matrices if part not in names]
         elif tied.get(name, name) not in missing:
             missing.append(tied.get(name, name))
-    unknown = sorted(name for name in names - set(model.state_dict()) if not ignored(model, name))
+    foreign = [parts[name][0][0] for name in parts.keys() - state.keys()]
+    unknown = sorted(name for name in foreign if not ignored(model, name))
     return Places(stored=stored, missing=missing, unknown=unknown)
 
 
@@ -149,11 +179,11 @@ def _require_fitting(tensor: StoredTensor, shape: tuple[int, ...]) -> None:
         )
 
 
-def _require_equal(checkpoint: Checkpoint, model: Any) -> None:
+def _require_equal(checkpoint: Checkpoint, model: Any, places: Places) -> None:
     """What the config ties may be stored twice, but then has to be the same: programs differ in what they take."""
     for target, source in model.all_tied_weights_keys.items():
-        pair = [checkpoint.tensors[name] for name in (target, source) if name in checkpoint.tensors]
-        if len(pair) == 2 and not same_numbers(*pair):
+        pair = {single(places.stored[name]) for name in (target, source)}
+        if len(pair) == 2 and not same_numbers(*(checkpoint.tensors[name] for name in pair if name)):
             raise CheckpointError(
                 f"{target} and {source} in {checkpoint.path} differ, and its config.json says that they are one: set "
                 "tie_word_embeddings to false there"

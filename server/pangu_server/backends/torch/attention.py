@@ -1,13 +1,17 @@
 """Our function in transformers' `AttentionInterface`: it keeps the new keys and values in pages and reads from them.
 
-The modeling code calls it in each layer with what the runner gave the model's forward as `paged`; there is no other
-cache, and no mask.
+The modeling code calls it in each layer; there is no other cache, and no mask. What the runner has to tell it does not
+go through the model's forward, since some models do not hand unknown arguments down to their layers.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 from transformers import AttentionInterface
 
 from pangu_convert.artifact import ArtifactError
@@ -31,6 +35,19 @@ class Probe:
         self.layers: dict[int, Heads] = {}
 
 
+_current: ContextVar[Paged | Probe] = ContextVar("paged")
+
+
+@contextmanager
+def attending(paged: Paged | Probe) -> Iterator[None]:
+    """A forward inside, on this thread, computes its attention by `paged`."""
+    token = _current.set(paged)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
 def paged_attention(
     module: Any,
     query: torch.Tensor,
@@ -38,7 +55,6 @@ def paged_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    paged: Paged | Probe,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -57,10 +73,14 @@ def paged_attention(
         raise ArtifactError(
             f"{type(module).__name__} has attention sinks or position biases, which the engine does not know"
         )
+    paged = _current.get()
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    value_dim = value.shape[2]
+    # DeepSeek's are narrower than its keys; a page holds both in one width.
+    value = pad(value, (0, key.shape[2] - value_dim))
     if isinstance(paged, Probe):
         paged.layers[module.layer_idx] = Heads(key.shape[1], key.shape[2])
-        return query[None], None
+        return query[None, ..., :value_dim], None
     options = Options(
         query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window or 0, softcap or 0.0
     )
@@ -68,7 +88,7 @@ def paged_attention(
     out = cache.attend(
         module.layer_idx, query.contiguous(), key.contiguous(), value.contiguous(), options, paged.flat
     )
-    return out[None], None
+    return out[None, ..., :value_dim], None
 
 
 AttentionInterface.register(NAME, paged_attention)

@@ -1,7 +1,8 @@
-"""transformers' config of the model in a CTranslate2 artifact, which does not hold the checkpoint's.
+"""transformers' config of the model in a CTranslate2 artifact: the checkpoint's, which pangu-convert puts there.
 
-Read from the shapes and constants of `model.bin`. That they were understood is checked afterwards, where CTranslate2's
-own loader is run on this config: it must come to the same shapes and constants, see `ctranslate2_weights`.
+What the library's own converter or an older pangu-convert wrote does not have it. Then it is read from the shapes and
+constants of `model.bin`. Either is checked afterwards, where CTranslate2's loader is run on this config: it must come
+to the same shapes and constants, see `ctranslate2_weights`.
 """
 
 import json
@@ -13,8 +14,11 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 
-from pangu_convert.artifact import Artifact, ArtifactError
+from pangu_convert.artifact import CHECKPOINT_CONFIG, Artifact, ArtifactError
 from pangu_convert.model_bin import ModelBin
+from pangu_training.stage.architecture import config_of
+from pangu_training.stage.checkpoint import read_json
+from pangu_training.stage.errors import CheckpointError
 
 EMBEDDINGS, HEAD = "decoder/embeddings/weight", "decoder/projection/weight"
 POSITIONS = "decoder/position_encodings/encodings"
@@ -28,27 +32,46 @@ def model_config(artifact: Artifact, model_bin: ModelBin) -> Any:
     """A transformers config of the artifact's architecture, with what has an influence on logits.
 
     Raises:
-        ArtifactError: the architecture is not one of these, the file lacks something, or nonsense is in it.
+        ArtifactError: the file lacks something, or nonsense is in it; or there is none, and the architecture is not one
+            of those that `model.bin` tells enough of.
     """
-    architecture = artifact.manifest.architecture
-    if architecture not in CONFIGS:
-        raise ArtifactError(
-            f"{artifact.path} is a {architecture}, whose config is not in {model_bin.path.name}: only those of "
-            f"{', '.join(CONFIGS)} are"
-        )
-    try:
-        text = (artifact.path / "config.json").read_text(encoding="utf-8")
-        epsilon = json.loads(text)["layer_norm_epsilon"] or DEFAULT_EPSILON
-        config = CONFIGS[architecture](artifact, model_bin, epsilon)
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, StrictDataclassError) as error:
-        raise ArtifactError(
-            f"{artifact.path} does not describe a {architecture} ({error!r}): convert the checkpoint again"
-        ) from error
-    config.architectures = [architecture]
+    config = _stored_config(artifact)
+    if config is None:
+        config = _read_config(artifact, model_bin)
+    config.architectures = [artifact.manifest.architecture]
     config.dtype = getattr(torch, artifact.manifest.dtype)
     config.eos_token_id = [*artifact.manifest.end_token_ids]
     config.tie_word_embeddings = model_bin.target(HEAD) == model_bin.target(EMBEDDINGS)
     return config
+
+
+def _stored_config(artifact: Artifact) -> Any | None:
+    """The checkpoint's, None if the artifact does not have it."""
+    if CHECKPOINT_CONFIG not in artifact.manifest.files:
+        return None
+    try:
+        return config_of(read_json(artifact.path / CHECKPOINT_CONFIG), artifact.manifest.dtype)
+    except (OSError, CheckpointError) as error:
+        raise ArtifactError(
+            f"{artifact.path / CHECKPOINT_CONFIG} is damaged ({error}): convert the checkpoint again"
+        ) from None
+
+
+def _read_config(artifact: Artifact, model_bin: ModelBin) -> Any:
+    architecture = artifact.manifest.architecture
+    if architecture not in CONFIGS:
+        raise ArtifactError(
+            f"{artifact.path} is a {architecture} without {CHECKPOINT_CONFIG}: convert the checkpoint again, or "
+            "serve it with --engine ctranslate2"
+        )
+    try:
+        text = (artifact.path / "config.json").read_text(encoding="utf-8")
+        epsilon = json.loads(text)["layer_norm_epsilon"] or DEFAULT_EPSILON
+        return CONFIGS[architecture](artifact, model_bin, epsilon)
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, StrictDataclassError) as error:
+        raise ArtifactError(
+            f"{artifact.path} does not describe a {architecture} ({error!r}): convert the checkpoint again"
+        ) from error
 
 
 def _gpt_bigcode(artifact: Artifact, model_bin: ModelBin, epsilon: float) -> Any:

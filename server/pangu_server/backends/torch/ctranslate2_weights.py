@@ -16,7 +16,8 @@ from ctranslate2.specs.model_spec import LayerSpec
 
 from pangu_convert.artifact import Artifact, ArtifactError
 from pangu_convert.checkpoint_variable import CheckpointVariable, WeightSource
-from pangu_convert.ctranslate2_files import LOADERS, complete_llama3, insert_variables, rope_type
+from pangu_convert.ctranslate2_files import complete_llama3, insert_variables
+from pangu_convert.ctranslate2_loaders import LOADERS, rope_type
 from pangu_convert.model_bin import MODEL_BIN, BinVariable, ModelBin, read_model_bin
 from pangu_server.backends.torch.ctranslate2_config import HEAD, model_config
 from pangu_server.backends.torch.parameters import Value, Weights, matched

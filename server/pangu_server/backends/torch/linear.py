@@ -118,11 +118,14 @@ class JoinedLinear(nn.Module):  # type: ignore[misc]
 
 
 class QuantizedEmbedding(nn.Module):  # type: ignore[misc]
-    """Rows of a quantized matrix, by id."""
+    """Rows of a quantized matrix, by id, in the place of `module`."""
 
-    def __init__(self, weight: Quantized, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, module: nn.Embedding, weight: Quantized, device: torch.device, dtype: torch.dtype
+    ) -> None:
         super().__init__()
-        self.integers, self.scales = weight.integers.to(device), weight.scales.to(device)
+        factor = getattr(module, "scalar_embed_scale", 1.0)  # Gemma's
+        self.integers, self.scales = weight.integers.to(device), weight.scales.to(device) * factor
         self._dtype = dtype
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -161,8 +164,9 @@ class Installer:
 
     def _quantized(self, name: str, weight: Quantized) -> None:
         owner = name.removesuffix(".weight")
-        if isinstance(self._model.get_submodule(owner), nn.Embedding):
-            self._replace(owner, QuantizedEmbedding(weight, self._device, self._dtype))
+        module = self._model.get_submodule(owner)
+        if isinstance(module, nn.Embedding):
+            self._replace(owner, QuantizedEmbedding(module, weight, self._device, self._dtype))
             self.quantized_bytes += weight.integers.nbytes
             tied = self._model.all_tied_weights_keys
             for other in [other for other, source in tied.items() if source == name]:

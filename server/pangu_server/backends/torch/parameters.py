@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,6 +13,7 @@ from pangu_server.backends.torch.placing import build, stored_shapes
 from pangu_server.backends.torch.quantized import Quantized
 from pangu_training.stage.architecture import assign
 from pangu_training.stage.finite import all_finite
+from pangu_training.stage.renaming import Parts, single
 
 Value: TypeAlias = torch.Tensor | Quantized
 Readers: TypeAlias = Mapping[str, Callable[[], Value]]
@@ -62,19 +64,31 @@ def matched(artifact: Artifact, config: Any, readers: Readers, unpacked: list[st
         ArtifactError: a parameter is missing, or one there that the model does not have.
     """
     model = build(config, artifact.manifest.architecture)
-    if any(_differ(readers, names) for names in model.all_tied_weights_keys.items()):
+    places = assign(model, readers)
+    if any(
+        _differ(readers, *(places.stored.get(name) for name in pair))
+        for pair in model.all_tied_weights_keys.items()
+    ):
         config.tie_word_embeddings = False  # as transformers decides, with a warning
         model = build(config, artifact.manifest.architecture)
-    places, shapes = assign(model, readers), stored_shapes(model)
+        places = assign(model, readers)
     for name in places.unknown:
         raise ArtifactError(
             f"{artifact.path} has a tensor {name}, which {type(model).__name__} does not: convert the checkpoint again"
         )
     for name in places.missing:
         raise ArtifactError(f"{artifact.path} has no tensor {name}: convert the checkpoint again")
-    names = {stored: name for name, stored in places.stored.items() if name in shapes}
+    shapes = stored_shapes(model)
+    owners = {
+        part: name
+        for name, parts in places.stored.items()
+        if name in shapes
+        for matrices in parts
+        for part in matrices
+    }
     # In the order of the files.
-    found = {names[stored]: read for stored, read in readers.items() if stored in names}
+    names = dict.fromkeys(owners[part] for part in readers if part in owners)
+    found = {name: _reader(readers, places.stored[name]) for name in names}
     return Weights(
         path=artifact.path,
         config=config,
@@ -85,10 +99,28 @@ def matched(artifact: Artifact, config: Any, readers: Readers, unpacked: list[st
     )
 
 
-def _differ(readers: Readers, names: tuple[str, str]) -> bool:
-    """Whether there are tensors of both `names`, and not the same."""
-    if not all(name in readers for name in names):
+def _reader(readers: Readers, parts: Parts) -> Callable[[], Value]:
+    name = single(parts)
+    return partial(_read_experts, readers, parts) if name is None else readers[name]
+
+
+def _read_experts(readers: Readers, parts: Parts) -> torch.Tensor:
+    experts = []
+    for names in parts:
+        matrices = [value for name in names if isinstance(value := readers[name](), torch.Tensor)]
+        if len(matrices) < len(names):
+            raise ArtifactError(
+                f"{names[0]} is quantized, and the torch engine knows no quantized experts: serve the model unquantized"
+            )
+        experts.append(torch.cat(matrices))
+    return torch.stack(experts)
+
+
+def _differ(readers: Readers, *pair: Parts | None) -> bool:
+    """Whether these are two tensors, and not the same."""
+    names = {single(parts) for parts in pair if parts is not None}
+    if len(names) < 2:
         return False
-    first, second = (readers[name]() for name in names)
+    first, second = (readers[name]() for name in names if name is not None)
     both_plain = isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)
     return not (both_plain and torch.equal(first, second))

@@ -63,13 +63,7 @@ def complete(model: Any, device: str | torch.device) -> None:
             raise ArtifactError(
                 f"{type(model).__name__} was left without {name}: convert the checkpoint again"
             )
-    for name, buffer in computed.items():
-        module, attribute = _owner(model, name)
-        setattr(module, attribute, torch.empty_like(buffer, device=device))
-    for module in dict.fromkeys(_owner(model, name)[0] for name in computed):
-        for parameter in module.parameters(recurse=False):
-            parameter._is_hf_initialized = True  # transformers then leaves it as it is
-        model._init_weights(module)  # as from_pretrained does: rotary frequencies, GPTBigCode's mask
+    architectures.compute(model, computed, device)
 
 
 def _owner(model: Any, name: str) -> tuple[Any, str]:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from pangu_convert.artifact import ArtifactError
-from pangu_server.backends.torch.attention import NAME, Paged, Probe
+from pangu_server.backends.torch.attention import NAME, Paged, Probe, attending
 from pangu_server.backends.torch.cache import FEW_TOKENS, PAGE_TOKENS, Flat, Heads, PagedCache, Segment
 from pangu_server.backends.torch.device_choosing import upload
 from pangu_server.backends.torch.rows import Part
@@ -27,8 +27,8 @@ def heads_of(model: Any) -> list[Heads]:
     model.set_attn_implementation(NAME)
     probe = Probe()
     ids = torch.zeros((1, 1), dtype=torch.long, device=model.device)
-    with torch.inference_mode():
-        model(input_ids=ids, position_ids=ids, use_cache=False, paged=probe, logits_to_keep=1)
+    with torch.inference_mode(), attending(probe):
+        model(input_ids=ids, position_ids=ids, use_cache=False, logits_to_keep=1)
     if sorted(probe.layers) != list(range(model.config.num_hidden_layers)):
         raise ArtifactError(f"{type(model).__name__} does not let the engine compute its attention")
     return [probe.layers[layer] for layer in range(len(probe.layers))]
@@ -115,13 +115,10 @@ class Runner:
     def _logits(
         self, ids: torch.Tensor, positions: torch.Tensor, flat: Flat, kept: torch.Tensor | int
     ) -> torch.Tensor:
-        output = self.model(
-            input_ids=ids[None],
-            position_ids=positions[None],
-            use_cache=False,
-            paged=Paged(self.cache, flat),
-            logits_to_keep=kept,
-        )
+        with attending(Paged(self.cache, flat)):
+            output = self.model(
+                input_ids=ids[None], position_ids=positions[None], use_cache=False, logits_to_keep=kept
+            )
         logits: torch.Tensor = output.logits[0]
         return logits
 

@@ -21,7 +21,8 @@ from pangu_training.stage.tensors import COMPUTED, FLOATING, StoredTensor, read_
 CONFIG, TOKENIZER, GENERATION = "config.json", "tokenizer.json", "generation_config.json"
 WEIGHTS, SHARD_INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
-QUANTIZE_CONFIGS = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # of older quantizers
+QUANTIZE_CONFIG = "quantize_config.json"
+QUANTIZE_CONFIGS = {QUANTIZE_CONFIG: "gptq", "quant_config.json": "awq"}  # of older quantizers
 # What a tokenizer and a generation need besides the weights; copied along by every conversion.
 TEXT_FILES = (
     TOKENIZER,

@@ -67,7 +67,7 @@ def stored_less(folder: Path) -> int:
 
 def packed_bits(qweight: torch.Tensor, g_idx: torch.Tensor) -> int:
     """Bits of a weight of such a layer."""
-    return 32 * qweight.shape[0] // max(g_idx.numel(), 1)
+    return int(32 * qweight.shape[0] // max(g_idx.numel(), 1))
 
 
 def fields(words: torch.Tensor, bits: int) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """`pangu-convert adopt`: an artifact from a quantized model that others made, without quantizing anything again.
 
-GPTQ (AutoGPTQ, GPTQModel; both formats) and AWQ (version gemm) of 4 and 8 bits, from a folder or the hub. Every tensor
-is checked as those of an unquantized checkpoint are. What the folder does not say is "unknown" in the manifest.
+GPTQ (AutoGPTQ, GPTQModel; both formats), AWQ (version gemm) and what CTranslate2's converter wrote, from a folder or
+the hub. Every tensor is checked as those of an unquantized checkpoint are. What the folder does not say is "unknown" in
+the manifest.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any
 from pangu_convert.artifact import Artifact, Source, read_artifact, seal
 from pangu_convert.conversion import print_cautions, report, require_whole
 from pangu_convert.hub import HUB_SOURCE, fetch_hub_model
+from pangu_convert.model_bin import MODEL_BIN
 from pangu_convert.weights import with_rope_theta
 from pangu_training.stage.checkpoint import CONFIG, QUANTIZE_CONFIG, SHARD_INDEX, Checkpoint, read_checkpoint
 from pangu_training.stage.errors import CheckpointError
@@ -21,16 +23,24 @@ from pangu_training.stage.identity import checkpoint_hash
 from pangu_training.stage.options import argument, option
 from pangu_training.stage.output import new_directory, write_file
 
-UNKNOWN = "unknown"
+UNKNOWN = "unknown"  # what a folder does not say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdoptOptions:
     """What to make an artifact of."""
 
-    source: str = argument("a folder with a GPTQ or AWQ model, or a hub id, OWNER/NAME", reads=Path)
+    source: str = argument(
+        "a folder with a GPTQ, AWQ or CTranslate2 model, or a hub id, OWNER/NAME", reads=Path
+    )
     output: Path = option("the artifact folder to make", writes="folder")
     revision: str | None = option("branch, tag or commit of a hub id (default: main)", None)
+    tokenizer: Path | None = option(
+        "of a CTranslate2 folder: the folder of the model that it was made from, with its tokenizer.json and "
+        "config.json (default: the source itself)",
+        None,
+        metavar="FOLDER",
+    )
     name: str | None = option("model id that the server answers to (default: the source's name)", None)
     force: bool = option("replace the output folder", False)
 
@@ -48,6 +58,16 @@ def adopted_artifact(options: AdoptOptions) -> Artifact:
         DownloadError, OutputError: see `fetch_hub_model`, `new_directory`.
     """
     path, origin = _found(options)
+    if (path / MODEL_BIN).is_file():
+        from pangu_convert.adopted_ctranslate2 import write_adopted
+
+        with new_directory(
+            options.output, force=options.force, needed_bytes=(path / MODEL_BIN).stat().st_size
+        ) as folder:
+            write_adopted(path, options.tokenizer or path, origin, options.name, folder)
+        return read_artifact(options.output)
+    if options.tokenizer:
+        raise CheckpointError(f"--tokenizer is for a CTranslate2 folder, which {path} is not: leave it out")
     return _adopt_packed(read_checkpoint(path, quantized=True), origin, options)
 
 

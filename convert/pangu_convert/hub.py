@@ -30,7 +30,15 @@ HUB_SOURCE = re.compile(r"([\w.-]+/[\w.-]+)(?:/(.+\.gguf))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MAIN = "main"
 RECORD = "hub.json"
-WANTED = (CONFIG, "*.safetensors", "*.safetensors.index.json", *TEXT_FILES, *QUANTIZE_CONFIGS)
+WANTED = (
+    CONFIG,
+    "*.safetensors",
+    "*.safetensors.index.json",
+    *TEXT_FILES,
+    *QUANTIZE_CONFIGS,
+    "model.bin",
+    "vocabulary.json",
+)
 PART = re.compile(r"-\d{5}-of-(\d{5}\.gguf)")
 TIMEOUT_SECONDS = 30.0
 

@@ -49,9 +49,9 @@ def write_adopted(path: Path, text: Path, origin: Mapping[str, Any], name: str |
         ArtifactError: `model.bin` is damaged or of another version.
         CheckpointError: something is missing, is not finite, or does not belong to the rest.
     """
-    for file in OWN_FILES:
-        if not (path / file).is_file():
-            raise CheckpointError(f"{path} has no {file}: it is not a CTranslate2 model of today; {REMEDY}")
+    for own in OWN_FILES:
+        if not (path / own).is_file():
+            raise CheckpointError(f"{path} has no {own}: it is not a CTranslate2 model of today; {REMEDY}")
     if not (text / TOKENIZER).is_file():
         raise CheckpointError(
             f"{text} has no {TOKENIZER}: name the folder of the model that it was made from with --tokenizer"

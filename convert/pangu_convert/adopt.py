@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pangu_convert.artifact import Artifact, Source, read_artifact, seal
+from pangu_convert.artifact import UNKNOWN, Artifact, Source, read_artifact, seal
 from pangu_convert.conversion import print_cautions, report, require_whole
 from pangu_convert.hub import HUB_SOURCE, fetch_hub_model
 from pangu_convert.model_bin import MODEL_BIN
@@ -22,8 +22,6 @@ from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.identity import checkpoint_hash
 from pangu_training.stage.options import argument, option
 from pangu_training.stage.output import new_directory, write_file
-
-UNKNOWN = "unknown"  # what a folder does not say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

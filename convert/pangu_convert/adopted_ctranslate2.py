@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from pangu_convert.adopt import UNKNOWN
-from pangu_convert.artifact import Source, seal
+from pangu_convert.artifact import UNKNOWN, Source, seal
 from pangu_convert.model_bin import MODEL_BIN, ModelBin, read_model_bin
 from pangu_training.stage.checkpoint import CONFIG, TEXT_FILES, TOKENIZER, Checkpoint, read_json
 from pangu_training.stage.errors import CheckpointError

@@ -17,6 +17,7 @@ from pangu_training.stage.identity import MANIFEST, artifact_hash, hash_files, l
 from pangu_training.stage.output import write_file
 
 SCHEMA_VERSION = 1
+UNKNOWN = "unknown"  # what a model that others quantized does not say of itself
 Format = Literal["transformers", "ctranslate2", "gptq"]
 
 

@@ -3,7 +3,7 @@
 import importlib.util
 from dataclasses import dataclass, replace
 
-from pangu_convert.artifact import Artifact, ArtifactError
+from pangu_convert.artifact import UNKNOWN, Artifact, ArtifactError
 from pangu_convert.int8 import packs_int8
 from pangu_server.backends.seam import EngineChoice, EngineName, LoadOptions
 from pangu_training.stage.errors import MissingExtra
@@ -36,7 +36,7 @@ def choose_engine(artifact: Artifact, options: LoadOptions) -> tuple[EngineName,
         name=str(artifact.path),
         format=manifest.format,
         quantization=manifest.quantization,
-        known=manifest.architecture != "unknown",
+        known=manifest.architecture != UNKNOWN,
         torch=all(importlib.util.find_spec(name) for name in ("torch", "transformers")),
         packs=packs_int8(),
     )

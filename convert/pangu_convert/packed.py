@@ -139,8 +139,8 @@ def unpacked_form(checkpoint: Checkpoint, layers: Mapping[str, Layer]) -> Checkp
     for name in layers:
         if name not in linear:
             raise CheckpointError(
-                f"{checkpoint.path} has packed tensors of {name}, which is no linear layer of a {plain.architecture}: "
-                f"{REMEDY}"
+                f"{checkpoint.path} has packed tensors of {name}, which {plain.architecture} does not have as a linear "
+                f"layer: {REMEDY}"
             )
     known = model.state_dict().keys()
     biases = [f"{name}.bias" for name in layers if f"{name}.bias" in tensors.keys() - known]

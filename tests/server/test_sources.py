@@ -89,9 +89,10 @@ def test_a_quantized_folder_is_adopted(
 
 
 def test_a_gguf_file_is_imported_and_converted(
-    llama: Path, home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    file = gguf_content(tiny_llama, "llama").write(tmp_path / "tiny.gguf")
+    source = save_model(tmp_path / "source", "qwen2")
+    file = gguf_content(source, "qwen2").write(tmp_path / "tiny.gguf")
     artifact, said = found(capsys, file, format="transformers")
     [checkpoint] = (home / "checkpoints").iterdir()
     assert said.startswith(f"{file}: importing it as {checkpoint}\n")

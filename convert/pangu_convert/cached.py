@@ -48,7 +48,7 @@ def cached_artifact(
             raise ArtifactError(f"{source} is quantized already, and served as it is: leave --format out")
         output = artifacts / f"{key}-{ADOPTED}"
         options = AdoptOptions(source=source, revision=revision, output=output)
-        return _made(output, f"{source}: adopting it as", lambda: adopted_artifact(options))
+        return _made(source, output, "adopting it as", lambda: adopted_artifact(options))
     if place is not None and place.is_dir() and revision is None:
         checkpoint = place
     elif not (checkpoint / IMPORTED).is_file():
@@ -58,7 +58,7 @@ def cached_artifact(
         import_checkpoint(ImportOptions(source=source, revision=revision, output=checkpoint))
     to = _format(checkpoint, on_gpu) if format == "auto" else format
     output = artifacts / f"{key}-{to}"
-    return _made(output, f"{source}: converting it to {to} as", lambda: convert(checkpoint, output, to=to))
+    return _made(source, output, f"converting it to {to} as", lambda: convert(checkpoint, output, to=to))
 
 
 def _found(source: str, revision: str | None) -> tuple[Path | None, str, str | None]:
@@ -108,13 +108,10 @@ def _format(checkpoint: Path, on_gpu: Callable[[], bool]) -> Literal["ctranslate
     return "ctranslate2" if int8 and not on_gpu() else "transformers"
 
 
-def _made(output: Path, words: str, make: Callable[[], object]) -> Path:
+def _made(source: str, output: Path, words: str, make: Callable[[], object]) -> Path:
     """`output`, which `make` makes unless it is there."""
     there = (output / MANIFEST).is_file()
-    print(
-        f"{words.partition(':')[0]}: found in the cache, {output}" if there else f"{words} {output}",
-        flush=True,
-    )
+    print(f"{source}: {'found in the cache,' if there else words} {output}", flush=True)
     if not there:
         make()
     return output

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from pangu_convert.architectures import require_supported
+from pangu_convert.artifact import UNKNOWN
 from pangu_convert.gptq_weights import STORED_LESS
 from pangu_convert.weights import open_weights
 from pangu_training.stage.architecture import build, model_config
@@ -33,7 +34,7 @@ class Scheme:
     bits: int
     group_size: int  # -1: an output has one scale
     stored_less: int  # what zero points are less when they are stored
-    quantizer: str  # program and version, or "unknown"
+    quantizer: str  # program and version, or UNKNOWN
     mixed: bool  # modules have bits and group sizes of their own
     facts: Mapping[str, Any]  # all else that is known of the quantization
 
@@ -78,7 +79,7 @@ def scheme_of(checkpoint: Checkpoint) -> Scheme:
     if said.get("pack_dtype") not in (None, "int32"):
         raise _not_held(checkpoint, f"words of {said['pack_dtype']}", "int32 is read")
     meta = said["meta"] if isinstance(said.get("meta"), dict) else {}
-    quantizer = meta.get("quantizer", said.get("quantizer", "unknown"))
+    quantizer = meta.get("quantizer", said.get("quantizer", UNKNOWN))
     return Scheme(
         method=method,
         bits=bits,
@@ -141,6 +142,11 @@ def unpacked_form(checkpoint: Checkpoint, layers: Mapping[str, Layer]) -> Checkp
             raise CheckpointError(
                 f"{checkpoint.path} has packed tensors of {name}, which {plain.architecture} does not have as a linear "
                 f"layer: {REMEDY}"
+            )
+        if f"{name}.weight" in model.all_tied_weights_keys:
+            raise CheckpointError(
+                f"{checkpoint.path} has packed tensors of {name}, which its config.json ties to the embedding: set "
+                "tie_word_embeddings to false there"
             )
     known = model.state_dict().keys()
     biases = [f"{name}.bias" for name in layers if f"{name}.bias" in tensors.keys() - known]

@@ -330,7 +330,9 @@ def test_old_awq_says_it_in_a_file_of_its_own(saved: Save, tmp_path: Path) -> No
     assert same(adopt(folder, tmp_path / "out"), saved(AWQ))
 
 
-def test_layers_of_other_bits_and_a_packed_head(llama: Path, tmp_path: Path) -> None:
+def test_layers_of_other_bits_and_a_packed_head(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """GPTQModel's `dynamic` and `lm_head`."""
     others = {LAYER: replace(GPTQ, bits=8, group_size=32), "lm_head": GPTQ}
     source = copied(llama, tmp_path / "llama")
@@ -348,6 +350,8 @@ def test_layers_of_other_bits_and_a_packed_head(llama: Path, tmp_path: Path) -> 
     set_quantization(folder, dynamic={"+:.*down_proj": {"bits": 8}}, lm_head=True)
     assert same(adopt(folder, tmp_path / "out"), folder)
     assert json.loads((tmp_path / "out" / "quantize_config.json").read_text())["lm_head"] is True
+    tied = copied(folder, tmp_path / "tied", tie_word_embeddings=True)
+    assert "set tie_word_embeddings to false" in refused(capsys, tied, tmp_path / "no")
 
 
 def test_a_repository_of_the_hub(saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,7 +161,7 @@ def test_without_the_libraries_the_extra_is_named(
 
 
 def test_ctrl_c_leaves_nothing_and_the_next_start_serves(home: Path, llama: Path) -> None:
-    command = [COMMAND, llama, "--port", "0", "--device", "cpu", "--threads", "1"]
+    command: list[str | Path] = [COMMAND, llama, "--port", "0", "--device", "cpu", "--threads", "1"]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert first.stdout is not None
     assert "converting it" in first.stdout.readline()

@@ -1,4 +1,4 @@
-# `make help` lists the targets. Every step is skipped when its output is there and whole.
+# `make help` lists the targets. Every step is skipped when its output is there and whole; pangu-serve has its own.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -16,16 +16,14 @@ export HF_HOME ?= $(PANGU_HOME)/huggingface
 
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-CHECKPOINT := $(PANGU_HOME)/checkpoints/$(MODEL)
-ARTIFACT := $(PANGU_HOME)/artifacts/$(MODEL)-$(BACKEND)
 
 .PHONY: help serve test lint check-wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-serve: $(ARTIFACT)/manifest.json ## import, convert and serve: MODEL= BACKEND=ctranslate2|transformers|gptq HOST= PORT= TORCH_INDEX=
-	$(BIN)/pangu-serve $(ARTIFACT) --host $(HOST) --port $(PORT)
+serve: .venv/installed$(if $(filter gptq,$(BACKEND)),-gptq) ## import, convert and serve: MODEL= BACKEND=ctranslate2|transformers|gptq HOST= PORT= TORCH_INDEX=
+	$(BIN)/pangu-serve $(MODEL) --format $(BACKEND) --host $(HOST) --port $(PORT)
 
 test: .venv/installed-dev ## everything that proves it works
 	$(BIN)/pytest -n 2 --dist loadfile
@@ -38,12 +36,6 @@ check-wheel: .venv/installed-dev ## build the wheel, install it alone, run each 
 
 clean: ## remove the virtual environment and build output (never $PANGU_HOME)
 	rm -rf .venv dist build
-
-$(CHECKPOINT)/import.json: | .venv/installed
-	$(BIN)/pangu-convert import $(MODEL) --output $(CHECKPOINT)
-
-$(ARTIFACT)/manifest.json: | $(CHECKPOINT)/import.json .venv/installed$(if $(filter gptq,$(BACKEND)),-gptq)
-	$(BIN)/pangu-convert $(BACKEND) $(CHECKPOINT) --output $(ARTIFACT)
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'

@@ -18,6 +18,7 @@ from pangu_training.stage.output import write_file
 
 SCHEMA_VERSION = 1
 CHECKPOINT_CONFIG = "checkpoint_config.json"  # the checkpoint's config.json, in a format that has another one
+UNKNOWN = "unknown"  # what a model that others quantized does not say of itself
 Format = Literal["transformers", "ctranslate2", "gptq"]
 
 

@@ -4,7 +4,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pangu_convert import card, ctranslate2, gptq, importer, inspection, push, transformers, verification
+from pangu_convert import (
+    adopt,
+    card,
+    ctranslate2,
+    gptq,
+    importer,
+    inspection,
+    push,
+    transformers,
+    verification,
+)
 from pangu_training.stage import command
 
 VERBS: command.Verbs = {
@@ -15,6 +25,7 @@ VERBS: command.Verbs = {
     "ctranslate2": (ctranslate2.to_ctranslate2, "convert a checkpoint to CTranslate2, int8 by default"),
     "gptq": (gptq.to_gptq, "quantize a checkpoint to 4 or 8 bits with GPTQ, calibrated on code"),
     "transformers": (transformers.to_transformers, "make the unquantized artifact of a checkpoint"),
+    "adopt": (adopt.adopt, "make an artifact of a quantized model that others made: GPTQ, AWQ, CTranslate2"),
     "verify": (verification.verify, "compare an artifact with the checkpoint it was made from"),
     "inspect": (inspection.inspect, "print an artifact's manifest, or verify its files"),
     "card": (

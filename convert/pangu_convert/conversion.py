@@ -85,8 +85,7 @@ def whole_checkpoint(path: Path, format: Format | None = None) -> Checkpoint:
     """
     checkpoint = read_checkpoint(path)
     require_whole(checkpoint, format)
-    for caution in cautions(checkpoint):
-        print(f"caution: {caution}", file=sys.stderr)
+    print_cautions(checkpoint)
     return checkpoint
 
 
@@ -102,6 +101,12 @@ def require_whole(checkpoint: Checkpoint, format: Format | None = None) -> None:
     require_supported(checkpoint, format)
     _ = checkpoint.context_length, checkpoint.end_token_ids
     located(checkpoint)
+
+
+def print_cautions(checkpoint: Checkpoint) -> None:
+    """Say on stderr what a user may not expect of a checkpoint."""
+    for caution in cautions(checkpoint):
+        print(f"caution: {caution}", file=sys.stderr)
 
 
 def cautions(checkpoint: Checkpoint) -> Iterator[str]:

@@ -27,7 +27,7 @@ from pangu_convert.calibration import CalibrationOptions, calibration_data
 from pangu_convert.conversion import ConversionOptions, Written, convert, report
 from pangu_convert.gptq_worker import Job
 from pangu_convert.weights import link_model, with_rope_theta
-from pangu_training.stage.checkpoint import CONFIG, SHARD_INDEX, Checkpoint
+from pangu_training.stage.checkpoint import CONFIG, QUANTIZE_CONFIG, SHARD_INDEX, Checkpoint
 from pangu_training.stage.errors import CheckpointError, MissingExtra, PanguError
 from pangu_training.stage.options import nested, number_within, option
 from pangu_training.stage.output import write_file
@@ -37,7 +37,6 @@ DEFAULT_GROUP_SIZES = (128, 64, 32)
 FIRST, LAST = "first", "last"
 BLOCKS = (".h.", ".layers.")  # in the names of a block's tensors: GPTBigCode's, then Llama's and Qwen2's
 PACKED = 32  # input and output widths must be multiples of it: the kernels' and auto-gptq's rule
-QUANTIZE_CONFIG = "quantize_config.json"
 WORK = "work"
 
 

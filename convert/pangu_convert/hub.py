@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pangu_convert.download import DownloadError, cache_folder
-from pangu_training.stage.checkpoint import ADAPTER_CONFIG, CONFIG, TEXT_FILES, TRAINED
+from pangu_training.stage.checkpoint import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    QUANTIZE_CONFIGS,
+    TEXT_FILES,
+    TRAINED,
+)
 from pangu_training.stage.identity import hash_files
 from pangu_training.stage.output import is_disk_full, locked, require_free_space, write_file
 
@@ -30,7 +36,15 @@ HUB_SOURCE = re.compile(r"([\w.-]+/[\w.-]+)(?:/(.+\.gguf))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MAIN = "main"
 RECORD = "hub.json"
-WANTED = (CONFIG, "*.safetensors", "*.safetensors.index.json", *TEXT_FILES)
+WANTED = (
+    CONFIG,
+    "*.safetensors",
+    "*.safetensors.index.json",
+    *TEXT_FILES,
+    *QUANTIZE_CONFIGS,
+    "model.bin",
+    "vocabulary.json",
+)
 WANTED_OF_ADAPTERS = (ADAPTER_CONFIG, TRAINED)  # the second says which base it was trained on
 PART = re.compile(r"-\d{5}-of-(\d{5}\.gguf)")
 TIMEOUT_SECONDS = 30.0

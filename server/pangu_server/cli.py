@@ -1,4 +1,4 @@
-"""`pangu-serve ARTIFACT`: take the port, check and load the artifact, answer until SIGTERM."""
+"""`pangu-serve MODEL`: make the artifact if need be, take the port, check and load it, answer until SIGTERM."""
 
 import os
 import sys
@@ -8,6 +8,7 @@ from pangu_convert.artifact import read_artifact
 from pangu_server.environment import EnvironmentParser
 from pangu_server.listening import listen
 from pangu_server.options import ServeOptions
+from pangu_server.sources import artifact_folder
 from pangu_training.stage import command
 
 
@@ -16,12 +17,13 @@ def serve(options: ServeOptions) -> None:
 
     Raises:
         ArtifactError: the artifact is not whole or does not load.
+        PanguError: there is none, and none can be made; see `artifact_folder`.
         AccessError: the API keys cannot be used.
         ServeError: the address cannot be listened on.
     """
     # Read when a framework loads OpenMP: compute threads that wait leave their CPU to others.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    artifact = read_artifact(options.artifact)
+    artifact = read_artifact(artifact_folder(options))
     with listen(options.host, options.port) as listener:
         from pangu_server import serving
 
@@ -33,7 +35,7 @@ def parser() -> EnvironmentParser:
     parser = EnvironmentParser(
         prefix="PANGU_SERVE_",
         prog="pangu-serve",
-        description="Serve an artifact as an OpenAI-style completion endpoint.",
+        description="Serve a model as an OpenAI-style completion endpoint.",
     )
     command.add_verb(parser, serve)
     return parser

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pangu_convert.artifact import Format
 from pangu_convert.infilling import FimOrder
 from pangu_server.backends.seam import Device, Draft, EngineChoice
 from pangu_server.limits import Limits, seconds
@@ -37,7 +38,16 @@ def byte_size(text: str) -> int:
 class ServeOptions:
     """How to serve an artifact."""
 
-    artifact: Path = argument("folder that pangu-convert wrote")
+    artifact: Path = argument(
+        "folder that pangu-convert wrote; or a model to make one of, once, in the cache: a catalogue name of "
+        "pangu-convert import, a checkpoint folder, a GGUF file, a hub id (OWNER/NAME), a quantized folder of others"
+    )
+    format: Literal["auto", Format] = option(
+        "what to make of a model that is not an artifact; auto: ctranslate2, which is int8, where its architecture has "
+        "it and there is no GPU, else transformers, which is unquantized",
+        "auto",
+    )
+    revision: str | None = option("branch, tag or commit of a hub id (default: main)", None)
     host: str = option("address to listen on", "127.0.0.1")
     port: int = option("0 takes a free one", 8000, type=whole_number(0, 65535))
     device: Device = option("what to compute on", "auto")

@@ -20,7 +20,7 @@ from support.tiny import save_tiny
 from pangu_convert import cli
 from pangu_convert.artifact import read_artifact, verify
 from pangu_convert.gptq import fitting_group_size
-from pangu_convert.gptq_weights import bits_of
+from pangu_convert.gptq_weights import packed_bits
 from pangu_training.stage.checkpoint import read_checkpoint
 
 LONG = ("--samples", "256", "--sequence-length", "256")  # far from done when it is stopped
@@ -96,7 +96,7 @@ def test_the_layers_that_were_named_keep_eight_bits(artifacts: Artifacts) -> Non
     tensors = load_file(artifact.path / "model.safetensors")
     packed = {name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")}
     eight = {
-        layer for layer in packed if bits_of(tensors[f"{layer}.qweight"], tensors[f"{layer}.g_idx"]) == 8
+        layer for layer in packed if packed_bits(tensors[f"{layer}.qweight"], tensors[f"{layer}.g_idx"]) == 8
     }
     layers = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     assert eight == {"transformer.h.0.mlp.c_fc", *(f"transformer.h.1.{layer}" for layer in layers)}

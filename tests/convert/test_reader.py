@@ -108,11 +108,20 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     **{
         method: (
             lambda folder, method=method: set_config(folder, quantization_config={"quant_method": method}),  # type: ignore[misc]
-            f"quantized already ({method}): give the unquantized checkpoint",
+            f"quantized already ({method}): {adopted}give the unquantized checkpoint",
         )
-        for method in ("gptq", "awq", "bitsandbytes", "fp8", "compressed-tensors")
+        for method, adopted in (
+            ("gptq", "serve it with pangu-convert adopt, or "),
+            ("awq", "serve it with pangu-convert adopt, or "),
+            ("bitsandbytes", ""),
+            ("fp8", ""),
+            ("compressed-tensors", ""),
+        )
     },
-    "old awq": (lambda folder: (folder / "quant_config.json").write_text("{}"), "quantized already (awq)"),
+    "old awq": (
+        lambda folder: (folder / "quant_config.json").write_text('{"w_bit": 4}'),
+        "quantized already (awq)",
+    ),
     "adapter": (
         lambda folder: (folder / "adapter_config.json").write_text("{}"),
         "an adapter (adapter_config.json)",

@@ -3,7 +3,7 @@
 import importlib.util
 from dataclasses import dataclass, replace
 
-from pangu_convert.artifact import Artifact, ArtifactError
+from pangu_convert.artifact import UNKNOWN, Artifact, ArtifactError
 from pangu_convert.int8 import packs_int8
 from pangu_server.backends.seam import EngineChoice, EngineName, LoadOptions
 from pangu_training.stage.errors import MissingExtra
@@ -21,6 +21,7 @@ class Facts:
     kernel: bool = False  # the torch engine has one for int8 matrices on this CPU
     gpu: bool = False  # there is one, and it may be used
     torch_gpu: bool = False  # torch can compute on it
+    known: bool = True  # the architecture is: an adopted CTranslate2 folder may not say it
 
 
 def choose_engine(artifact: Artifact, options: LoadOptions) -> tuple[EngineName, str]:
@@ -35,6 +36,7 @@ def choose_engine(artifact: Artifact, options: LoadOptions) -> tuple[EngineName,
         name=str(artifact.path),
         format=manifest.format,
         quantization=manifest.quantization,
+        known=manifest.architecture != UNKNOWN,
         torch=all(importlib.util.find_spec(name) for name in ("torch", "transformers")),
         packs=packs_int8(),
     )
@@ -58,6 +60,13 @@ def choose(facts: Facts, asked: EngineChoice) -> tuple[EngineName, str]:
         return "torch", f"it alone runs the {facts.format} format"
     if asked == "ctranslate2":
         return "ctranslate2", "it was asked for"
+    if not facts.known:
+        if asked == "torch":
+            raise ArtifactError(
+                f"{facts.name} is of an unknown architecture, which the torch engine cannot run: leave --engine out, "
+                "or adopt it again with --tokenizer"
+            )
+        return "ctranslate2", "it alone runs an unknown architecture"
     if not facts.quantization.startswith("int8"):
         if asked == "torch":
             raise ArtifactError(

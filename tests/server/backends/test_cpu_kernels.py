@@ -11,28 +11,34 @@ from pangu_server.backends.torch.kernels.cpu_norm import CpuNorm, replace_norms
 from pangu_server.backends.torch.quantized import Quantized
 
 
-def matrix(outputs: int, inputs: int, bits: int, groups: int, *, ordered: bool = False) -> Quantized:
+def matrix(
+    outputs: int, inputs: int, bits: int, groups: int, *, ordered: bool = False, shifted: bool = False
+) -> Quantized:
     least = -(2 ** (bits - 1))
     integers = torch.randint(least, -least, (outputs, inputs)).to(torch.int8)
     order = torch.randperm(inputs) if ordered else None
-    return Quantized(integers, torch.rand((outputs, groups)) + 0.1, bits, order)
+    shifts = torch.randint(2 * least, 1 - 2 * least, (outputs, groups)).float() if shifted else None
+    return Quantized(integers, torch.rand((outputs, groups)) + 0.1, bits, order, shifts)
 
 
 @pytest.mark.parametrize(
-    ("outputs", "inputs", "bits", "groups", "ordered", "threads"),
+    ("outputs", "inputs", "bits", "groups", "ordered", "shifted", "threads"),
     [
-        (100, 64, 8, 1, False, 1),
-        (300, 192, 8, 3, False, 2),
-        (65, 128, 4, 2, True, 1),
-        (300, 576, 4, 9, False, 1),
-        (1, 64, 8, 1, True, 2),
+        (100, 64, 8, 1, False, False, 1),
+        (300, 192, 8, 3, False, False, 2),
+        (65, 128, 4, 2, True, False, 1),
+        (300, 576, 4, 9, False, False, 1),
+        (1, 64, 8, 1, True, False, 2),
+        (100, 64, 4, 1, False, True, 1),
+        (70, 576, 4, 9, False, True, 2),
+        (65, 128, 8, 2, True, True, 1),
     ],
 )
 def test_a_product_is_that_of_the_plain_matrix(
-    outputs: int, inputs: int, bits: int, groups: int, ordered: bool, threads: int
+    outputs: int, inputs: int, bits: int, groups: int, ordered: bool, shifted: bool, threads: int
 ) -> None:
     torch.manual_seed(outputs)
-    weight = matrix(outputs, inputs, bits, groups, ordered=ordered)
+    weight = matrix(outputs, inputs, bits, groups, ordered=ordered, shifted=shifted)
     assert CpuLinear.supports(weight)
     bias = torch.randn(outputs)
     linear = CpuLinear(weight, bias, threads)
@@ -46,11 +52,13 @@ def test_a_product_is_that_of_the_plain_matrix(
             assert torch.equal(linear(x[row : row + 1])[0], found[row]), "its company changes nothing"
 
 
-def test_the_largest_numbers_do_not_overflow() -> None:
+@pytest.mark.parametrize("shift", [None, -256.0, 256.0])
+def test_the_largest_numbers_do_not_overflow(shift: float | None) -> None:
     """Eight-bit kernels of other libraries saturate here: sums of two products beyond 16 bits."""
     integers = torch.full((3, 256), -128, dtype=torch.int8)
     integers[1] = 127
-    weight = Quantized(integers, torch.ones((3, 1)), 8)
+    shifts = None if shift is None else torch.full((3, 1), shift)
+    weight = Quantized(integers, torch.ones((3, 1)), 8, shifts=shifts)
     x = torch.full((2, 256), 1e6)
     x[1] = -1e6
     expected = x.double() @ weight.dense().double().T

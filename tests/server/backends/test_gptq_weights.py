@@ -10,7 +10,7 @@ from support.commands import GPTQ_4, GPTQ_8, Artifacts
 from support.models import assert_same_model, changed, loaded
 
 from pangu_convert.artifact import ArtifactError, read_artifact
-from pangu_convert.gptq_weights import PACKED_TENSORS, dequantize, load_dequantized
+from pangu_convert.gptq_weights import PACKED_TENSORS, STORED_LESS, dequantize, load_dequantized
 from pangu_server.backends.torch.gptq_weights import unpack
 from pangu_server.backends.torch.quantized import Quantized
 from pangu_server.backends.torch.weights import open_weights
@@ -57,36 +57,37 @@ def packed(
     }, (outputs, inputs)
 
 
+@pytest.mark.parametrize("less", STORED_LESS.values())
+@pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_packed_integers_are_those_that_de_quantizing_multiplies(
-    bits: int, groups: int, act_order: bool
+    bits: int, groups: int, act_order: bool, symmetric: bool, less: int
 ) -> None:
-    tensors, shape = packed(bits, groups, act_order=act_order)
-    value = unpack(**tensors, bits=bits)
+    tensors, shape = packed(bits, groups, act_order=act_order, symmetric=symmetric)
+    value = unpack(**tensors, bits=bits, less=less)
     assert value is not None
+    assert (value.shifts is None) == (symmetric and less == 1)
     assert (value.integers.shape, value.group, value.bits) == (shape, shape[1] // groups, bits)
     assert (value.order is None) == (groups == 1 or not act_order)
-    assert torch.equal(value.dense(), dequantize(**tensors, bits=bits))
+    assert torch.equal(value.dense(), dequantize(**tensors, bits=bits, less=less))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_zero_points_or_uneven_groups_do_not_make_a_quantized_matrix(bits: int) -> None:
-    asymmetric, _ = packed(bits, 4, symmetric=False)
-    assert unpack(**asymmetric, bits=bits) is None
+def test_uneven_groups_do_not_make_a_quantized_matrix(bits: int) -> None:
     uneven, _ = packed(bits, 4)
     uneven["g_idx"][0] = 3
     assert unpack(**uneven, bits=bits) is None
 
 
-def test_a_matrix_with_zero_points_is_unpacked_and_named(artifacts: Artifacts, tmp_path: Path) -> None:
-    layer = "model.layers.1.mlp.up_proj"
+def test_a_matrix_with_uneven_groups_is_unpacked_and_named(artifacts: Artifacts, tmp_path: Path) -> None:
+    layer = "model.layers.1.mlp.down_proj"
 
-    def shift_zeros(weights: dict[str, torch.Tensor]) -> None:
-        weights[f"{layer}.qzeros"] += 3
+    def move(weights: dict[str, torch.Tensor]) -> None:
+        weights[f"{layer}.g_idx"].fill_(1)[0] = 0
 
-    artifact = changed(artifacts(*GPTQ_8), tmp_path / "copy", shift_zeros)
+    artifact = changed(artifacts(*GPTQ_8), tmp_path / "copy", move)
     weights = open_weights(artifact)
     values = dict(weights)
     assert weights.unpacked == [f"{layer}.weight"]
@@ -115,6 +116,6 @@ def test_packed_tensors_that_do_not_fit_together_are_refused(
 def test_another_gptq_format_is_refused(artifacts: Artifacts, tmp_path: Path) -> None:
     artifact = changed(artifacts(*GPTQ_8), tmp_path / "copy", lambda weights: None)
     file = artifact.path / "quantize_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "checkpoint_format": "gptq_v2"}))
-    with pytest.raises(ArtifactError, match="gptq_v2, which is not served"):
+    file.write_text(json.dumps({**json.loads(file.read_text()), "checkpoint_format": "marlin"}))
+    with pytest.raises(ArtifactError, match="marlin, which is not served"):
         open_weights(artifact)

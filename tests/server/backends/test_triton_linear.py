@@ -22,11 +22,14 @@ HALF, BRAIN = torch.float16, torch.bfloat16
 MOST_ERROR = {HALF: 1e-3, BRAIN: 8e-3}
 
 
-def matrix(bits: int, outputs: int, inputs: int, groups: int, *, ordered: bool = False) -> Quantized:
+def matrix(
+    bits: int, outputs: int, inputs: int, groups: int, *, ordered: bool = False, shifted: bool = False
+) -> Quantized:
     torch.manual_seed(0)
     integers = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (outputs, inputs), dtype=torch.int8)
     scales = torch.rand((outputs, groups)) * 0.01 + 0.001
-    return Quantized(integers, scales, bits, torch.randperm(inputs) if ordered else None)
+    shifts = torch.randint(-(2**bits), 2**bits + 1, (outputs, groups)).float() if shifted else None
+    return Quantized(integers, scales, bits, torch.randperm(inputs) if ordered else None, shifts)
 
 
 def expected(weight: Quantized, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -60,6 +63,19 @@ def test_the_product_is_that_of_the_matrix(
         found = linear(x)
         assert found.dtype == dtype
         assert error(found, expected(weight, x, linear.bias)) < MOST_ERROR[dtype]
+
+
+@pytest.mark.parametrize("dtype", [HALF, BRAIN])
+@pytest.mark.parametrize(
+    ("bits", "inputs", "groups"), [(4, 576, 9), (4, 512, 4), (4, 192, 1), (8, 512, 2), (8, 128, 1)]
+)
+def test_zero_points_shift_the_integers(bits: int, inputs: int, groups: int, dtype: torch.dtype) -> None:
+    weight = matrix(bits, 40, inputs, groups, shifted=True)
+    linear = TritonLinear.pack(weight, None, dtype)
+    assert error(linear.dense(), weight.dense()) < MOST_ERROR[dtype]
+    for rows in (3, 65):
+        x = torch.randn((rows, inputs)).to(dtype)
+        assert error(linear(x), expected(weight, x)) < MOST_ERROR[dtype]
 
 
 @pytest.mark.parametrize("split", [1, 2])

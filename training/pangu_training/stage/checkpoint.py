@@ -20,8 +20,10 @@ from pangu_training.stage.tensors import COMPUTED, FLOATING, StoredTensor, read_
 
 CONFIG, TOKENIZER, GENERATION = "config.json", "tokenizer.json", "generation_config.json"
 WEIGHTS, SHARD_INDEX = "model.safetensors", "model.safetensors.index.json"
+AUTOGPTQ_WEIGHTS = "gptq_model-*bit-*.safetensors"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-QUANTIZE_CONFIGS = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # of older quantizers
+QUANTIZE_CONFIG = "quantize_config.json"
+QUANTIZE_CONFIGS = {QUANTIZE_CONFIG: "gptq", "quant_config.json": "awq"}  # of older quantizers
 # What a tokenizer and a generation need besides the weights; copied along by every conversion.
 TEXT_FILES = (
     TOKENIZER,
@@ -64,6 +66,15 @@ class Checkpoint:
         # transformers 4 wrote `torch_dtype`
         named = str(self.config.get("dtype") or self.config.get("torch_dtype")).removeprefix("torch.")
         return named if named in FLOATING.values() else None
+
+    @property
+    def quantization(self) -> Mapping[str, Any] | None:
+        """How the weights are quantized, by the quantizer's own words and `quant_method`; None if they are not.
+
+        Raises:
+            CheckpointError: two files that tell it differ.
+        """
+        return _quantization(self.path, self.config)
 
     @property
     def num_elements(self) -> int:
@@ -132,12 +143,12 @@ class Checkpoint:
         return None
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, *, quantized: bool = False) -> Checkpoint:
     """Read the checkpoint folder at `path`: of the weights only names, types and shapes.
 
     Raises:
-        CheckpointError: it is not a folder, a file is missing or damaged, its weights are pickles or quantized, or it
-            asks for code of its own.
+        CheckpointError: it is not a folder, a file is missing or damaged, its weights are pickles, or quantized if
+            `quantized` does not allow it, or it asks for code of its own.
     """
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder: give the folder that holds config.json")
@@ -150,7 +161,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} has no {CONFIG}: it is not a Hugging Face checkpoint")
     config = read_json(path / CONFIG)
     _require_plain(path, config)
-    weights = _weight_files(path)
+    if not quantized:
+        _require_unquantized(path, config)
+    weights = _weight_files(path, quantized=quantized)
     if not (path / TOKENIZER).is_file():
         raise CheckpointError(
             f"{path} has no {TOKENIZER}: save it with transformers' AutoTokenizer(...).save_pretrained"
@@ -170,7 +183,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _require_plain(path: Path, config: Mapping[str, Any]) -> None:
-    """Raise `CheckpointError` where the config asks for more than transformers' own model and plain weights."""
+    """Raise `CheckpointError` where the config asks for more than transformers' own model."""
     if config.get("auto_map"):
         raise CheckpointError(
             f"{path / CONFIG} asks for code of its own (auto_map), which is never run: delete auto_map if the model is "
@@ -180,20 +193,42 @@ def _require_plain(path: Path, config: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"{path / CONFIG} names its weight file (transformers_weights): call that {WEIGHTS} and delete the entry"
         )
-    methods = [method for file, method in QUANTIZE_CONFIGS.items() if (path / file).is_file()]
-    quantization = config.get("quantization_config") or config.get("compression_config")
-    if isinstance(quantization, dict) and quantization:
-        methods = [str(quantization.get("quant_method", "by an unnamed method"))]
-    elif quantization:
-        methods = ["by an unnamed method"]
-    if methods:
+
+
+def _require_unquantized(path: Path, config: Mapping[str, Any]) -> None:
+    quantization = _quantization(path, config)
+    if quantization is not None:
+        method = quantization["quant_method"]
+        adopted = "serve it with pangu-convert adopt, or " if method in QUANTIZE_CONFIGS.values() else ""
         raise CheckpointError(
-            f"{path} is quantized already ({methods[0]}): give the unquantized checkpoint it was made from"
+            f"{path} is quantized already ({method}): {adopted}give the unquantized checkpoint it was made from"
         )
 
 
-def _weight_files(path: Path) -> tuple[Path, ...]:
-    """The files that are the model, in transformers' order: the whole one, else those that the index names."""
+def _quantization(path: Path, config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """See `Checkpoint.quantization`."""
+    found: dict[str, Any] = {}
+    in_config = config.get("quantization_config") or config.get("compression_config")
+    if in_config:
+        found = in_config if isinstance(in_config, dict) else {}
+        found = {**found, "quant_method": str(found.get("quant_method", "by an unnamed method"))}
+    for file, method in QUANTIZE_CONFIGS.items():
+        if (path / file).is_file():
+            told = {"quant_method": method, **read_json(path / file)}
+            differing = [key for key in found.keys() & told if found[key] != told[key]]
+            if differing:
+                raise CheckpointError(
+                    f"{path / file} and {CONFIG} next to it differ in {min(differing)}: download the folder again"
+                )
+            found |= told
+    return found or None
+
+
+def _weight_files(path: Path, *, quantized: bool) -> tuple[Path, ...]:
+    """The files that are the model, in transformers' order: the whole one, else those that the index names.
+
+    `quantized`: else the one file that AutoGPTQ wrote, as it names it.
+    """
     if (path / WEIGHTS).is_file():
         return (path / WEIGHTS,)
     if (path / SHARD_INDEX).is_file():
@@ -207,6 +242,9 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
             if not (path / name).is_file():
                 raise CheckpointError(f"{path} lacks {name}, which {SHARD_INDEX} names: download it again")
         return tuple(path / name for name in shards)
+    named = list(path.glob(AUTOGPTQ_WEIGHTS)) if quantized else []
+    if len(named) == 1:
+        return (named[0],)
     if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
         raise CheckpointError(
             f"{path} holds pickled weights, which can run code when opened: load it where you trust it and "

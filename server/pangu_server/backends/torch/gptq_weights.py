@@ -1,25 +1,23 @@
-"""The weights of a GPTQ artifact in AutoGPTQ's first format, its packed matrices as integers with a scale a group."""
+"""The weights of a GPTQ artifact in AutoGPTQ's format, its packed matrices as integers with a scale a group."""
 
-import json
 from collections.abc import Callable
 from functools import partial
 
 import torch
 
 from pangu_convert.artifact import Artifact, ArtifactError
-from pangu_convert.gptq_weights import PACKED_TENSORS, bits_of, dequantize
+from pangu_convert.gptq_weights import PACKED_TENSORS, dequantize, fields, packed_bits, stored_less
 from pangu_server.backends.torch.parameters import Value, Weights, matched
 from pangu_server.backends.torch.quantized import Quantized
 from pangu_server.backends.torch.safetensors_weights import checkpoint_config, stored_tensors
 
-QUANTIZE_CONFIG = "quantize_config.json"
 SUFFIXES = tuple(f".{part}" for part in PACKED_TENSORS)
 BITS = (4, 8)
 
 
 def open_gptq(artifact: Artifact, device: str) -> Weights:
-    """The weights of a GPTQ artifact; as `open_weights`. Matrices with zero points of their own become plain ones."""
-    require_first_format(artifact)
+    """The weights of a GPTQ artifact; as `open_weights`. Matrices with groups of several sizes become plain ones."""
+    less = stored_less(artifact.path)
     config = checkpoint_config(artifact)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -36,44 +34,34 @@ def open_gptq(artifact: Artifact, device: str) -> Weights:
                     f"{artifact.path} has no tensor {layer}.{part}: convert the checkpoint again"
                 )
             parts[part] = read
-        readers[f"{layer}.weight"] = partial(_read, artifact, layer, parts, unpacked)
+        readers[f"{layer}.weight"] = partial(_read, artifact, layer, parts, less, unpacked)
     return matched(artifact, config, {**tensors, **readers}, unpacked)
 
 
-def require_first_format(artifact: Artifact) -> None:
-    """Raise `ArtifactError` unless zero points are stored less one, as in AutoGPTQ's first format."""
-    file = artifact.path / QUANTIZE_CONFIG
-    try:
-        format = json.loads(file.read_text(encoding="utf-8")).get("checkpoint_format", "gptq")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{file} is damaged ({error}): convert the checkpoint again") from None
-    if format != "gptq":
-        raise ArtifactError(
-            f"{file} names the format {format}, which is not served: convert the checkpoint again"
-        )
-
-
 def _read(
-    artifact: Artifact, layer: str, readers: dict[str, Callable[[], torch.Tensor]], unpacked: list[str]
+    artifact: Artifact,
+    layer: str,
+    readers: dict[str, Callable[[], torch.Tensor]],
+    less: int,
+    unpacked: list[str],
 ) -> Value:
     parts = {name: read() for name, read in readers.items()}
-    inputs = parts["g_idx"].numel()
-    bits = bits_of(parts["qweight"], parts["g_idx"])
-    if not _fit(parts, bits, inputs):
+    bits = packed_bits(parts["qweight"], parts["g_idx"])
+    if not _fit(parts, bits):
         raise ArtifactError(
             f"the packed tensors of {layer} in {artifact.path} do not fit together as 4 or 8 bits: convert the "
             "checkpoint again"
         )
-    quantized = unpack(**parts, bits=bits)
+    quantized = unpack(**parts, bits=bits, less=less)
     if quantized is None:
         unpacked.append(f"{layer}.weight")
-        return dequantize(**parts, bits=bits)
+        return dequantize(**parts, bits=bits, less=less)
     return quantized
 
 
-def _fit(parts: dict[str, torch.Tensor], bits: int, inputs: int) -> bool:
+def _fit(parts: dict[str, torch.Tensor], bits: int) -> bool:
     qweight, qzeros, scales, g_idx = (parts[name] for name in PACKED_TENSORS)
-    groups, outputs = scales.shape
+    inputs, (groups, outputs) = g_idx.numel(), scales.shape
     return (
         bits in BITS
         and qweight.dtype == qzeros.dtype == torch.int32
@@ -84,30 +72,36 @@ def _fit(parts: dict[str, torch.Tensor], bits: int, inputs: int) -> bool:
 
 
 def unpack(
-    qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, g_idx: torch.Tensor, *, bits: int
+    qweight: torch.Tensor,
+    qzeros: torch.Tensor,
+    scales: torch.Tensor,
+    g_idx: torch.Tensor,
+    *,
+    bits: int,
+    less: int = 1,
 ) -> Quantized | None:
     """The matrix as it is packed, columns put together by their group; see `dequantize` for the tensors.
 
-    None where that does not describe it: zero points are not all in the middle, or groups not all of one size.
+    None where that does not describe it: groups are not all of one size.
     """
     groups, outputs = scales.shape
     inputs = g_idx.numel()
-    middle = (1 << (bits - 1)) - 1  # of each field, less one
-    if not (qzeros == sum(middle << shift for shift in range(0, 32, bits))).all():
-        return None
     order = torch.argsort(g_idx, stable=True)
     columns = torch.arange(inputs, device=order.device)
     if not torch.equal(g_idx[order], (columns * groups // inputs).to(g_idx.dtype)):
         return None
     # A field is a byte or half of one, the lower one first.
-    fields = qweight.t().contiguous().view(torch.uint8)
+    parts = qweight.t().contiguous().view(torch.uint8)
     if bits == 4:
-        fields = torch.stack((fields & 15, fields >> 4), dim=-1).view(outputs, inputs)
-    integers = (fields - (middle + 1)).view(torch.int8)
+        parts = torch.stack((parts & 15, parts >> 4), dim=-1).view(outputs, inputs)
+    middle = 1 << (bits - 1)
+    integers = (parts - middle).view(torch.int8)
+    shifts = (middle - less - fields(qzeros, bits)).t().float()
     in_order = torch.equal(order, columns)
     return Quantized(
         integers=integers if in_order else integers[:, order],
         scales=scales.t().float().contiguous(),
         bits=bits,
         order=None if in_order else order,
+        shifts=shifts.contiguous() if shifts.any() else None,
     )

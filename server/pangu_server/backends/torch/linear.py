@@ -5,6 +5,7 @@ first one called computes all of them.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -54,11 +55,12 @@ def kernel_for(
     weight: Quantized, bias: torch.Tensor | None, device: torch.device, dtype: torch.dtype, threads: int
 ) -> Kernel:
     """The packed `weight` with the kernel that this device has for it; its numbers move to the device."""
-    moved = Quantized(
-        weight.integers.to(device),
-        weight.scales.to(device),
-        weight.bits,
-        None if weight.order is None else weight.order.to(device),
+    moved = replace(
+        weight,
+        integers=weight.integers.to(device),
+        scales=weight.scales.to(device),
+        order=None if weight.order is None else weight.order.to(device),
+        shifts=None if weight.shifts is None else weight.shifts.to(device),
     )
     if device.type == "cuda":
         from pangu_server.backends.torch.kernels.triton_linear import TritonLinear
@@ -218,6 +220,7 @@ def joinable(parts: Sequence[Any]) -> bool:
     return all(
         isinstance(part, Quantized)
         and (part.bits, part.group) == (first.bits, first.group)
+        and (part.shifts is None) == (first.shifts is None)
         and (part.order is first.order is None or _same(part.order, first.order))
         for part in parts
     )
@@ -236,8 +239,13 @@ def join(parts: Sequence[Quantized]) -> Quantized:
     """Their outputs one below the other."""
     if len(parts) == 1:
         return parts[0]
-    integers = torch.cat([part.integers for part in parts])
-    return Quantized(integers, torch.cat([part.scales for part in parts]), parts[0].bits, parts[0].order)
+    shifts = [part.shifts for part in parts if part.shifts is not None]  # of all, or none: see `joinable`
+    return replace(
+        parts[0],
+        integers=torch.cat([part.integers for part in parts]),
+        scales=torch.cat([part.scales for part in parts]),
+        shifts=torch.cat(shifts) if shifts else None,
+    )
 
 
 def joined_bias(parts: Sequence[Quantized], biases: Sequence[torch.Tensor | None]) -> torch.Tensor | None:

@@ -75,8 +75,8 @@ def _dtype(stored: torch.dtype, device: str, quantized: bool) -> torch.dtype:
 
 
 def _bits(quantization: str) -> str:
-    """`int8_float16` as int8, `gptq-int4-g64` as int4 g64: the rest is told apart."""
-    return quantization.removeprefix("gptq-").split("_")[0].replace("-g", " g")
+    """`int8_float16` as int8, `gptq-int4-g64` and `awq-int4-g64` as int4 g64: the rest is told apart."""
+    return quantization.removeprefix("gptq-").removeprefix("awq-").split("_")[0].replace("-g", " g")
 
 
 def _return_freed_memory() -> None:

@@ -27,10 +27,12 @@ class CpuLinear:
         self._weights = _arena.placed(_packed(weight.integers, weight.bits).numpy())
         self._scales = _tiles(weight.scales.float()).transpose(1, 2).contiguous().numpy()
         self._bias = _tiles(torch.zeros(self.outputs) if bias is None else bias.float()).numpy()
+        shifts = torch.zeros(1, 1) if weight.shifts is None else weight.shifts
+        self._shifts = _tiles(shifts.int()).transpose(1, 2).contiguous().numpy()
         self._group = weight.group
         self.name = f"numba int16 x int{weight.bits}"
-        grouped = weight.scales.shape[1] > 1
-        self._multiply = spread(_multiplier(weight.bits, grouped, threads > 1), threads)
+        grouped, shifted = weight.scales.shape[1] > 1, weight.shifts is not None
+        self._multiply = spread(_multiplier(weight.bits, grouped, shifted, threads > 1), threads)
 
     @staticmethod
     def supports(weight: Quantized) -> bool:
@@ -40,13 +42,14 @@ class CpuLinear:
     @property
     def nbytes(self) -> int:
         """Memory of the matrix."""
-        return int(self._weights.nbytes + self._scales.nbytes)
+        return int(self._weights.nbytes + self._scales.nbytes + self._shifts.nbytes)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self._order is not None:
             x = x.index_select(1, self._order)
         out = torch.empty((len(x), self._bias.size))
-        self._multiply(x.numpy(), self._weights, self._scales, self._bias, self._group, out.numpy())
+        matrix = (self._weights, self._scales, self._shifts, self._bias, self._group)
+        self._multiply(x.numpy(), *matrix, out.numpy())
         return out[:, : self.outputs]
 
 
@@ -91,10 +94,11 @@ def _packed(integers: torch.Tensor, bits: int) -> torch.Tensor:
 
 @numba.njit(nogil=True, cache=True)
 def rounded(x: Any) -> Any:
-    """x (rows, inputs) float32 as int16 and their scales (rows, inputs / BLOCK)."""
+    """x (rows, inputs) float32 as int16, their scales (rows, inputs / BLOCK), and the sum of each block of integers."""
     rows, inputs = x.shape
     integers = np.empty((rows, inputs), np.int16)
     scales = np.empty((rows, inputs // BLOCK), np.float32)
+    sums = np.zeros((rows, inputs // BLOCK), np.int32)
     for row in range(rows):
         for block in range(inputs // BLOCK):
             part = x[row, block * BLOCK : (block + 1) * BLOCK]
@@ -106,32 +110,42 @@ def rounded(x: Any) -> Any:
             target = integers[row, block * BLOCK : (block + 1) * BLOCK]
             for i in range(BLOCK):
                 target[i] = np.int16(np.rint(part[i] * factor))
-    return integers, scales
+                sums[row, block] += target[i]
+    return integers, scales, sums
 
 
 @functools.cache
-def _multiplier(bits: int, grouped: bool, parallel: bool) -> Any:
+def _multiplier(bits: int, grouped: bool, shifted: bool, parallel: bool) -> Any:
     """The compiled product for matrices of `bits` bits, with a scale for each group of inputs or for each output."""
-    four, two, one = (tile_product(rows, bits, grouped=grouped) for rows in (4, 2, 1))
+    four, two, one = (tile_product(rows, bits, grouped=grouped, shifted=shifted) for rows in (4, 2, 1))
 
     @numba.njit(nogil=True)
     def of_tile(
-        tile: Any, x: Any, x_scales: Any, weights: Any, scales: Any, bias: Any, group: Any, out: Any
+        tile: Any,
+        x: Any,
+        x_scales: Any,
+        x_sums: Any,
+        weights: Any,
+        scales: Any,
+        shifts: Any,
+        bias: Any,
+        group: Any,
+        out: Any,
     ) -> None:
         rows = len(x)
         for row in range(0, rows - 3, 4):
-            four(weights, x, x_scales, scales, bias, tile, row, group, out)
+            four(weights, x, x_scales, x_sums, scales, shifts, bias, tile, row, group, out)
         if rows % 4 >= 2:
-            two(weights, x, x_scales, scales, bias, tile, rows // 4 * 4, group, out)
+            two(weights, x, x_scales, x_sums, scales, shifts, bias, tile, rows // 4 * 4, group, out)
         if rows % 2:
-            one(weights, x, x_scales, scales, bias, tile, rows - 1, group, out)
+            one(weights, x, x_scales, x_sums, scales, shifts, bias, tile, rows - 1, group, out)
 
     @numba.njit(nogil=True, parallel=parallel)  # else `prange` is `range`
-    def multiply(x: Any, weights: Any, scales: Any, bias: Any, group: Any, out: Any) -> None:
-        integers, x_scales = rounded(x)
+    def multiply(x: Any, weights: Any, scales: Any, shifts: Any, bias: Any, group: Any, out: Any) -> None:
+        integers, x_scales, x_sums = rounded(x)
         tiles = len(weights)
         for part in numba.prange((tiles + SPREAD_TILES - 1) // SPREAD_TILES):
             for tile in range(part * SPREAD_TILES, min(tiles, (part + 1) * SPREAD_TILES)):
-                of_tile(tile, integers, x_scales, weights, scales, bias, group, out)
+                of_tile(tile, integers, x_scales, x_sums, weights, scales, shifts, bias, group, out)
 
     return multiply

@@ -2,9 +2,6 @@
 
 * Layout: see packing.py. One shift and one mask of all words give the weights of consecutive inputs, two an
   instruction, as pairs that the tensor cores take.
-* No conversion. A half-precision number whose bits are 0x6400 is 1024, and its last ten bits count in ones; a
-  bfloat16 of 0x4300 is 128, and its last seven count. A field in two's complement with its sign flipped is the weight
-  plus a constant: one exclusive or puts both in, one subtraction takes the constants out. All of it is exact.
 * The weights are the left operand: on Hopper it may come from registers, where they have just been unpacked.
 * The scale is applied once a group to the partial product in single precision, or once at all.
 * With few outputs there are few programs, so the inputs are split among several, and `_sum_parts` adds them up. The
@@ -22,33 +19,11 @@ from triton.runtime.errors import OutOfResources
 from pangu_server.backends.torch.kernels.launching import Plan, default_plan
 from pangu_server.backends.torch.kernels.packing import packed_words, words_of_block
 from pangu_server.backends.torch.kernels.products import dot
+from pangu_server.backends.torch.kernels.unpacking import unpacked
 from pangu_server.backends.torch.quantized import Quantized
 
 MAX_ROWS = 64
 PIECE_BYTES = 64 << 20  # of a matrix that is unpacked for many rows
-
-
-@triton.jit
-def _unpacked(words, FIELD: tl.constexpr, BITS: tl.constexpr, TYPE: tl.constexpr):
-    """Field `FIELD` of words (outputs, words) as exact numbers (outputs, 2 * words) of a type of 16 bits."""
-    SIGN: tl.constexpr = 1 << (BITS - 1)
-    shifted = words >> (FIELD * BITS)
-    HALF: tl.constexpr = TYPE.is_fp16()
-    if HALF or BITS == 4:
-        ZERO: tl.constexpr = ((0x6400 if HALF else 0x4300) + SIGN) * 0x10001
-        field = (shifted & (2 * SIGN - 1) * 0x10001) ^ ZERO
-        zero = tl.full(words.shape, ZERO, tl.int32)
-    else:  # seven bits count in ones; the sign makes 256 of 128
-        field = (shifted & 0x7F * 0x10001) | 0x4300 * 0x10001
-        zero = (shifted & 0x80 * 0x10001) | 0x4300 * 0x10001
-    return (_halves(field, TYPE).to(tl.float32) - _halves(zero, TYPE).to(tl.float32)).to(TYPE)
-
-
-@triton.jit
-def _halves(words, TYPE: tl.constexpr):
-    """The two halves of each word as numbers, one after the other. Costs nothing: registers are renamed."""
-    pairs = tl.join(words.to(tl.int16), (words >> 16).to(tl.int16))
-    return tl.reshape(pairs, (words.shape[0], 2 * words.shape[1])).to(TYPE, bitcast=True)
 
 
 @triton.jit(do_not_specialize=["rows", "blocks", "share"])
@@ -56,6 +31,7 @@ def _product(
     x,
     packed,
     scales,
+    shifts,
     bias,
     out,
     rows,
@@ -66,6 +42,7 @@ def _product(
     BITS: tl.constexpr,
     WORDS: tl.constexpr,
     GROUP: tl.constexpr,
+    SHIFTED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     PARTS: tl.constexpr,
     TILE: tl.constexpr,
@@ -85,7 +62,10 @@ def _product(
         of_group = tl.zeros((TILE, ROWS), dtype=tl.float32)
         for index in tl.static_range(FIELDS):
             first = (block * FIELDS + index) * RUN
-            weights = _unpacked(words, index, BITS, x.dtype.element_ty)
+            weights = unpacked(words, index, BITS, x.dtype.element_ty)
+            if SHIFTED:
+                shift = tl.load(shifts + (first // GROUP if GROUP else 0) * outputs + known)
+                weights = (weights.to(tl.float32) + shift[:, None]).to(weights.dtype)
             activations = tl.load(x + m[None, :] * stride_x + (first + run)[:, None], mask=here, other=0.0)
             if GROUP == 0:
                 total = dot(weights, activations, total)
@@ -120,6 +100,7 @@ def _sum_parts(parts, bias, out, count, outputs, split, HAS_BIAS: tl.constexpr, 
 def _unpack(
     packed,
     scales,
+    shifts,
     out,
     first,
     last,
@@ -128,6 +109,7 @@ def _unpack(
     BITS: tl.constexpr,
     WORDS: tl.constexpr,
     GROUP: tl.constexpr,
+    SHIFTED: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """out (last - first, inputs): the scaled weights of outputs `first` to `last`."""
@@ -139,11 +121,11 @@ def _unpack(
     words = tl.load(packed + (block * outputs + known)[:, None] * WORDS + tl.arange(0, WORDS)[None, :])
     for index in tl.static_range(FIELDS):
         column = (block * FIELDS + index) * RUN
-        if GROUP == 0:
-            scale = tl.load(scales + known).to(tl.float32)
-        else:
-            scale = tl.load(scales + column // GROUP * outputs + known).to(tl.float32)
-        numbers = _unpacked(words, index, BITS, out.dtype.element_ty).to(tl.float32) * scale[:, None]
+        of_group = (column // GROUP if GROUP else 0) * outputs + known
+        numbers = unpacked(words, index, BITS, out.dtype.element_ty).to(tl.float32)
+        if SHIFTED:
+            numbers += tl.load(shifts + of_group)[:, None]
+        numbers *= tl.load(scales + of_group).to(tl.float32)[:, None]
         place = row[:, None].to(tl.int64) * inputs + (column + tl.arange(0, RUN))[None, :]
         tl.store(out + place, numbers.to(out.dtype.element_ty), mask=(first + row < last)[:, None])
 
@@ -154,6 +136,7 @@ class TritonLinear:
 
     packed: torch.Tensor  # int32 (blocks, outputs, words)
     scales: torch.Tensor  # (groups, outputs), half precision where that is exact
+    shifts: torch.Tensor | None  # float32 (groups, outputs)
     bias: torch.Tensor | None
     order: torch.Tensor | None  # int64 (inputs,): which column of the input each weight meets
     bits: int
@@ -172,7 +155,8 @@ class TritonLinear:
     @property
     def nbytes(self) -> int:
         """Memory of the matrix."""
-        return int(self.packed.nbytes + self.scales.nbytes)
+        shifts_bytes = 0 if self.shifts is None else self.shifts.nbytes
+        return int(self.packed.nbytes + self.scales.nbytes + shifts_bytes)
 
     @property
     def outputs(self) -> int:
@@ -214,7 +198,8 @@ class TritonLinear:
             order = None
         bias = None if bias is None else bias.to(weight.integers.device, dtype)
         packed = packed_words(weight.integers, weight.bits, words)
-        return TritonLinear(packed, scales, bias, order, weight.bits, inputs, dtype)
+        shifts = None if weight.shifts is None else weight.shifts.t().contiguous()
+        return TritonLinear(packed, scales, shifts, bias, order, weight.bits, inputs, dtype)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x (rows, inputs) -> (rows, outputs). Up to 64 rows, a row's result does not depend on the others."""
@@ -243,6 +228,7 @@ class TritonLinear:
             x,
             self.packed,
             self.scales,
+            self.scales if self.shifts is None else self.shifts,
             bias,
             parts,
             rows,
@@ -253,6 +239,7 @@ class TritonLinear:
             BITS=self.bits,
             WORDS=self.packed.shape[2],
             GROUP=self.group,
+            SHIFTED=self.shifts is not None,
             HAS_BIAS=self.bias is not None,
             PARTS=split > 1,
             ROWS=padded,
@@ -272,6 +259,7 @@ class TritonLinear:
         _unpack[triton.cdiv(last - first, 32), blocks](
             self.packed,
             self.scales,
+            self.scales if self.shifts is None else self.shifts,
             out,
             first,
             last,
@@ -280,6 +268,7 @@ class TritonLinear:
             BITS=self.bits,
             WORDS=words,
             GROUP=self.group,
+            SHIFTED=self.shifts is not None,
             TILE=32,
         )
         return out

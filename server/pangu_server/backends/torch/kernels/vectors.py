@@ -39,13 +39,15 @@ def splat(builder: Any, value: Any, kind: Any) -> Any:
     )
 
 
-def tile_product(rows: int, bits: int, *, grouped: bool) -> Any:
-    """An intrinsic: (weights, x, x_scales, scales, bias, tile, row, group, out) -> None.
+def tile_product(rows: int, bits: int, *, grouped: bool, shifted: bool) -> Any:
+    """An intrinsic: (weights, x, x_scales, x_sums, scales, shifts, bias, tile, row, group, out) -> None.
 
     Fills out[row : row + rows, tile * TILE : (tile + 1) * TILE]. weights int8 (tiles, bytes), packed as `cpu_linear`
     does it; x int16 (all rows, inputs), x_scales float32 (all rows, inputs / BLOCK), scales float32 (tiles, groups,
     TILE): `group` inputs share one, a multiple of BLOCK; not `grouped`: all do. bias float32 (tiles, TILE), out
-    float32 (all rows, tiles * TILE). A row's numbers do not depend on `rows`.
+    float32 (all rows, tiles * TILE). `shifted`: shifts int32, as scales, are added to the weights, and x_sums int32, as
+    x_scales, has the sum of each block of x; else both are whatever has these types. A row's numbers do not depend on
+    `rows`.
     """
 
     @intrinsic
@@ -54,17 +56,20 @@ def tile_product(rows: int, bits: int, *, grouped: bool) -> Any:
         weights: Any,
         x: Any,
         x_scales: Any,
+        x_sums: Any,
         scales: Any,
+        shifts: Any,
         bias: Any,
         tile: Any,
         row: Any,
         group: Any,
         out: Any,
     ) -> Any:
-        signature = types.void(weights, x, x_scales, scales, bias, tile, row, group, out)
+        signature = types.void(weights, x, x_scales, x_sums, scales, shifts, bias, tile, row, group, out)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _Code(context, builder, signature, arguments, rows, bits).generate(grouped=grouped)
+            code = _Code(context, builder, signature, arguments, rows, bits)
+            code.generate(grouped=grouped, shifted=shifted)
             return context.get_dummy_value()
 
         return signature, generate
@@ -79,7 +84,7 @@ class _Code:
         self, context: Any, builder: Any, signature: Any, arguments: Any, rows: int, bits: int
     ) -> None:
         self.builder, self.bits = builder, bits
-        tile, row, self.group = arguments[5:8]
+        tile, row, self.group = arguments[7:10]
 
         def rows_of(index: int, first: Any, count: int = 1) -> tuple[Any, list[Any]]:
             """The width of array `index`, which counts all but the first dimension, and pointers to rows of it."""
@@ -93,9 +98,11 @@ class _Code:
         _, [self.weights] = rows_of(0, tile)
         self.inputs, self.x = rows_of(1, row, rows)
         _, self.x_scales = rows_of(2, row, rows)
-        _, [self.scales] = rows_of(3, tile)
-        _, [self.bias] = rows_of(4, tile)
-        _, outs = rows_of(8, row, rows)
+        _, self.x_sums = rows_of(3, row, rows)
+        _, [self.scales] = rows_of(4, tile)
+        _, [self.shifts] = rows_of(5, tile)
+        _, [self.bias] = rows_of(6, tile)
+        _, outs = rows_of(10, row, rows)
         self.out = [builder.gep(out, [builder.mul(tile, _I64(TILE))]) for out in outs]
         self.floats = ir.VectorType(_F32, LANES)
         self.integers = ir.VectorType(_I32, LANES)
@@ -109,7 +116,7 @@ class _Code:
         self.multiply_add = self._function(f"llvm.fma.v{LANES}f32", self.floats, [self.floats] * 3)
         self.cells = [(i, j) for i in range(rows) for j in range(VECTORS)]
 
-    def generate(self, *, grouped: bool) -> None:
+    def generate(self, *, grouped: bool, shifted: bool) -> None:
         """The whole of it."""
         builder = self.builder
         totals = [cgutils.alloca_once(builder, self.floats) for _ in self.cells]
@@ -118,11 +125,16 @@ class _Code:
             builder.store(ir.Constant(self.floats, None), total)
         with cgutils.for_range(builder, builder.udiv(self.inputs, _I64(BLOCK)), intp=_I64) as blocks:
             first = builder.mul(blocks.index, _I64(BLOCK))
-            for each in sums:
-                builder.store(ir.Constant(self.integers, None), each)
+            shifts = self._of_group(self.shifts, first, self.integers, grouped) if shifted else None
+            for at, (i, j) in enumerate(self.cells):
+                start = ir.Constant(self.integers, None)
+                if shifts is not None:  # the block's products with these; exact, as all up to the scales is
+                    x_sum = builder.load(builder.gep(self.x_sums[i], [blocks.index]))
+                    start = builder.mul(shifts[j], splat(builder, x_sum, self.integers))
+                builder.store(start, sums[at])
             with cgutils.for_range(builder, _I64(BLOCK // 2 // _PAIRS), intp=_I64) as steps:
                 self._pairs(builder.add(first, builder.mul(steps.index, _I64(2 * _PAIRS))), sums)
-            scales = self._scales(first) if grouped else None
+            scales = self._of_group(self.scales, first, self.floats) if grouped else None
             for at, (i, j) in enumerate(self.cells):
                 value = builder.sitofp(builder.load(sums[at]), self.floats)
                 if scales is not None:
@@ -133,7 +145,7 @@ class _Code:
                 builder.store(
                     builder.call(self.multiply_add, [value, x_scale, builder.load(totals[at])]), totals[at]
                 )
-        scales = None if grouped else self._scales(_I64(0))
+        scales = None if grouped else self._of_group(self.scales, _I64(0), self.floats, grouped=False)
         for at, (i, j) in enumerate(self.cells):
             total, bias = builder.load(totals[at]), self._load(self.bias, _I64(j * LANES), self.floats)
             if scales is not None:
@@ -179,13 +191,11 @@ class _Code:
             return builder.ashr(both, self._constant(4))
         return builder.ashr(builder.shl(both, self._constant(12)), self._constant(12))
 
-    def _scales(self, first: Any) -> list[Any]:
-        """Of the group of input `first`."""
-        place = self.builder.mul(self.builder.udiv(first, self.group), _I64(TILE))
-        return [
-            self._load(self.scales, self.builder.add(place, _I64(j * LANES)), self.floats)
-            for j in range(VECTORS)
-        ]
+    def _of_group(self, numbers: Any, first: Any, kind: Any, grouped: bool = True) -> list[Any]:
+        """The tile's numbers for the group of input `first`."""
+        group = self.builder.udiv(first, self.group) if grouped else _I64(0)
+        place = self.builder.mul(group, _I64(TILE))
+        return [self._load(numbers, self.builder.add(place, _I64(j * LANES)), kind) for j in range(VECTORS)]
 
     def _function(self, name: str, result: Any, arguments: list[Any]) -> Any:
         return cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(result, arguments), name)

@@ -1,0 +1,117 @@
+"""From whatever names a model to its artifact in the cache: imported, adopted or converted once, and found again.
+
+    $PANGU_HOME/checkpoints/KEY       what was imported
+               /artifacts/KEY-FORMAT  what is served
+
+KEY is a catalogue name, a hub id with its commit, or the name of a folder or file with a hash of where it lies and of
+its files' sizes and times: another content is another key. A folder appears when it is whole, as every verb's does.
+"""
+
+import glob
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from pangu_convert import convert
+from pangu_convert.adopt import AdoptOptions, adopted_artifact
+from pangu_convert.architectures import ARCHITECTURES
+from pangu_convert.artifact import ArtifactError, Format
+from pangu_convert.catalogue import MODELS
+from pangu_convert.download import cache_folder
+from pangu_convert.gguf_file import PART_NAME
+from pangu_convert.hub import HUB_SOURCE, fetch_hub_model
+from pangu_convert.model_bin import MODEL_BIN
+from pangu_training.stage.checkpoint import CONFIG, IMPORTED, QUANTIZE_CONFIGS, Checkpoint, read_json
+from pangu_training.stage.identity import MANIFEST
+
+ADOPTED = "adopted"
+DIGITS = 12  # of a hash in a folder's name
+
+
+def cached_artifact(
+    source: str, *, revision: str | None, format: Literal["auto", Format], on_gpu: Callable[[], bool]
+) -> Path:
+    """The artifact of `source`: a folder, GGUF file, hub id or catalogue name. Says on stdout what is done.
+
+    The format auto is int8 by CTranslate2 where the architecture has it, but not `on_gpu`; else the unquantized model.
+    What is quantized already is adopted.
+
+    Raises:
+        PanguError: nothing has this name; or as the verbs do.
+        ModuleNotFoundError: the libraries of the extra `convert` are not installed.
+    """
+    place, key, revision = _found(source, revision)
+    checkpoint, artifacts = cache_folder() / "checkpoints" / key, cache_folder() / "artifacts"
+    if place is not None and _is_quantized(place):
+        if format != "auto":
+            raise ArtifactError(f"{source} is quantized already, and served as it is: leave --format out")
+        output = artifacts / f"{key}-{ADOPTED}"
+        options = AdoptOptions(source=source, revision=revision, output=output)
+        return _made(source, output, "adopting it as", lambda: adopted_artifact(options))
+    if place is not None and place.is_dir() and revision is None:
+        checkpoint = place
+    elif not (checkpoint / IMPORTED).is_file():
+        from pangu_convert.importer import ImportOptions, import_checkpoint
+
+        print(f"{source}: importing it as {checkpoint}", flush=True)
+        import_checkpoint(ImportOptions(source=source, revision=revision, output=checkpoint))
+    to = _format(checkpoint, on_gpu) if format == "auto" else format
+    output = artifacts / f"{key}-{to}"
+    return _made(source, output, f"converting it to {to} as", lambda: convert(checkpoint, output, to=to))
+
+
+def _found(source: str, revision: str | None) -> tuple[Path | None, str, str | None]:
+    """Where `source` lies, if it is here; its key; and of a hub id the commit."""
+    if source in MODELS or Path(source).exists():
+        if revision:
+            raise ArtifactError(f"--revision is of a hub id, which {source} is not: leave it out")
+        return (None, source, None) if source in MODELS else (Path(source), _local_key(Path(source)), None)
+    if not HUB_SOURCE.fullmatch(source):
+        raise ArtifactError(
+            f"{source!r} is neither an artifact, a folder, a file, a hub id (OWNER/NAME) nor one of {', '.join(MODELS)}"
+        )
+    model = fetch_hub_model(source, revision)
+    commit = str(model.origin["commit"])
+    return model.path, f"{source.replace('/', '--')}-{commit[:DIGITS]}", commit
+
+
+def _local_key(path: Path) -> str:
+    """The name of a folder or GGUF file, with a hash that changes with its files."""
+    if path.is_dir():
+        files = [file for file in path.iterdir() if file.is_file()]
+    else:
+        part = PART_NAME.fullmatch(path.name)
+        files = [*path.parent.glob(f"{glob.escape(part[1])}-*.gguf")] if part else [path]
+    stats = {str(file.resolve()): file.stat() for file in sorted(files)}
+    seen = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()]
+    digest = hashlib.sha256(repr((str(path.resolve()), seen)).encode()).hexdigest()
+    return f"{path.resolve().name}-{digest[:DIGITS]}"
+
+
+def _is_quantized(place: Path) -> bool:
+    """Whether it is a folder that `adopt` takes. What another method has quantized is refused when it is read."""
+    if not place.is_dir():
+        return False
+    if (place / MODEL_BIN).is_file():
+        return True
+    if not (place / CONFIG).is_file():
+        return False
+    found = Checkpoint(path=place, config=read_json(place / CONFIG), weight_files=()).quantization
+    return found is not None and found["quant_method"] in QUANTIZE_CONFIGS.values()
+
+
+def _format(checkpoint: Path, on_gpu: Callable[[], bool]) -> Literal["ctranslate2", "transformers"]:
+    config = checkpoint / CONFIG
+    named = Checkpoint(path=checkpoint, config=read_json(config) if config.is_file() else {}, weight_files=())
+    int8 = "ctranslate2" in ARCHITECTURES.get(named.architecture, ())
+    return "ctranslate2" if int8 and not on_gpu() else "transformers"
+
+
+def _made(source: str, output: Path, words: str, make: Callable[[], object]) -> Path:
+    """`output`, which `make` makes unless it is there."""
+    there = (output / MANIFEST).is_file()
+    print(f"{source}: {'found in the cache,' if there else words} {output}", flush=True)
+    if not there:
+        make()
+    return output

@@ -8,6 +8,8 @@ from support.adapters import save_adapter
 from support.commands import pangu_convert
 from support.hub import hub_environment, serve_hub
 from support.killing import killed
+from support.models import save_model
+from support.packers import AWQ, save_packed
 
 
 def assert_unharmed(lines: list[str]) -> None:
@@ -42,3 +44,8 @@ def test_a_killed_import_from_the_hub(tmp_path: Path, tiny_bytes: Path) -> None:
         assert_unharmed(
             killed("import", "owner/repo", output=tmp_path / "in" / "out", environment=environment, step=9)
         )
+
+
+def test_a_killed_adoption(tmp_path: Path) -> None:
+    folder = save_packed(save_model(tmp_path / "checkpoint", "llama"), tmp_path / "packed", AWQ)
+    assert_unharmed(killed("adopt", folder, output=tmp_path / "in" / "out", step=9))

@@ -111,7 +111,7 @@ def calibration_data(options: CalibrationOptions, checkpoint: Checkpoint) -> Cal
     Raises:
         CalibrationError, CheckpointError: there is too little text, or a row does not fit the model.
     """
-    from tokenizers import Tokenizer
+    from pangu_training.stage.vocabulary import read_tokenizer
 
     if options.samples < 1:
         raise CheckpointError("--samples must be at least 1")
@@ -125,7 +125,7 @@ def calibration_data(options: CalibrationOptions, checkpoint: Checkpoint) -> Cal
         )
     data = read_calibration(
         options.calibration,
-        Tokenizer.from_file(str(checkpoint.path / TOKENIZER)),
+        read_tokenizer(checkpoint.path / TOKENIZER),
         text_field=options.text_field,
         num_rows=options.samples,
         row_tokens=row_tokens,

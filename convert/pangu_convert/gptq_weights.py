@@ -3,7 +3,6 @@
 Needs no gptqmodel. For measuring a quantization apart from a kernel, and for serving where no kernel is fast.
 """
 
-import json
 from typing import Any
 
 import torch
@@ -12,13 +11,14 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from pangu_convert.artifact import Artifact, ArtifactError
+from pangu_training.stage.checkpoint import read_json
 
 PACKED_TENSORS = ("qweight", "qzeros", "scales", "g_idx")
 
 
 def load_dequantized(artifact: Artifact, dtype: torch.dtype) -> Any:
     """The model with plain matrices of `dtype`; needs no gptqmodel."""
-    quantization = json.loads((artifact.path / "quantize_config.json").read_text(encoding="utf-8"))
+    quantization = read_json(artifact.path / "quantize_config.json")
     bits = int(quantization["bits"])
     tensors: dict[str, torch.Tensor] = {}
     for name in artifact.manifest.weight_files:

@@ -25,9 +25,12 @@ FAULTS = (
     AttributeError,
     RuntimeError,
     ArithmeticError,
+    AssertionError,
+    ImportError,
     StrictDataclassError,
 )
-MANY_LAYERS = 1000  # more would take long to build; no model has them
+# What a config makes lists and modules of: more would take long to build, and no model has them.
+COUNTS = {"num_hidden_layers": 1000, "n_layer": 1000, "num_labels": 1000}
 COMPARED_ROWS = 4096
 
 
@@ -69,21 +72,26 @@ def located(checkpoint: Checkpoint) -> Located:
 
 
 def model_config(checkpoint: Checkpoint) -> Any:
-    """transformers' config of a checkpoint, its type that of the stored weights.
+    """transformers' config of a checkpoint, its type that of the stored weights; raises as `config_of`."""
+    return config_of(checkpoint.config, checkpoint.dtype)
+
+
+def config_of(described: Mapping[str, Any], dtype: str) -> Any:
+    """transformers' config of what a `config.json` describes, for weights of `dtype`.
 
     Raises:
         CheckpointError: it describes no model that transformers knows.
     """
-    fields = {key: value for key, value in checkpoint.config.items() if key not in ("dtype", "torch_dtype")}
+    fields = {key: value for key, value in described.items() if key not in ("dtype", "torch_dtype")}
     kind = fields.pop("model_type", None)
-    layers = fields.get("num_hidden_layers") or fields.get("n_layer")
-    if isinstance(layers, int) and layers > MANY_LAYERS:
-        raise CheckpointError(f"{layers} layers are more than any model has: download it again")
+    for key, most in COUNTS.items():
+        if isinstance(count := fields.get(key), int) and count > most:
+            raise CheckpointError(f"{key} is {count}, more than any model has: download it again")
     try:
         config = transformers.AutoConfig.for_model(kind, **fields)
     except FAULTS as error:
         raise CheckpointError(f"it describes no model ({_line(error)}): download it again") from None
-    config.dtype = getattr(torch, checkpoint.dtype)
+    config.dtype = getattr(torch, dtype)
     return config
 
 

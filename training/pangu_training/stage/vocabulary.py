@@ -1,7 +1,26 @@
-"""A checkpoint's tokenizer against its embedding: which tokens the model knows nothing of."""
+"""A checkpoint's tokenizer, and which of its tokens the model knows nothing of."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pangu_training.stage.checkpoint import TOKENIZER, Checkpoint
 from pangu_training.stage.errors import CheckpointError
+from pangu_training.stage.files import MOST_TOKENIZER_BYTES, read_bytes
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+def read_tokenizer(file: Path) -> "Tokenizer":
+    """The tokenizer in a `tokenizer.json`; `CheckpointError` when it cannot be read."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_buffer(read_bytes(file, MOST_TOKENIZER_BYTES))
+    except OSError:
+        raise
+    except Exception as error:  # the library raises no narrower class
+        raise CheckpointError(f"{file} cannot be read ({error}): download or export it again") from None
 
 
 def tokens_beyond(checkpoint: Checkpoint) -> list[str]:
@@ -10,12 +29,6 @@ def tokens_beyond(checkpoint: Checkpoint) -> list[str]:
     Raises:
         CheckpointError: the tokenizer cannot be read.
     """
-    from tokenizers import Tokenizer
-
-    file = checkpoint.path / TOKENIZER
-    try:
-        vocabulary: dict[str, int] = Tokenizer.from_file(str(file)).get_vocab()
-    except Exception as error:  # the library raises no narrower class
-        raise CheckpointError(f"{file} cannot be read ({error}): download or export it again") from None
+    vocabulary: dict[str, int] = read_tokenizer(checkpoint.path / TOKENIZER).get_vocab()
     rows = checkpoint.vocabulary_size
     return sorted((token for token, id in vocabulary.items() if id >= rows), key=vocabulary.__getitem__)

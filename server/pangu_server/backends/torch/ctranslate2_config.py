@@ -4,7 +4,6 @@ Read from the shapes and constants of `model.bin`. That they were understood is 
 own loader is run on this config: it must come to the same shapes and constants, see `ctranslate2_weights`.
 """
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,8 @@ from huggingface_hub.errors import StrictDataclassError
 
 from pangu_convert.artifact import Artifact, ArtifactError
 from pangu_convert.model_bin import ModelBin
+from pangu_training.stage.checkpoint import CONFIG
+from pangu_training.stage.files import read_object
 
 EMBEDDINGS, HEAD = "decoder/embeddings/weight", "decoder/projection/weight"
 POSITIONS = "decoder/position_encodings/encodings"
@@ -37,8 +38,7 @@ def model_config(artifact: Artifact, model_bin: ModelBin) -> Any:
             f"{', '.join(CONFIGS)} are"
         )
     try:
-        text = (artifact.path / "config.json").read_text(encoding="utf-8")
-        epsilon = json.loads(text)["layer_norm_epsilon"] or DEFAULT_EPSILON
+        epsilon = read_object(artifact.path / CONFIG)["layer_norm_epsilon"] or DEFAULT_EPSILON
         config = CONFIGS[architecture](artifact, model_bin, epsilon)
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, StrictDataclassError) as error:
         raise ArtifactError(

@@ -1,6 +1,5 @@
 """The weights of a GPTQ artifact in AutoGPTQ's first format, its packed matrices as integers with a scale a group."""
 
-import json
 from collections.abc import Callable
 from functools import partial
 
@@ -11,6 +10,8 @@ from pangu_convert.gptq_weights import PACKED_TENSORS, dequantize
 from pangu_server.backends.torch.parameters import Value, Weights, matched
 from pangu_server.backends.torch.quantized import Quantized
 from pangu_server.backends.torch.safetensors_weights import checkpoint_config, stored_tensors
+from pangu_training.stage.checkpoint import read_json
+from pangu_training.stage.errors import CheckpointError
 
 QUANTIZE_CONFIG = "quantize_config.json"
 SUFFIXES = tuple(f".{part}" for part in PACKED_TENSORS)
@@ -44,8 +45,8 @@ def require_first_format(artifact: Artifact) -> None:
     """Raise `ArtifactError` unless zero points are stored less one, as in AutoGPTQ's first format."""
     file = artifact.path / QUANTIZE_CONFIG
     try:
-        format = json.loads(file.read_text(encoding="utf-8")).get("checkpoint_format", "gptq")
-    except (OSError, ValueError, AttributeError) as error:
+        format = read_json(file).get("checkpoint_format", "gptq")
+    except (OSError, CheckpointError) as error:
         raise ArtifactError(f"{file} is damaged ({error}): convert the checkpoint again") from None
     if format != "gptq":
         raise ArtifactError(

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from pangu_training.stage.checkpoint import MOST_CONTEXT
 from pangu_training.stage.errors import PanguError
 from pangu_training.stage.files import is_there, read_object
 from pangu_training.stage.identity import MANIFEST, artifact_hash, hash_files, library_versions
@@ -20,7 +21,6 @@ from pangu_training.stage.tensors import FLOATING
 from pangu_training.stage.typed import typed
 
 SCHEMA_VERSION = 1
-MOST_CONTEXT = 1 << 24  # tokens; more than any model has
 Format = Literal["transformers", "ctranslate2", "gptq"]
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pangu_convert.code_text import library_file, library_files
-from pangu_convert.conversation import ChatFormat, as_chat, chat_format
+from pangu_convert.conversation import ChatFormat, as_chats, chat_format
 from pangu_convert.infilling import fim_tokens, with_hole
 from pangu_training.stage.checkpoint import TOKENIZER, Checkpoint
 from pangu_training.stage.errors import CheckpointError, PanguError
@@ -184,15 +184,15 @@ def read_calibration(
             "asked for; give more, or lower --samples or --sequence-length"
         )
     tokens = fim_tokens(tokenizer) if holes else None
-    forms: dict[str, Callable[[tuple[int, ...]], tuple[int, ...]]] = {}
+    forms: dict[str, Callable[[list[tuple[int, ...]]], list[tuple[int, ...]]]] = {}
     if tokens is not None:
-        forms["holes"] = lambda row: with_hole(row, tokens, choice)
+        forms["holes"] = lambda rows: [with_hole(row, tokens, choice) for row in rows]
     if chat is not None:
-        forms["chats"] = lambda row: as_chat(row, tokenizer, chat, choice)
+        forms["chats"] = lambda rows: as_chats(rows, tokenizer, chat, choice)
     counts = {"holes": 0, "chats": 0}
     turns = len(forms) + 1  # the last is plain text's
     for turn, (form, change) in enumerate(forms.items()):
-        rows[turn::turns] = [change(row) for row in rows[turn::turns]]
+        rows[turn::turns] = change(rows[turn::turns])
         counts[form] = len(rows[turn::turns])
     return CalibrationData(source=name, rows=tuple(rows), documents=len(texts), **counts)
 

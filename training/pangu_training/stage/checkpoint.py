@@ -20,6 +20,7 @@ from pangu_training.stage.files import MOST_TOKENIZER_BYTES, is_there, read_byte
 from pangu_training.stage.tensors import COMPUTED, FLOATING, StoredTensor, read_tensors
 
 CONFIG, TOKENIZER, GENERATION = "config.json", "tokenizer.json", "generation_config.json"
+MOST_CONTEXT = 1 << 24  # tokens; more than any model has
 WEIGHTS, SHARD_INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 QUANTIZE_CONFIGS = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # of older quantizers
@@ -75,7 +76,7 @@ class Checkpoint:
     def context_length(self) -> int:
         """Positions the model was made for, in tokens."""
         length = self.config.get("n_positions") or self.config.get("max_position_embeddings")
-        if type(length) is not int or length < 1:
+        if type(length) is not int or not 0 < length <= MOST_CONTEXT:
             raise CheckpointError(f"{self.path / CONFIG} names no context length (max_position_embeddings)")
         return length
 

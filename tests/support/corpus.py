@@ -184,3 +184,95 @@ def gguf(keys: bytes = b"", *, num_keys: int = 0, num_tensors: int = 0, tensors:
 
 def gguf_text(text: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text
+
+
+def gguf_key(name: bytes, kind: int, *numbers: tuple[str, int]) -> bytes:
+    return gguf_text(name) + struct.pack("<I", kind) + b"".join(struct.pack(f"<{c}", n) for c, n in numbers)
+
+
+NUMBERS, TEXT, ARRAY, BYTES = 4, 8, 9, 0
+GGUFS: Mapping[str, Attack] = {
+    "counts": gguf(num_keys=1 << 63, num_tensors=1 << 63),
+    "keys": gguf(num_keys=1 << 40),
+    "tensors": gguf(num_tensors=1 << 40),
+    "name": gguf(struct.pack("<Q", 1 << 63), num_keys=1),
+    "text": gguf(gguf_key(b"a", TEXT, ("Q", 1 << 63)), num_keys=1),
+    "array": gguf(gguf_key(b"a", ARRAY, ("I", NUMBERS), ("Q", 1 << 62)), num_keys=1),
+    "texts": gguf(gguf_key(b"a", ARRAY, ("I", TEXT), ("Q", 1 << 40)) + bytes(1 << 20), num_keys=1),
+    "nested": gguf(gguf_key(b"a", ARRAY, *[("I", ARRAY), ("Q", 1)] * 100_000), num_keys=1),
+    "dimensions": gguf(num_tensors=1, tensors=gguf_text(b"a") + struct.pack("<I", 1 << 31) + bytes(100)),
+    "sizes": gguf(
+        num_tensors=1,
+        tensors=gguf_text(b"a") + struct.pack("<IQQIQ", 2, (1 << 64) - 32, (1 << 64) - 32, 0, 0) + bytes(100),
+    ),
+    "alignment": gguf(gguf_key(b"general.alignment", NUMBERS, ("I", 0)), num_keys=1),
+    "alignment of 2^31": gguf(gguf_key(b"general.alignment", NUMBERS, ("I", 1 << 31)), num_keys=1),
+    "control characters": gguf(gguf_key(b"general.architecture", TEXT) + gguf_text(b"\x1b[2J\n"), num_keys=1),
+}
+
+
+def gguf_of_bytes(file: Path) -> None:
+    """An array of 512 million bytes, which take no room on the disk."""
+    gguf(gguf_key(b"a", ARRAY, ("I", BYTES), ("Q", 1 << 29)), num_keys=1)(file)
+    with file.open("r+b") as stream:
+        stream.truncate(1 << 30)
+
+
+def index(**places: str) -> Attack:
+    """The index of shards, in the place of one whole file."""
+
+    def attack(file: Path) -> None:
+        (file.parent / "model.safetensors").unlink()
+        file.write_text(json.dumps({"weight_map": places}))
+
+    return attack
+
+
+INDICES: Mapping[str, Attack] = {
+    "parent": index(a="../../../etc/passwd"),
+    "absolute": index(a=str(OUTSIDE)),
+    "itself": index(a="."),
+    "above": index(a=".."),
+    "no text": index(a=5),  # type: ignore[arg-type]
+    "control characters": index(a="\x1b[2J\n"),
+    "zero": index(a="a\0b"),
+    "long name": index(a="a" * 100_000),
+}
+
+
+def changed_tokenizer(**changes: Any) -> Attack:
+    return lambda file: file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def doubled(text: str, times: int) -> dict[str, Any]:
+    one = {"type": "Replace", "pattern": {"String": text}, "content": 2 * text}
+    return {"type": "Sequence", "normalizers": [one] * times}
+
+
+def split(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+A: dict[str, Any] = {"Sequence": {"id": "A", "type_id": 0}}
+B: dict[str, Any] = {"Sequence": {"id": "B", "type_id": 1}}
+TOKENIZERS: Mapping[str, Attack] = {
+    "backtracking": changed_tokenizer(pre_tokenizer=split(r"(x+x+)+\x00")),
+    "growing": changed_tokenizer(normalizer=doubled("f", 40)),
+    "repeated": changed_tokenizer(
+        post_processor={
+            "type": "TemplateProcessing",
+            "single": [A] * 1000,
+            "pair": [A, B],
+            "special_tokens": {},
+        }
+    ),
+    "no kind": changed_tokenizer(model={"type": "Nothing"}),
+}
+TEMPLATES: Mapping[str, str] = {
+    "loops": "{% for i in range(99999) %}" * 4 + "{% endfor %}" * 4,
+    "range": "{% for i in range(10**9) %}x{% endfor %}",
+    "text": "{{ 'x' * 10**10 }}",
+    "deep": "{{ " + "(" * 5000,
+    "escape": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "escape sequence": "{{ raise_exception('no\n\x1b[2J') }}",
+}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.commands import pangu_convert
 from support.corpus import (
     BOMBS,
     GGUFS,
@@ -197,7 +198,7 @@ def checkpoints(corpus: Corpus) -> None:
         "tokenizer.json",
         "import.json",
     ):
-        for name, attack in BOMBS.items():
+        for name, attack in (PLACES if file == "import.json" else BOMBS).items():
             verb, command = next(turns)
 
             def change(path: Path, file: str = file, attack: Attack = attack) -> None:
@@ -224,8 +225,8 @@ def keys_of_checkpoints(corpus: Corpus) -> None:
     turns = itertools.cycle(
         [item for item in CHECKPOINT_COMMANDS.items() if item[0] not in ("gptq", "verify")]
     )
-    files = (("config.json", CONFIG_KEYS, 70), ("tokenizer_config.json", TOKENIZER_KEYS, 50))
-    for file, keys, count in (*files, ("generation_config.json", {}, 15)):
+    files = (("config.json", CONFIG_KEYS, 40), ("tokenizer_config.json", TOKENIZER_KEYS, 30))
+    for file, keys, count in (*files, ("generation_config.json", {}, 10)):
         for name, attack in sampled(good / file, dict(keys), count):
             verb, command = next(turns)
             corpus.add(good, file, attack, command, f"{file} {name} {verb}", taken=True)
@@ -236,7 +237,7 @@ def artifacts(corpus: Corpus) -> None:
     for name, attack in BOMBS.items():
         verb, command = next(turns)
         corpus.add(good.ctranslate2, "manifest.json", attack, command, f"manifest.json {name} {verb}")
-    for name, attack in sampled(good.ctranslate2 / "manifest.json", {}, 60):
+    for name, attack in sampled(good.ctranslate2 / "manifest.json", {}, 40):
         verb, command = next(turns)
         corpus.add(
             good.ctranslate2, "manifest.json", attack, command, f"manifest.json {name} {verb}", taken=True
@@ -278,6 +279,10 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Good:
     words = ("fit", rows, "--checkpoint", checkpoint, "--output", run, *SHORT)
     assert training.main([str(word) for word in words]) == 0
     (folder / "nothing").mkdir()
+    for verb in ("transformers", "ctranslate2"):
+        pangu_convert(
+            verb, checkpoint, "--output", folder / verb, *(SAMPLES if verb == "ctranslate2" else ())
+        )
     return Good(
         checkpoint=checkpoint,
         transformers=folder / "transformers",
@@ -291,19 +296,13 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Good:
 def outcomes(good: Good, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Case, Ended]]:
     """Of all cases, from one process, which loads the libraries once."""
     folder = tmp_path_factory.mktemp("warm")
-    made = {"transformers": good.transformers, "ctranslate2": good.ctranslate2}
-    warm = [CHECKPOINT_COMMANDS[verb](good, good.checkpoint, output) for verb, output in made.items()]
-    others = [
-        CHECKPOINT_COMMANDS[verb](good, good.checkpoint, folder / verb)
-        for verb in ("import", "fit", "export")
-    ]
-    assert not [one for one in ended(warm) if one.code]
+    verbs = ("import", "transformers", "ctranslate2", "fit", "export")
     corpus = Corpus(tmp_path_factory.mktemp("hostile"), good)
     for part in (checkpoints, keys_of_checkpoints, artifacts, ggufs):
         part(corpus)
     found = ended(
         [case.command for case in corpus.cases],
-        warm=[*others, CHECKPOINT_COMMANDS["ctranslate2"](good, good.checkpoint, folder / "again")],
+        warm=[CHECKPOINT_COMMANDS[verb](good, good.checkpoint, folder / verb) for verb in verbs],
     )
     assert not (corpus.folder / "ran").exists(), "code of a checkpoint was run"
     return list(zip(corpus.cases, found, strict=True))

@@ -42,7 +42,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, tiny_bytes: Path) -> dict[
             command="train" if name == "export" else "convert",
             arguments=[str(word) for word in words],
             output=str(folder / name / "in" / "out"),
-            step=9 if name in ("hub", "gptq") else 7,
+            step=25 if name == "hub" else 9,
             before=[[str(word) for word in fit]] if name == "export" else [],
         )
         for name, words in arguments.items()

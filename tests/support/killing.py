@@ -5,7 +5,7 @@ full disk.
 
 Each runs once undisturbed, which loads the libraries; all further runs are forks of this process. Changes are those
 that Python sees: a file opened to be written, renamed, linked, removed, made durable. What another language's library
-writes is cut at its half and its last byte. `step` 3 takes every third change only. All that is emptied between runs
+writes is cut at its half. `step` 3 takes every third change only. All that is emptied between runs
 lies next to the output: $PANGU_HOME is a folder there too.
 """
 
@@ -163,7 +163,7 @@ class Harmed:
         self.good = {self.whole} | ({identity(self.old)} if self.old.exists() else set())
         files = [file for place in (self.output, self.home) for file in place.rglob("*") if file.is_file()]
         sizes = {file.stat().st_size for file in files}
-        self.cuts = sorted({cut for size in sizes for cut in (size // 2, size - 1) if cut > 0})
+        self.cuts = sorted({size // 2 for size in sizes if size > 1})
         self.harms, self.wrong = 0, []  # type: int, list[str]
 
     def run(self) -> int:

@@ -136,6 +136,7 @@ def keep_quantized(kept: Path) -> None:
             done = run_worker(job, work, num_layers)
             shutil.copytree(job.folder, kept)
             (kept / "done").write_text(json.dumps(done))
+            return done
         shutil.copytree(kept, job.folder)
         return dict(json.loads((kept / "done").read_text()))
 

@@ -96,20 +96,24 @@ def limit_files(size_bytes: int, harm: Callable[[], None]) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, size_bytes))
 
 
-def forked(work: Callable[[], int], errors: Path = Path(os.devnull)) -> int:
-    """What `work` returns in a fork of this process, whose stderr goes to `errors`; minus the signal that ended it."""
+def forked(work: Callable[[], int]) -> tuple[int, str]:
+    """What `work` returns in a fork of this process, or minus the signal that ended it; and what it said."""
     sys.stdout.flush()
+    reading, writing = os.pipe()  # a file would have the limits of all files
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-            os.dup2(2, 1)
+            os.dup2(writing, 1)
+            os.dup2(writing, 2)
             code = work()
             sys.stdout.flush()
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.close(writing)
+    with open(reading, errors="replace") as said:
+        text = said.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text
 
 
 def identity(output: Path) -> str:
@@ -191,18 +195,16 @@ class Harmed:
     ) -> bool:
         """Whether the run was harmed; what is wrong after it goes to `wrong`."""
         self.restore()
-        errors = self.folder.with_name("errors")
 
         def harmed() -> int:
             reached = prepare()
             code = self.run()
             return code if reached is None or reached() else UNHARMED
 
-        ended = forked(harmed, errors)
+        ended, said = forked(harmed)
         if ended == UNHARMED or (ended == 0 and "byte" in what):
             return False
         self.harms += 1
-        said = errors.read_text(errors="replace")
         lines = [line for line in said.splitlines() if ": error: " in line]
         if harm is disk_full and (
             ended != 2
@@ -216,7 +218,7 @@ class Harmed:
             self.wrong.append(f"{what}: {self.output} passes for a whole one")
         if harm is disk_full and self.debris():
             self.wrong.append(f"{what}: {self.debris()} stays")
-        if forked(self.run) != 0 and left != self.whole:
+        if forked(self.run)[0] != 0 and left != self.whole:
             self.wrong.append(f"{what}: it does not run again")
         elif identity(self.output) != self.whole:
             self.wrong.append(f"{what}: another result")

@@ -224,7 +224,7 @@ class _Cursor:
         return taken
 
     def some(self, count: int) -> int:
-        """`count`, if so many values can be held."""
+        """`count`, unless that is more than can be held."""
         self.values_left -= count
         if self.values_left < 0:
             raise self.damaged(f"it has more than {MOST_VALUES} values")

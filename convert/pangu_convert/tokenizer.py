@@ -209,7 +209,7 @@ def _sentence_piece(
     pairs = list(islice(cuts, MOST_MERGES + 1))
     if len(pairs) > MOST_MERGES or any(len(text) > MOST_CHARACTERS for text, _ in normal):
         raise CheckpointError(
-            f"{name}: tokenizer.ggml.tokens is no vocabulary that text can be encoded with: a token has more than "
+            f"{name}: tokenizer.ggml.tokens does not look like a vocabulary: a token has more than "
             f"{MOST_CHARACTERS} characters, or there are more than {MOST_MERGES} ways to join two"
         )
     # Among equal scores the longest left part first, as in every tokenizer.json made from such a vocabulary.

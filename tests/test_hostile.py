@@ -1,12 +1,10 @@
 """A hostile file in a folder that others made: each command that reads it says so in one line, exits with 2 in seconds,
 takes less than 1 GB, writes nothing and runs nothing."""
 
-import hashlib
 import itertools
 import json
 import random
 import shutil
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +23,13 @@ from support.corpus import (
     changed_keys,
     gguf_of_bytes,
     replaced,
-    sparse,
 )
 from support.hostile import READY, Ended, ended
 from support.ranked_rows import write_rows
 from support.scripted import byte_tokenizer
+from support.served_bombs import MODEL_BINS, sealed, written
 from support.tiny import save_tiny
 
-from pangu_convert.model_bin import read_model_bin
 from pangu_training import cli as training
 
 SHORT = ("--max-length", "128", "--global-batch", "4", "--micro-batch", "4", "--epochs", "1")
@@ -134,10 +131,6 @@ class Corpus:
         self.cases.append(Case(name=name, command=words, folder=folder, taken=taken))
 
 
-def written(value: object) -> Attack:
-    return lambda file: file.write_text(json.dumps(value))
-
-
 def sampled(file: Path, keys: dict[str, object], count: int) -> Iterator[tuple[str, Attack]]:
     """Some of all changes of a file's keys, and of `keys`, the same ones each time."""
     old = json.loads(file.read_text())
@@ -151,40 +144,6 @@ def sampled(file: Path, keys: dict[str, object], count: int) -> Iterator[tuple[s
             (name, written(new)) for name, new in changed_keys({**old, key: value}) if name.startswith(key)
         ]
     return iter(random.Random(0).sample(every, count))
-
-
-def sealed(name: str, attack: Attack) -> Attack:
-    """`attack` on the file `name`, of which the manifest then says what it is."""
-
-    def both(manifest: Path) -> None:
-        file = manifest.parent / name
-        attack(file)
-        small = file.is_file() and file.stat().st_size < 1 << 28
-        size = file.stat().st_size if file.is_file() else 0
-        sha256 = hashlib.sha256(file.read_bytes() if small else b"").hexdigest()
-        fields = json.loads(manifest.read_text())
-        fields["files"][name] = {"sha256": sha256, "size_bytes": size}
-        manifest.write_text(json.dumps(fields))
-
-    return both
-
-
-def not_a_number(file: Path) -> None:
-    """In a norm of a `model.bin`: no library looks for it."""
-    variables = read_model_bin(file).variables
-    norm = next(variable for name, variable in variables.items() if name.endswith("gamma"))
-    data = bytearray(file.read_bytes())
-    data[norm.offset : norm.offset + 4] = struct.pack("<f", float("nan"))
-    file.write_bytes(data)
-
-
-ONE_VARIABLE = struct.pack("<IH", 6, 1) + b"\0" + struct.pack("<I", 1)
-MODEL_BINS: dict[str, Attack] = {
-    "nan": not_a_number,
-    "variables": replaced(ONE_VARIABLE + struct.pack("<I", 0xFFFFFFFF)),
-    "dimensions": replaced(ONE_VARIABLE + struct.pack("<IH", 1, 2) + b"a\0" + b"\xff" * 2000),
-    "zeros": sparse(1 << 26),
-}
 
 
 def checkpoints(corpus: Corpus) -> None:

@@ -51,7 +51,7 @@ def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
     """What the file at `path` holds.
 
     Raises:
-        ValueError: it has more than `most_bytes`, or is no file.
+        ValueError: it has more than `most_bytes`, or is not a file.
     """
     # A pipe that nobody writes would hold up a plain `open`.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:

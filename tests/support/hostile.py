@@ -72,6 +72,7 @@ def ended(commands: Iterable[Sequence[object]], *, warm: Iterable[Sequence[objec
     process = subprocess.run(
         [sys.executable, "-m", "support.hostile"],
         cwd=TESTS,
+        env={**os.environ, "TQDM_DISABLE": "1"},  # a bar is not a line
         input=json.dumps(given),
         capture_output=True,
         text=True,

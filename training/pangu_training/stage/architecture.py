@@ -5,6 +5,7 @@ leave out without a word, is refused here by name. The model classes are transfo
 """
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -105,7 +106,8 @@ def build(config: Any, architecture: str) -> Any:
     if not isinstance(config, getattr(model_class, "config_class", None) or ()):
         raise CheckpointError(f"names {architecture} but describes a {config.model_type}")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a size of 0 is refused by its shape
             return model_class(config).eval()  # type: ignore[misc]  # it has a config_class
     except FAULTS as error:
         raise CheckpointError(f"does not describe a {architecture} ({_line(error)})") from None

@@ -24,7 +24,6 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import httpx
-from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from pangu_bench.rows import LatencyRow, RowFile
@@ -32,6 +31,7 @@ from pangu_convert.artifact import Artifact
 from pangu_convert.code_text import evaluation_windows
 from pangu_training.asking.endpoint import Endpoint, ServedError
 from pangu_training.stage.checkpoint import TOKENIZER
+from pangu_training.stage.vocabulary import read_tokenizer
 
 PIECE_TOKENS = 128
 STREAM = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
@@ -54,7 +54,7 @@ class Prompts:
 
 def tokenizer_of(artifact: Artifact) -> Any:
     """The artifact's own."""
-    return Tokenizer.from_file(str(artifact.path / TOKENIZER))
+    return read_tokenizer(artifact.path / TOKENIZER)
 
 
 class Encoding(NamedTuple):

@@ -6,11 +6,12 @@ the model.
 
 import random
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pangu_convert.code_text import evaluation_pieces
-from pangu_convert.conversation import as_chat, chat_format
+from pangu_convert.conversation import NoChatTemplate, as_chats, chat_format
 from pangu_convert.infilling import fim_tokens, with_hole
 
 if TYPE_CHECKING:
@@ -48,9 +49,8 @@ def asked(
         pieces = evaluation_pieces(tokenizer, num_pieces=HOLES_A_WINDOW * num_windows, piece_tokens=shorter)
         found = [with_hole(piece, tokens, choice) for piece in pieces]
         forms[HOLES] = [Asked((*prefix, *ids), len(prefix) + first) for ids, first in found]
-    chat = chat_format(folder)
-    if chat is not None:
+    with suppress(NoChatTemplate):
         pieces = evaluation_pieces(tokenizer, num_pieces=num_windows, piece_tokens=window_tokens)
-        found = [as_chat(piece, tokenizer, chat, choice) for piece in pieces]
+        found = as_chats(pieces, tokenizer, chat_format(folder), choice)
         forms[CHATS] = [Asked(ids, max(first, 1)) for ids, first in found if first < len(ids)]
     return {form: tuple(texts) for form, texts in forms.items() if texts}

@@ -10,11 +10,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from pangu_training.stage.checkpoint import MOST_CONTEXT
 from pangu_training.stage.errors import PanguError
+from pangu_training.stage.files import is_there, read_object
 from pangu_training.stage.identity import MANIFEST, artifact_hash, hash_files, library_versions
 from pangu_training.stage.output import write_file
+from pangu_training.stage.tensors import FLOATING
+from pangu_training.stage.typed import typed
 
 SCHEMA_VERSION = 1
 CHECKPOINT_CONFIG = "checkpoint_config.json"  # the checkpoint's config.json, in a format that has another one
@@ -132,16 +136,17 @@ def read_artifact(path: Path) -> Artifact:
     """
     if not path.is_dir():
         raise ArtifactError(f"{path} is not a folder: give an artifact that pangu-convert wrote")
+    file = path / MANIFEST
     try:
-        text = (path / MANIFEST).read_text(encoding="utf-8")
-    except FileNotFoundError:
+        there = is_there(file)
+        manifest = _parse(read_object(file), file) if there else None
+    except ValueError as error:
+        raise ArtifactError(f"{file} is damaged ({error}): convert the checkpoint again") from None
+    if manifest is None:
         raise ArtifactError(
             f"{path} is not an artifact (it has no {MANIFEST}): make one from a checkpoint with "
             "pangu-convert ctranslate2, gptq or transformers"
-        ) from None
-    except UnicodeDecodeError:
-        raise ArtifactError(f"{path / MANIFEST} is not text: convert the checkpoint again") from None
-    manifest = _parse(text, path / MANIFEST)
+        )
     for name, record in manifest.files.items():
         file = path / name
         if not file.is_file():
@@ -172,25 +177,30 @@ def write_scores(artifact: Artifact, scores: Mapping[str, Any]) -> None:
     write_file(artifact.path / MANIFEST, manifest.to_json().encode())
 
 
-def _parse(text: str, path: Path) -> Manifest:
-    try:
-        fields = json.loads(text)
-        if fields["schema_version"] != SCHEMA_VERSION:
-            raise ArtifactError(
-                f"{path} has schema version {fields['schema_version']}, this program reads "
-                f"{SCHEMA_VERSION}: install the pangu-coder2 that wrote it, or convert again"
-            )
-        manifest = Manifest(
-            **{
-                **fields,
-                "weight_files": tuple(fields["weight_files"]),
-                "end_token_ids": tuple(fields["end_token_ids"]),
-                "source": Source(**fields["source"]),
-                "files": {name: FileRecord(**record) for name, record in fields["files"].items()},
-            }
+def _parse(fields: Mapping[str, Any], path: Path) -> Manifest:
+    """The manifest of these `fields`; `ValueError` says what makes no sense."""
+    version = fields.get("schema_version")
+    if type(version) is int and version != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}: install the pangu-coder2 that "
+            "wrote it, or convert again"
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}): convert the checkpoint again") from None
-    if manifest.format not in get_args(Format):
-        raise ArtifactError(f"{path} names the unknown format {manifest.format!r}")
+    manifest = typed(Manifest, dict(fields))
+    if not manifest.name or not manifest.name.isprintable():
+        raise ValueError(f"name is {manifest.name[:60]!r}, and should be a word")
+    for name, record in manifest.files.items():
+        if ".." in Path(name).parts or Path(name).is_absolute() or not name.isprintable():
+            raise ValueError(f"files names {name[:60]!r}, which is outside its folder")
+        if record.size_bytes < 0:
+            raise ValueError(f"{name} has {record.size_bytes} bytes")
+    if not manifest.weight_files or not manifest.files.keys() >= set(manifest.weight_files):
+        raise ValueError("weight_files is not among files")
+    if not 0 < manifest.context_length <= MOST_CONTEXT:
+        raise ValueError(f"context_length is {manifest.context_length}")
+    if not manifest.end_token_ids or min(manifest.end_token_ids) < 0:
+        raise ValueError("end_token_ids names no tokens")
+    if manifest.dtype not in FLOATING.values():
+        raise ValueError(
+            f"dtype is {manifest.dtype[:60]!r}, and should be one of {', '.join(FLOATING.values())}"
+        )
     return manifest

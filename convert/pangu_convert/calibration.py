@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pangu_convert.code_text import library_file, library_files
-from pangu_convert.conversation import ChatFormat, as_chat, chat_format
+from pangu_convert.conversation import ChatFormat, as_chats, chat_format
 from pangu_convert.infilling import fim_tokens, with_hole
 from pangu_training.stage.checkpoint import TOKENIZER, Checkpoint
 from pangu_training.stage.errors import CheckpointError, PanguError
@@ -111,7 +111,7 @@ def calibration_data(options: CalibrationOptions, checkpoint: Checkpoint) -> Cal
     Raises:
         CalibrationError, CheckpointError: there is too little text, or a row does not fit the model.
     """
-    from tokenizers import Tokenizer
+    from pangu_training.stage.vocabulary import read_tokenizer
 
     if options.samples < 1:
         raise CheckpointError("--samples must be at least 1")
@@ -123,19 +123,16 @@ def calibration_data(options: CalibrationOptions, checkpoint: Checkpoint) -> Cal
             f"--sequence-length {row_tokens} is not within {LEAST_ROW_TOKENS} to "
             f"{checkpoint.context_length}, the context length of {checkpoint.path}"
         )
-    chat = chat_format(checkpoint.path) if options.chat else None
-    if options.chat and chat is None:
-        raise CheckpointError(f"{checkpoint.path} has no chat template: leave --chat out")
     data = read_calibration(
         options.calibration,
-        Tokenizer.from_file(str(checkpoint.path / TOKENIZER)),
+        read_tokenizer(checkpoint.path / TOKENIZER),
         text_field=options.text_field,
         num_rows=options.samples,
         row_tokens=row_tokens,
         separator_id=checkpoint.end_token_ids[-1],
         seed=options.seed,
         holes=options.holes,
-        chat=chat,
+        chat=chat_format(checkpoint.path) if options.chat else None,
     )
     if max(map(max, data.rows)) >= checkpoint.vocabulary_size:
         raise CalibrationError(
@@ -187,15 +184,15 @@ def read_calibration(
             "asked for; give more, or lower --samples or --sequence-length"
         )
     tokens = fim_tokens(tokenizer) if holes else None
-    forms: dict[str, Callable[[tuple[int, ...]], tuple[int, ...]]] = {}
+    forms: dict[str, Callable[[list[tuple[int, ...]]], list[tuple[int, ...]]]] = {}
     if tokens is not None:
-        forms["holes"] = lambda row: with_hole(row, tokens, choice)[0]
+        forms["holes"] = lambda rows: [with_hole(row, tokens, choice)[0] for row in rows]
     if chat is not None:
-        forms["chats"] = lambda row: as_chat(row, tokenizer, chat, choice)[0]
+        forms["chats"] = lambda rows: [ids for ids, _ in as_chats(rows, tokenizer, chat, choice)]
     counts = {"holes": 0, "chats": 0}
     turns = len(forms) + 1  # the last is plain text's
     for turn, (form, change) in enumerate(forms.items()):
-        rows[turn::turns] = [change(row) for row in rows[turn::turns]]
+        rows[turn::turns] = change(rows[turn::turns])
         counts[form] = len(rows[turn::turns])
     return CalibrationData(source=name, rows=tuple(rows), documents=len(texts), **counts)
 

@@ -10,7 +10,7 @@ from typing import Any
 from pangu_convert.architectures import require_supported
 from pangu_convert.artifact import Artifact, Format, Source, read_artifact, seal
 from pangu_convert.inspection import summary
-from pangu_training.stage.checkpoint import CONFIG, Checkpoint, read_checkpoint
+from pangu_training.stage.checkpoint import CONFIG, TOKENIZER, Checkpoint, read_checkpoint
 from pangu_training.stage.identity import checkpoint_hash
 from pangu_training.stage.options import argument, option
 from pangu_training.stage.output import new_directory
@@ -97,10 +97,12 @@ def require_whole(checkpoint: Checkpoint, format: Format | None = None) -> None:
             that its config describes; or its context length or end tokens make no sense.
     """
     from pangu_training.stage.architecture import located
+    from pangu_training.stage.vocabulary import require_usable
 
     require_supported(checkpoint, format)
     _ = checkpoint.context_length, checkpoint.end_token_ids
     located(checkpoint)
+    require_usable(checkpoint.path / TOKENIZER)
 
 
 def print_cautions(checkpoint: Checkpoint) -> None:

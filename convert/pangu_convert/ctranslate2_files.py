@@ -46,6 +46,7 @@ from pangu_training.stage.architecture import located
 from pangu_training.stage.checkpoint import Checkpoint
 from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.finite import all_finite, one_thread
+from pangu_training.stage.vocabulary import transformers_tokenizer
 
 # Quantization -> the type of matrices, and of everything else (None: the checkpoint's).
 STORED_TYPES = {
@@ -94,9 +95,7 @@ def specification(checkpoint: Checkpoint, rows: Sequence[Sequence[int]] = ()) ->
     if rows:
         tensors = smoothed(model, tensors, rows)
     insert_variables(model, tensors, model.config.dtype)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        path, config=model.config, local_files_only=True, trust_remote_code=False
-    )
+    tokenizer = transformers_tokenizer(path, model.config)
     spec = LOADERS[checkpoint.architecture]()(model, tokenizer)
     if rope_type(model.config) == "llama3":
         complete_llama3(spec, model.config.rope_parameters)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pangu_training.stage.errors import CheckpointError
+from pangu_training.stage.tensors import MOST_TENSORS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 VERSIONS = (2, 3)
 MAX_DIMENSIONS = 4
+MOST_VALUES = (
+    1 << 22
+)  # of all keys together: they are held in memory; a vocabulary and its merges have a million
+MOST_HEADER_BYTES = 64 << 20
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 FLOAT32, STRING, ARRAY = 6, 8, 9
 
@@ -137,8 +142,10 @@ def _read_part(path: Path) -> tuple[dict[str, Any], list[GgufTensor]]:
                     f"{' and '.join(map(str, VERSIONS))}, little-endian"
                 )
             tensor_count, key_count = cursor.scalar("Q"), cursor.scalar("Q")
+            if tensor_count > MOST_TENSORS:
+                raise cursor.damaged(f"it has {tensor_count} tensors")
             keys: dict[str, Any] = {}
-            for _ in range(key_count):
+            for _ in range(cursor.some(key_count)):
                 name = cursor.string()
                 if name in keys:
                     raise CheckpointError(f"{path.name} has the key {name!r} twice: download it again")
@@ -204,16 +211,24 @@ class _Cursor:
 
     def __init__(self, data: mmap.mmap, path: Path) -> None:
         self.data, self.path, self.position = data, path, 4
+        self.values_left = MOST_VALUES
 
     def damaged(self, what: str) -> CheckpointError:
         return CheckpointError(f"{self.path} is damaged or cut short ({what}): download it again")
 
     def bytes(self, size: int) -> bytes:
         end = self.position + size
-        if end > len(self.data):
-            raise self.damaged("it ends within its header")
+        if end > min(len(self.data), MOST_HEADER_BYTES):
+            raise self.damaged("it ends within its header, or that has no end")
         self.position, taken = end, self.data[self.position : end]
         return taken
+
+    def some(self, count: int) -> int:
+        """`count`, unless that is more than can be held."""
+        self.values_left -= count
+        if self.values_left < 0:
+            raise self.damaged(f"it has more than {MOST_VALUES} values")
+        return count
 
     def scalar(self, code: str) -> Any:
         return struct.unpack(f"<{code}", self.bytes(struct.calcsize(f"<{code}")))[0]
@@ -232,16 +247,14 @@ class _Cursor:
             return self._numbers(name, kind, 1)[0]
         kind, count = self.scalar("I"), self.scalar("Q")
         if kind == STRING:
-            if count > len(self.data):
-                raise self.damaged(f"{name!r} has {count} texts")
-            return [self.string() for _ in range(count)]
+            return [self.string() for _ in range(self.some(count))]
         return self._numbers(name, kind, count)
 
     def _numbers(self, name: str, kind: int, count: int) -> list[Any]:
         code = SCALARS.get(kind)
         if code is None:
             raise self.damaged(f"{name!r} is of an unknown or nested type, {kind}")
-        data = self.bytes(count * struct.calcsize(code))
+        data = self.bytes(self.some(count) * struct.calcsize(code))
         numbers = list(struct.unpack(f"<{count}{code}", data))
         # The decimal number that the file's maker wrote: 1e-05, not 9.999999747378752e-06.
         return [_shortest(number) for number in numbers] if kind == FLOAT32 else numbers

@@ -3,7 +3,6 @@
 Needs no gptqmodel. For measuring a quantization apart from a kernel, and for serving where no kernel is fast.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from pangu_convert.artifact import Artifact, ArtifactError
-from pangu_training.stage.checkpoint import QUANTIZE_CONFIG
+from pangu_training.stage.checkpoint import QUANTIZE_CONFIG, read_json
+from pangu_training.stage.errors import CheckpointError
 
 PACKED_TENSORS = ("qweight", "qzeros", "scales", "g_idx")
 # What zero points are less when they are stored: AutoGPTQ's first format, and GPTQModel's second.
@@ -55,8 +55,8 @@ def stored_less(folder: Path) -> int:
     """
     file = folder / QUANTIZE_CONFIG
     try:
-        format = json.loads(file.read_text(encoding="utf-8")).get("checkpoint_format", "gptq")
-    except (OSError, ValueError, AttributeError) as error:
+        format = read_json(file).get("checkpoint_format", "gptq")
+    except (OSError, CheckpointError) as error:
         raise ArtifactError(f"{file} is damaged ({error}): convert the checkpoint again") from None
     if format not in STORED_LESS:
         raise ArtifactError(

@@ -26,6 +26,7 @@ from pangu_training.stage.checkpoint import (
     TEXT_FILES,
     TRAINED,
 )
+from pangu_training.stage.files import read_object
 from pangu_training.stage.identity import hash_files
 from pangu_training.stage.output import is_disk_full, locked, require_free_space, write_file
 
@@ -99,7 +100,8 @@ def _ask(repository: str, revision: str, there: Sequence[str]) -> "ModelInfo":
 
     try:
         return HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=TIMEOUT_SECONDS)
-    except (httpx2.HTTPError, OSError) as error:  # its own errors derive from these
+    except (httpx2.HTTPError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        # Its own errors derive from the first two; an answer of another form ends in the others.
         hint = f", or --revision {' or '.join(there)}, which the cache has" if there else ""
         raise _failure(repository, revision, error, hint) from None
 
@@ -166,7 +168,7 @@ def _require_right(
 def _is_whole(folder: Path) -> bool:
     """Whether what was fetched into `folder` is there as it came."""
     try:
-        files = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
+        files = read_object(folder / RECORD)["files"]
         return bool(files == hash_files(folder, files, "checking the download"))
     except (OSError, ValueError, KeyError):
         return False

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from pangu_convert.artifact import ArtifactError
+from pangu_training.stage.files import is_there
+from pangu_training.stage.tensors import MOST_SIZES, MOST_TENSORS
 
 MODEL_BIN = "model.bin"
 VERSION = 6
@@ -74,6 +76,8 @@ def read_model_bin(path: Path) -> ModelBin:
         ArtifactError: it is cut short, damaged, or of another version than this program reads.
     """
     try:
+        if not is_there(path):
+            raise ValueError("it is not there")
         with path.open("rb") as file:
             return _parse(path, file)
     except (OSError, struct.error, UnicodeDecodeError, IndexError, ValueError) as error:
@@ -91,6 +95,11 @@ def _parse(path: Path, file: IO[bytes]) -> ModelBin:
         value: bytes = unpacked(f"{unpacked('H')}s")
         return value[:-1].decode()
 
+    def few(count: int, most: int) -> int:
+        if count > most:
+            raise ValueError(f"it has {count} of what no model has more than {most}")
+        return count
+
     dtypes = list(ITEM_BYTES)
     version = unpacked("I")
     if version != VERSION:
@@ -99,9 +108,9 @@ def _parse(path: Path, file: IO[bytes]) -> ModelBin:
         )
     specification, revision = text(), unpacked("I")
     variables = {}
-    for _ in range(unpacked("I")):
+    for _ in range(few(unpacked("I"), MOST_TENSORS)):
         name = text()
-        shape = tuple(unpacked("I") for _ in range(unpacked("B")))
+        shape = tuple(unpacked("I") for _ in range(few(unpacked("B"), MOST_SIZES)))
         dtype, num_bytes = dtypes[unpacked("B")], unpacked("I")
         variable = BinVariable(dtype=dtype, shape=shape, offset=file.tell())
         if num_bytes != variable.num_bytes:
@@ -111,7 +120,7 @@ def _parse(path: Path, file: IO[bytes]) -> ModelBin:
         else:
             file.seek(num_bytes, 1)
         variables[name] = variable
-    aliases = {text(): text() for _ in range(unpacked("I"))}
+    aliases = {text(): text() for _ in range(few(unpacked("I"), MOST_TENSORS))}
     if file.read(1):
         raise ValueError("it goes on after its end")
     return ModelBin(

@@ -4,7 +4,6 @@ GPTQ weights are unpacked into float32 first: what is scored is the quantization
 takes the memory of the unquantized model.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -79,7 +78,10 @@ class CTranslate2Scorer:
 
         import ctranslate2
 
+        from pangu_convert.ctranslate2_checks import require_sound
+
         ctranslate2.set_log_level(logging.ERROR)
+        _, self._vocabulary = require_sound(folder)
         try:
             self._generator = ctranslate2.Generator(
                 str(folder),
@@ -91,7 +93,6 @@ class CTranslate2Scorer:
         except (RuntimeError, ValueError) as error:
             raise ArtifactError(f"CTranslate2 cannot load {folder}: {error}") from error
         self.compute_type = str(self._generator.compute_type)
-        self._vocabulary: list[str] = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
 
     def log_probabilities(self, ids: Sequence[int]) -> "torch.Tensor":
         """See `Scorer`."""

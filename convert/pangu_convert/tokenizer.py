@@ -8,6 +8,7 @@ field chooses the pre-tokenizer that the model was trained with, and an unknown 
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ PLAIN_ROLES = ("unknown", "padding", "seperator", "cls", "mask")
 # Besides the tokens that the file names, these end a plain completion where they are control tokens.
 END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>")
 SPACE = "\u2581"  # SentencePiece's mark of a space
+# Of a SentencePiece vocabulary, whose merges are searched for. Llama 2 has 61,249, and its longest token 16 characters.
+MOST_CHARACTERS, MOST_MERGES = 256, 4_000_000
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -92,7 +95,7 @@ def read_vocabulary(keys: GgufKeys) -> Vocabulary:
     keys.neutral("tokenizer.ggml.add_sep_token", False)
     if kind == "llama":
         spaced = keys.flag("tokenizer.ggml.add_space_prefix", True)
-        tokenizer = _sentence_piece(texts, types, scores, prefix=spaced, unknown=named["unknown"])
+        tokenizer = _sentence_piece(keys.name, texts, types, scores, prefix=spaced, unknown=named["unknown"])
     else:
         keys.neutral("tokenizer.ggml.add_space_prefix", False)
         tokenizer = _byte_level(keys.name, texts, merges, str(pre))
@@ -188,19 +191,27 @@ def _byte_level(name: str, texts: list[str], merges: list[str], pre: str) -> "To
 
 
 def _sentence_piece(
-    texts: list[str], types: list[int], scores: list[float], *, prefix: bool, unknown: int | None
+    name: str, texts: list[str], types: list[int], scores: list[float], *, prefix: bool, unknown: int | None
 ) -> "Tokenizer":
     """SentencePiece's BPE as Llama 2 has it: the pair whose piece has the highest score is joined first."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     vocabulary = {text: token_id for token_id, text in enumerate(texts)}
-    pairs = [
-        (score, text[:cut], text[cut:])
-        for text, token_type, score in zip(texts, types, scores, strict=False)
-        if token_type == NORMAL
-        for cut in range(1, len(text))
-        if text[:cut] in vocabulary and text[cut:] in vocabulary
+    normal = [
+        (text, score) for text, kind, score in zip(texts, types, scores, strict=False) if kind == NORMAL
     ]
+    cuts = (
+        (score, text[:cut], text[cut:])
+        for text, score in normal
+        for cut in range(1, min(len(text), MOST_CHARACTERS))
+        if text[:cut] in vocabulary and text[cut:] in vocabulary
+    )
+    pairs = list(islice(cuts, MOST_MERGES + 1))
+    if len(pairs) > MOST_MERGES or any(len(text) > MOST_CHARACTERS for text, _ in normal):
+        raise CheckpointError(
+            f"{name}: tokenizer.ggml.tokens does not look like a vocabulary: a token has more than "
+            f"{MOST_CHARACTERS} characters, or there are more than {MOST_MERGES} ways to join two"
+        )
     # Among equal scores the longest left part first, as in every tokenizer.json made from such a vocabulary.
     pairs.sort(key=lambda pair: (pair[0], len(pair[1]), len(pair[2])), reverse=True)
     tokenizer = Tokenizer(

@@ -28,6 +28,7 @@ from pangu_training.stage.command import usable_cpus
 from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.identity import checkpoint_hash, library_versions
 from pangu_training.stage.options import argument, option
+from pangu_training.stage.vocabulary import read_tokenizer
 
 GREEDY_PROMPTS, GREEDY_PROMPT_TOKENS, GREEDY_TOKENS = 4, 64, 32
 
@@ -117,7 +118,6 @@ def measure(
             the windows, or there is no GPU.
     """
     import torch
-    from tokenizers import Tokenizer
 
     torch.set_num_threads(threads)
     if device == "cuda" and not torch.cuda.is_available():
@@ -132,7 +132,7 @@ def measure(
         raise CheckpointError(
             f"--windows must be at least 1 and --window-tokens from 2 to {checkpoint.context_length - 1}"
         )
-    tokenizer = Tokenizer.from_file(str(artifact.path / TOKENIZER))
+    tokenizer = read_tokenizer(artifact.path / TOKENIZER)
     text = evaluation_windows(tokenizer, num_windows=num_windows, window_tokens=window_tokens)
     forms = asked(artifact.path, tokenizer, num_windows=num_windows, window_tokens=window_tokens)
     source, quantized = load_source(checkpoint.path, device), load_scorer(artifact, threads, device)

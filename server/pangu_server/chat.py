@@ -6,8 +6,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pangu_convert.artifact import ArtifactError
 from pangu_server.encoding import Encoder
 from pangu_server.errors import RequestError
+from pangu_training.stage.files import is_there, read_bytes, read_object
 
 NO_TEMPLATE = "this model has no chat template: use /v1/completions"
 
@@ -24,7 +26,10 @@ class ChatTemplate:
             raise TemplateError(message)
 
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[loopcontrols],
+            optimized=False,  # else constants are computed here, however large they come out
         )
         environment.filters["tojson"] = lambda value, indent=None: json.dumps(
             value, ensure_ascii=False, indent=indent
@@ -32,26 +37,37 @@ class ChatTemplate:
         environment.globals["raise_exception"] = raise_exception
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         self._error = TemplateError
-        self._template = environment.from_string(source)
+        try:
+            self._template = environment.from_string(source)
+        except (TemplateError, RecursionError) as error:
+            raise ArtifactError(
+                f"the chat template cannot be used ({error}): repair it, and convert again"
+            ) from None
         self._special_tokens = special_tokens
 
     @classmethod
     def load(cls, folder: Path) -> "ChatTemplate | None":
-        """The template of an artifact, if it has one."""
+        """The template of an artifact, if it has one; `ArtifactError` if it cannot be used."""
         config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-        config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-        source = config.get("chat_template")
-        if template_file.is_file():
-            source = template_file.read_text(encoding="utf-8")
-        elif isinstance(source, list):  # several by name
-            source = next((entry["template"] for entry in source if entry["name"] == "default"), None)
+        file = config_file
+        try:
+            config = read_object(config_file) if is_there(config_file) else {}
+            file = template_file
+            source = read_bytes(file).decode() if is_there(file) else config.get("chat_template")
+        except ValueError as error:
+            raise ArtifactError(f"{file} cannot be read ({error}): convert the checkpoint again") from None
+        if isinstance(source, list):  # several by name
+            named = [entry for entry in source if isinstance(entry, dict) and entry.get("name") == "default"]
+            source = named[0].get("template") if named else None
         if not source:
             return None
+        if not isinstance(source, str):
+            raise ArtifactError(f"chat_template in {config_file} is not a text: repair it, and convert again")
         tokens = {name: config.get(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
         texts = {
             name: token.get("content") if isinstance(token, dict) else token for name, token in tokens.items()
         }
-        return cls(source, {name: text for name, text in texts.items() if text})
+        return cls(source, {name: text for name, text in texts.items() if isinstance(text, str) and text})
 
     def prompt(
         self, messages: Sequence[Mapping[str, Any]], encoder: Encoder, *, parse_special: bool

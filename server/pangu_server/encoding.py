@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from pangu_convert.artifact import Artifact, ArtifactError
 from pangu_server.errors import RequestError
 from pangu_training.stage.checkpoint import TOKENIZER
+from pangu_training.stage.errors import CheckpointError
+from pangu_training.stage.vocabulary import read_tokenizer as read_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -15,13 +17,10 @@ if TYPE_CHECKING:
 
 def read_tokenizer(artifact: Artifact) -> "Tokenizer":
     """The artifact's tokenizer; `ArtifactError` when the file does not hold one."""
-    from tokenizers import Tokenizer
-
-    file = artifact.path / TOKENIZER
     try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises no narrower class
-        raise ArtifactError(f"{file} cannot be read: {error}") from None
+        return read_file(artifact.path / TOKENIZER)
+    except CheckpointError as error:
+        raise ArtifactError(f"{error}; then convert it again") from None
 
 
 class Encoder:

@@ -66,7 +66,7 @@ def test_a_folder_without_a_manifest_is_no_artifact(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"schema_version": 99}, "schema version 99"),
-        ({"format": "onnx"}, "unknown format 'onnx'"),
+        ({"format": "onnx"}, "format is 'onnx' and should be"),
         ({"surprise": 1}, "damaged"),
         ({"files": None}, "damaged"),
     ],

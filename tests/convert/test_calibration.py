@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,8 @@ def test_every_second_row_is_a_prompt_for_a_hole_in_its_text(starcoder: Tokenize
 
 
 def test_holes_conversations_and_plain_text_take_turns(starcoder: Tokenizer) -> None:
-    def chat(question: str, answer: str) -> str:
-        return f"<user>{question}<assistant>{answer}"
+    def chat(conversations: Sequence[tuple[str, str]]) -> list[str]:
+        return [f"<user>{question}<assistant>{answer}" for question, answer in conversations]
 
     options = {"num_rows": 8, "row_tokens": 100}
     plain = read("code", starcoder, **options)
@@ -70,24 +71,21 @@ def test_holes_conversations_and_plain_text_take_turns(starcoder: Tokenizer) -> 
         code = question.removeprefix("<user>Complete this Python code:\n\n```python\n") + answer
         assert starcoder.decode(text).startswith(code), "cut where the row ends, and nothing is lost before"
     assert read("code", starcoder, **options, chat=chat).chats == 4
-    short = read("code", starcoder, **options, chat=lambda *_: "x")
+    short = read("code", starcoder, **options, chat=lambda all: ["x"] * len(all))
     assert short.rows[0][1:] == plain.rows[0][:99], "a row is full"
 
 
 def test_the_form_is_the_checkpoints_chat_template(tiny_starcoder: Path, tmp_path: Path) -> None:
-    assert chat_format(tiny_starcoder) is None
+    with pytest.raises(CheckpointError, match="has no chat template"):
+        chat_format(tiny_starcoder)([("q", "a")])
     folder = shutil.copytree(tiny_starcoder, tmp_path / "chatty")
     (folder / "chat_template.jinja").write_text(
         "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}{{ eos_token }}"
     )
-    chat = chat_format(folder)
-    assert chat is not None
-    assert chat("q", "a") == "<user>q<assistant>a<|endoftext|>"
+    assert chat_format(folder)([("q", "a")]) == ["<user>q<assistant>a<|endoftext|>"]
     (folder / "chat_template.jinja").write_text("{{ raise_exception('only systems may speak') }}")
-    chat = chat_format(folder)
-    assert chat is not None
     with pytest.raises(CheckpointError, match="only systems may speak"):
-        chat("q", "a")
+        chat_format(folder)([("q", "a")])
 
 
 def test_a_vocabulary_without_fim_tokens_has_no_holes() -> None:

@@ -104,7 +104,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: set_config(folder, "generation_config.json", eos_token_id=[]),
         "eos_token_id in",
     ),
-    "layers": (lambda folder: set_config(folder, num_hidden_layers=10**9), "1000000000 layers"),
+    "layers": (lambda folder: set_config(folder, num_hidden_layers=10**9), "num_hidden_layers is 1000000000"),
     **{
         method: (
             lambda folder, method=method: set_config(folder, quantization_config={"quant_method": method}),  # type: ignore[misc]

@@ -1,21 +1,25 @@
-"""A command killed before each change that it makes on the disk, and run again: what a kill -9 at that moment leaves.
+"""Commands harmed at each change that they make on the disk, and run again: what a kill -9 at that moment leaves, or a
+full disk.
 
-    python -m support.killing MODULE OUTPUT STEP ARGUMENT…
+    python -m support.killing < JSON
 
-It runs once undisturbed, which loads the libraries; all further runs are forks of this process. Changes are those that
-Python sees: a file opened to be written, renamed, linked, removed, made durable. What a library of another language
-writes is cut at its half and its last byte. STEP 3 takes every third change only. Prints what went wrong, a line each,
-and how often it killed. All that it empties between runs stands next to OUTPUT: $PANGU_HOME is a folder there too.
+Each runs once undisturbed, which loads the libraries; all further runs are forks of this process. Changes are those
+that Python sees: a file opened to be written, renamed, linked, removed, made durable. What another language's library
+writes is cut at its half. `step` 3 takes every third change only. All that is emptied between runs
+lies next to the output: $PANGU_HOME is a folder there too.
 """
 
 import importlib
+import json
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from errno import ENOSPC
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,25 +28,53 @@ from support import TESTS
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 REMOVALS = ("os.rmdir", "os.remove")
-CHANGES = (*REMOVALS, "os.rename", "os.link", "os.mkdir", "os.chmod", "os.truncate")
+CHANGES = ("os.rename", "os.link", "os.mkdir", "os.chmod", "os.truncate")
+UNHARMED = 77  # exit code of a run that made fewer changes than the one to be harmed
+FULL = ("no space left on the disk", "No space left on device", "File too large")
+COMMANDS = {"convert": "pangu_convert.cli", "train": "pangu_training.cli"}
 
 
-def kill_before(number: int, folder: Path) -> None:
-    """Have the kernel kill this process before the change of that number within `folder`."""
-    left = number
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A verb that writes a folder, and how often it is harmed."""
+
+    arguments: Sequence[str]
+    output: str
+    command: str = "convert"  # a key of `COMMANDS`
+    step: int = 1
+    before: Sequence[Sequence[str]] = field(
+        default_factory=tuple
+    )  # commands with arguments that it needs first
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def disk_full() -> None:
+    raise OSError(ENOSPC, os.strerror(ENOSPC))
+
+
+def harm_from(number: int, folder: Path, harm: Callable[[], None]) -> Callable[[], bool]:
+    """Do `harm` before each change within `folder` from that number on; whether it was done. A full disk can remove."""
+    count = 0
 
     def change(path: object) -> None:
-        nonlocal left
-        if str(os.fspath(path) if isinstance(path, str | bytes | os.PathLike) else path).startswith(
-            str(folder)
-        ):
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+        nonlocal count
+        place = os.fspath(path) if isinstance(path, str | bytes | os.PathLike) else path
+        if str(place).startswith(str(folder)):
+            count += 1
+            if count >= number:
+                harm()
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in REMOVALS and arguments[1] != -1:  # in a folder that is open
-            change(f"{os.readlink(f'/proc/self/fd/{arguments[1]}')}/{arguments[0]}")
+        if event in REMOVALS:
+            if harm is disk_full:
+                return
+            inside = arguments[1] != -1  # of a folder that is open
+            change(
+                f"{os.readlink(f'/proc/self/fd/{arguments[1]}')}/{arguments[0]}" if inside else arguments[0]
+            )
         elif event in CHANGES or (event == "open" and arguments[2] & WRITING):
             change(arguments[0])
 
@@ -54,27 +86,34 @@ def kill_before(number: int, folder: Path) -> None:
 
     os.fsync = seen_fsync  # type: ignore[assignment]
     sys.addaudithook(hook)
+    return lambda: count >= number
 
 
-def kill_beyond(size_bytes: int) -> None:
-    """Have the kernel kill this process when it writes more than that into a file."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+def limit_files(size_bytes: int, harm: Callable[[], None]) -> None:
+    """No file can have more bytes: who writes more is killed, or told."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL if harm is killed else signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, size_bytes))
 
 
-def forked(work: Callable[[], int]) -> int:
-    """What `work` returns in a fork of this process; minus the signal that ended it."""
+def forked(work: Callable[[], int]) -> tuple[int, str]:
+    """What `work` returns in a fork of this process, or minus the signal that ended it; and what it said."""
     sys.stdout.flush()
+    reading, writing = os.pipe()  # a file would have the limits of all files
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            os.dup2(writing, 1)
+            os.dup2(writing, 2)
             code = work()
+            sys.stdout.flush()
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.close(writing)
+    with open(reading, errors="replace") as said:
+        text = said.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text
 
 
 def identity(output: Path) -> str:
@@ -90,90 +129,140 @@ def identity(output: Path) -> str:
     return artifact.manifest.sha256
 
 
-def home_of(output: Path) -> Path:
-    """The only $PANGU_HOME of a run: it is emptied, so it is never the one of who runs the tests."""
-    return output.with_name("home")
+def keep_quantized(kept: Path) -> None:
+    """Quantize once: gptqmodel takes its time, in a process of its own. Later runs find what it wrote."""
+    from pangu_convert import gptq
+
+    run_worker = gptq.run_worker
+
+    def remembered(job: Any, work: Path, num_layers: int) -> Mapping[str, Any]:
+        if not kept.exists():
+            done = run_worker(job, work, num_layers)
+            shutil.copytree(job.folder, kept)
+            (kept / "done").write_text(json.dumps(done))
+            return done
+        shutil.copytree(kept, job.folder)
+        return dict(json.loads((kept / "done").read_text()))
+
+    gptq.run_worker = remembered
 
 
-def main(module: str, output: Path, step: int, arguments: list[str]) -> int:
-    """Kill and run again until a run is not killed any more."""
-    home = home_of(output)
-    assert os.environ["PANGU_HOME"] == str(home)
-    command = importlib.import_module(module)
+class Harmed:
+    """A job, run undisturbed once; then harmed."""
 
-    def run() -> int:
-        return int(command.main(arguments))
+    def __init__(self, job: Job) -> None:
+        self.output = Path(job.output)
+        self.folder = self.output.parent
+        # The only $PANGU_HOME of these runs: it is emptied, so it is never the one of who runs the tests.
+        self.home = self.output.with_name("home")
+        os.environ["PANGU_HOME"] = str(self.home)
+        for name, *arguments in job.before:
+            assert importlib.import_module(COMMANDS[name]).main(arguments) == 0
+        self.job, self.command = job, importlib.import_module(COMMANDS[job.command])
+        self.old = self.output.with_name("old")  # what --force replaces
+        if self.output.exists():
+            self.output.rename(self.old)
+        self.restore()
+        assert self.run() == 0  # here, so that forks have all libraries
+        self.whole = identity(self.output)
+        self.good = {self.whole} | ({identity(self.old)} if self.old.exists() else set())
+        files = [file for place in (self.output, self.home) for file in place.rglob("*") if file.is_file()]
+        sizes = {file.stat().st_size for file in files}
+        self.cuts = sorted({size // 2 for size in sizes if size > 1})
+        self.harms, self.wrong = 0, []  # type: int, list[str]
 
-    old = output.with_name("old")  # what --force replaces
-    if output.exists():
-        output.rename(old)
+    def run(self) -> int:
+        return int(self.command.main([*self.job.arguments, "--output", self.job.output]))
 
-    def restore() -> None:
-        for folder in (home, *output.parent.glob(f".{output.name}.*"), output):
+    def restore(self) -> None:
+        for folder in (self.home, *self.folder.glob(f".{self.output.name}.*"), self.output):
             shutil.rmtree(folder, ignore_errors=True)
-        if old.exists():
-            shutil.copytree(old, output)
+        if self.old.exists():
+            shutil.copytree(self.old, self.output)
 
-    restore()
-    assert run() == 0  # here, so that forks have all libraries
-    whole = identity(output)
-    good = {whole, identity(old)} if old.exists() else {whole}
-    sizes = {file.stat().st_size for file in [*output.rglob("*"), *home.rglob("*")] if file.is_file()}
-    cuts = sorted({cut for size in sizes for cut in (size // 2, size - 1) if cut > 0})
-    kills = 0
+    def everywhere(self, harm: Callable[[], None]) -> None:
+        """Harm each change by `harm`, and cut each size of a file."""
+        number = 1
+        while self.check(
+            harm, f"{harm.__name__} from change {number}", partial(harm_from, number, self.folder, harm)
+        ):
+            number += self.job.step
+        for cut in self.cuts:
+            self.check(harm, f"{harm.__name__} at byte {cut} of a file", partial(limit_files, cut, harm))
 
-    def check(kill: Callable[[], None], what: str) -> bool:
-        """Whether the run was killed."""
-        nonlocal kills
-        restore()
+    def check(
+        self, harm: Callable[[], None], what: str, prepare: Callable[[], Callable[[], bool] | None]
+    ) -> bool:
+        """Whether the run was harmed; what is wrong after it goes to `wrong`."""
+        self.restore()
 
         def harmed() -> int:
-            kill()
-            return run()
+            reached = prepare()
+            code = self.run()
+            return code if reached is None or reached() else UNHARMED
 
-        ended = forked(harmed)
-        if ended >= 0:
+        ended, said = forked(harmed)
+        if ended == UNHARMED or (ended == 0 and "byte" in what):
             return False
-        kills += 1
-        left = identity(output) if output.exists() else None
-        if left is not None and left not in good:
-            print(f"killed {what}: {output} passes for a whole one")
-        if forked(run) != 0 and left != whole:
-            print(f"killed {what}: it does not run again")
-        elif identity(output) != whole:
-            print(f"killed {what}: another result")
-        if debris := [file.name for file in output.parent.glob(f".{output.name}.*")]:
-            print(f"killed {what}: {debris} stays")
+        self.harms += 1
+        lines = [line for line in said.splitlines() if ": error: " in line]
+        if harm is disk_full and (
+            ended != 2
+            or "Traceback" in said
+            or len(lines) != 1
+            or not any(words in lines[0] for words in FULL)
+        ):
+            self.wrong.append(f"{what}: exit code {ended}: {said[-1500:]}")
+        left = identity(self.output) if self.output.exists() else None
+        if left is not None and left not in self.good:
+            self.wrong.append(f"{what}: {self.output} passes for a whole one")
+        if harm is disk_full and self.debris():
+            self.wrong.append(f"{what}: {self.debris()} stays")
+        if forked(self.run)[0] != 0 and left != self.whole:
+            self.wrong.append(f"{what}: it does not run again")
+        elif identity(self.output) != self.whole:
+            self.wrong.append(f"{what}: another result")
+        if self.debris():
+            self.wrong.append(f"{what}: {self.debris()} stays after another run")
         return True
 
-    number = 1
-    while check(partial(kill_before, number, output.parent), f"before change {number}"):
-        number += step
-    for cut in cuts:
-        check(partial(kill_beyond, cut), f"at byte {cut} of a file")
-    print(f"{kills} kills")
+    def debris(self) -> list[str]:
+        return [file.name for file in self.folder.glob(f".{self.output.name}.*")]
+
+
+def main() -> int:
+    given = json.load(sys.stdin)
+    keep_quantized(Path(given["kept"]))
+    results = {}
+    for name, fields in given["jobs"].items():
+        job = Harmed(Job(**fields))
+        counts = {}
+        for harm in (killed, disk_full):
+            job.harms = 0
+            job.everywhere(harm)
+            counts[harm.__name__] = job.harms
+        results[name] = {"wrong": job.wrong, **counts}
+    print(json.dumps(results))
     return 0
 
 
-def killed(
-    *arguments: object, output: Path, step: int = 1, environment: Mapping[str, str] | None = None
-) -> list[str]:
-    """What goes wrong with a verb of `pangu-convert` that is killed; the last line says how often it was."""
-    environment = {**os.environ, **(environment or {}), "PANGU_HOME": str(home_of(output))}
-    words = [sys.executable, "-m", "support.killing", "pangu_convert.cli", output, step, *arguments]
+def harmed(
+    jobs: Mapping[str, Job], kept: Path, environment: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """By the name of each job: what went `wrong` with it, and how often it was `killed` and its disk full."""
+    given = {"kept": str(kept), "jobs": {name: asdict(job) for name, job in jobs.items()}}
     ended = subprocess.run(
-        [*map(str, words), "--output", str(output)],
+        [sys.executable, "-m", "support.killing"],
         cwd=TESTS,
-        env=environment,
+        env={**os.environ, **(environment or {}), "TQDM_DISABLE": "1"},
+        input=json.dumps(given),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert ended.returncode == 0, ended.stderr
-    return [
-        line for line in ended.stdout.splitlines() if line.startswith("killed") or line.endswith(" kills")
-    ]
+    assert ended.returncode == 0, ended.stderr[-5000:]
+    return dict(json.loads(ended.stdout.splitlines()[-1]))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]))
+    sys.exit(main())

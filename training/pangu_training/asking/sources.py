@@ -6,7 +6,6 @@ api=https://host/v1#some-model                           one of a server's model
 """
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pangu_training.asking.endpoint import Endpoint, ServedError, identity, runn
 from pangu_training.asking.server_process import ServerProcess
 from pangu_training.stage.command import ServerOptions
 from pangu_training.stage.errors import PanguError
+from pangu_training.stage.files import read_object
 from pangu_training.stage.identity import MANIFEST, artifact_hash
 
 SCHEMES = ("http://", "https://")
@@ -91,7 +91,7 @@ def source_of(role: str, name: str, place: str, style: str) -> Source:
 def _artifact_identity(folder: Path) -> dict[str, Any]:
     """An artifact's model name and the hash of its files, from its manifest."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = read_object(folder / MANIFEST)
         return {"model": manifest["name"], "sha256": artifact_hash(manifest["files"])}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise SourceError(

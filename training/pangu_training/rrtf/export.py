@@ -29,6 +29,7 @@ from pangu_training.stage.options import argument, option
 from pangu_training.stage.output import new_directory, write_file
 from pangu_training.stage.paths import require_apart
 from pangu_training.stage.tensors import read_tensors
+from pangu_training.stage.vocabulary import read_tokenizer
 
 if TYPE_CHECKING:
     from pangu_training.stage.rewriting import Changes
@@ -112,12 +113,10 @@ def _full(base: Checkpoint, final: Path) -> "Changes":
 
 def _write_texts(base: Checkpoint, folder: Path) -> None:
     """Config, tokenizer and generation config of the base, with the prompt format as chat template."""
-    from tokenizers import Tokenizer
-
     for file in (*base.text_files, base.path / SHARD_INDEX, base.path / CONFIG):
         if file.is_file():
             write_file(folder / file.name, file.read_bytes())
-    tokenizer = Tokenizer.from_file(str(base.path / TOKENIZER))
+    tokenizer = read_tokenizer(base.path / TOKENIZER)
     start = "".join(map(str, map(tokenizer.id_to_token, tokenizer.encode("").ids)))
     template = chat_template(start, str(tokenizer.id_to_token(base.end_token_ids[0])))
     write_file(folder / "chat_template.jinja", template.encode())

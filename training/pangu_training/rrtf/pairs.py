@@ -9,15 +9,14 @@ that does not fit is cut: a student that never ends is what ranking is to unlear
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from pangu_training.data.ranked import RankedRow
 from pangu_training.evaluation.prompt import format_prompt
 from pangu_training.stage.checkpoint import TOKENIZER, Checkpoint
+from pangu_training.stage.vocabulary import read_tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +33,7 @@ class PairTokenizer:
     """A checkpoint's tokenizer, for training: names of special tokens in users' text stay text."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self._tokenizer = Tokenizer.from_file(str(Path(checkpoint.path) / TOKENIZER))
+        self._tokenizer = read_tokenizer(checkpoint.path / TOKENIZER)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True

@@ -5,6 +5,7 @@ leave out without a word, is refused here by name. The model classes are transfo
 """
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,9 +27,12 @@ FAULTS = (
     AttributeError,
     RuntimeError,
     ArithmeticError,
+    AssertionError,
+    ImportError,
     StrictDataclassError,
 )
-MANY_LAYERS = 1000  # more would take long to build; no model has them
+# What a config makes lists and modules of: more would take long to build, and no model has them.
+COUNTS = {"num_hidden_layers": 1000, "n_layer": 1000, "num_labels": 1000}
 COMPARED_ROWS = 4096
 
 
@@ -77,21 +81,21 @@ def located(checkpoint: Checkpoint) -> Located:
 
 
 def model_config(checkpoint: Checkpoint) -> Any:
-    """transformers' config of a checkpoint, its type that of the stored weights.
+    """transformers' config of a checkpoint, its type that of the stored weights; raises as `config_of`."""
+    return config_of(checkpoint.config, checkpoint.dtype)
+
+
+def config_of(described: Mapping[str, Any], dtype: str) -> Any:
+    """transformers' config of what a `config.json` describes, for weights of `dtype`.
 
     Raises:
         CheckpointError: it describes no model that transformers knows.
     """
-    return config_of(checkpoint.config, checkpoint.dtype)
-
-
-def config_of(stored: Mapping[str, Any], dtype: str) -> Any:
-    """transformers' config of what a `config.json` holds, for weights of type `dtype`; raises as `model_config`."""
-    fields = {key: value for key, value in stored.items() if key not in ("dtype", "torch_dtype")}
+    fields = {key: value for key, value in described.items() if key not in ("dtype", "torch_dtype")}
     kind = fields.pop("model_type", None)
-    layers = fields.get("num_hidden_layers") or fields.get("n_layer")
-    if isinstance(layers, int) and layers > MANY_LAYERS:
-        raise CheckpointError(f"{layers} layers are more than any model has: download it again")
+    for key, most in COUNTS.items():
+        if isinstance(count := fields.get(key), int) and count > most:
+            raise CheckpointError(f"{key} is {count}, more than any model has: download it again")
     try:
         config = transformers.AutoConfig.for_model(kind, **fields)
     except FAULTS as error:
@@ -110,7 +114,8 @@ def build(config: Any, architecture: str) -> Any:
     if not isinstance(config, getattr(model_class, "config_class", None) or ()):
         raise CheckpointError(f"names {architecture} but describes a {config.model_type}")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a size of 0 is refused by its shape
             return model_class(config).eval()  # type: ignore[misc]  # it has a config_class
     except FAULTS as error:
         raise CheckpointError(f"does not describe a {architecture} ({_line(error)})") from None

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from pangu_training.stage.errors import CheckpointError
+from pangu_training.stage.files import MOST_TOKENIZER_BYTES, is_there, read_bytes, read_object, require_inside
 from pangu_training.stage.tensors import COMPUTED, FLOATING, StoredTensor, read_tensors
 
 CONFIG, TOKENIZER, GENERATION = "config.json", "tokenizer.json", "generation_config.json"
+MOST_CONTEXT = 1 << 24  # tokens; more than any model has
 WEIGHTS, SHARD_INDEX = "model.safetensors", "model.safetensors.index.json"
 AUTOGPTQ_WEIGHTS = "gptq_model-*bit-*.safetensors"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -85,7 +87,7 @@ class Checkpoint:
     def context_length(self) -> int:
         """Positions the model was made for, in tokens."""
         length = self.config.get("n_positions") or self.config.get("max_position_embeddings")
-        if type(length) is not int or length < 1:
+        if type(length) is not int or not 0 < length <= MOST_CONTEXT:
             raise CheckpointError(f"{self.path / CONFIG} names no context length (max_position_embeddings)")
         return length
 
@@ -152,6 +154,7 @@ def read_checkpoint(path: Path, *, quantized: bool = False) -> Checkpoint:
     """
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder: give the folder that holds config.json")
+    _require_readable(path)
     if (path / ADAPTER_CONFIG).is_file():
         raise CheckpointError(
             f"{path} holds an adapter ({ADAPTER_CONFIG}) and not a model: pangu-convert import {path} merges it into "
@@ -172,14 +175,32 @@ def read_checkpoint(path: Path, *, quantized: bool = False) -> Checkpoint:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; `CheckpointError` when it is none."""
+    """The JSON object in `path`; `CheckpointError` when it is none that every program reads alike."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}): download or export it again") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object: download or export it again")
-    return value
+        raise CheckpointError(f"{path} cannot be read ({error}): download or export it again") from None
+
+
+def _require_readable(path: Path) -> None:
+    """Raise `CheckpointError` for a file next to the weights that is none, or that no program should read.
+
+    Libraries read these files in ways of their own, and all are copied along.
+    """
+    for name in (CONFIG, SHARD_INDEX, ADAPTER_CONFIG, *QUANTIZE_CONFIGS, *TEXT_FILES, *PROVENANCE_FILES):
+        file = path / name
+        try:
+            if not is_there(file):
+                continue
+            require_inside(file)
+            if name == TOKENIZER:  # its own library parses it
+                read_bytes(file, MOST_TOKENIZER_BYTES)
+            elif name.endswith(".json"):
+                read_object(file)
+            else:
+                read_bytes(file).decode()
+        except ValueError as error:
+            raise CheckpointError(f"{file} cannot be read ({error}): download or export it again") from None
 
 
 def _require_plain(path: Path, config: Mapping[str, Any]) -> None:

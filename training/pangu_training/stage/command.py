@@ -22,6 +22,7 @@ from pangu_training.stage.paths import check_paths
 
 # transformers imports torchao where it is installed, and that logs its GPU files' absence, and more;
 # accelerate takes a model with tied weights that is still empty for one whose weights are not tied
+MOST_CHARACTERS = 2000  # of an error
 NOISY_LOGGERS = ("torchao", "torch.utils._pytree", "accelerate.utils.modeling")
 
 
@@ -143,8 +144,14 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None, *, e
 
 
 def describe(error: Exception) -> str:
-    """One line for `error`."""
+    """One line for `error`, of characters that a terminal shows: files that anybody made are quoted in it."""
+    text = str(error)
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror}{where}"
-    return " ".join(str(error).split())
+        text = f"{error.strerror}{where}"
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    return (
+        line
+        if len(line) <= MOST_CHARACTERS
+        else f"{line[: MOST_CHARACTERS // 2]} … {line[-MOST_CHARACTERS // 2 :]}"
+    )

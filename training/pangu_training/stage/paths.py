@@ -9,13 +9,13 @@ read. A text that names a file in a way of its own has `reads`, a function that 
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pangu_training.stage.checkpoint import CONFIG, PROVENANCE_FILES, SHARD_INDEX, TEXT_FILES
 from pangu_training.stage.errors import OutputError
+from pangu_training.stage.files import read_object
 from pangu_training.stage.identity import MANIFEST
 from pangu_training.stage.signed import is_as_written
 
@@ -34,6 +34,8 @@ def check_paths(options: Any) -> None:
             And as `require_free` does.
     """
     paths = list(_paths_of(options))
+    for path, _ in paths:
+        _require_end(path)
     outputs = [(path, writes) for path, writes in paths if writes]
     for path, writes in outputs:
         require_apart(path, [read for read, written in paths if not written], writes=writes)
@@ -74,6 +76,13 @@ def require_free(path: Path, writes: Writes, *, force: bool) -> None:
         raise OutputError(f"{path} exists already: choose another output, or replace it with --force")
     if writes == "folder":
         _require_written(path)
+
+
+def _require_end(path: Path) -> None:
+    try:
+        path.resolve()
+    except RuntimeError:  # as Python calls it
+        raise OutputError(f"{path} is a link that leads to itself: name another path") from None
 
 
 def _require_written(path: Path) -> None:
@@ -119,10 +128,10 @@ def _written(folder: Path) -> set[str]:
     written: set[str] = set()
     for name in (MANIFEST, *PROVENANCE_FILES):
         try:
-            record = json.loads((folder / name).read_text(encoding="utf-8"))
+            record = read_object(folder / name)
         except (OSError, ValueError):
             continue
-        if isinstance(record, dict) and "source" in record:  # others have manifests too
+        if "source" in record:  # others have manifests too
             if isinstance(record.get("files"), dict):
                 written |= {name, *record["files"]}
             else:

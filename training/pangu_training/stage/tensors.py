@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from pangu_training.stage.errors import CheckpointError
+from pangu_training.stage.files import MOST_BYTES, is_there, parse
 
 # As safetensors spells them, with torch's names; these are what weights can be.
 FLOATING = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 BITS = re.compile(r"[A-Z]+(\d{1,3})(_\w+)?")  # of a type's name, as in BF16 and F8_E4M3
-MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+MOST_TENSORS = 1 << 18  # of a model; what they are is held in memory
+MOST_SIZES = 8  # of a shape
 # Older versions of transformers stored what is computed: rotary frequencies, attention masks, position numbers.
 COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.(masked_)?bias|position_ids)$")
 
@@ -43,16 +45,20 @@ def read_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
     """Every tensor of `files` by its name, in the order in which they lie there.
 
     Raises:
-        CheckpointError: a header does not account for each byte of its file, or a name is there twice.
+        CheckpointError: a header does not account for each byte of its file, a name is there twice, or there are more
+            tensors than any model has.
     """
     found: dict[str, StoredTensor] = {}
     for file in files:
         for tensor in _tensors(file):
             if tensor.name in found:
-                other = found[tensor.name].file
-                where = f"twice in {file}" if other == file else f"in {other} and in {file.name}"
-                raise CheckpointError(f"{tensor.name} is {where}: download or export the checkpoint again")
+                raise CheckpointError(
+                    f"{tensor.name} is in {found[tensor.name].file} and in {file.name}: download or export the "
+                    "checkpoint again"
+                )
             found[tensor.name] = tensor
+        if len(found) > MOST_TENSORS:
+            raise CheckpointError(f"{file} has more than {MOST_TENSORS} tensors: no model has")
     return found
 
 
@@ -76,13 +82,21 @@ def header_of(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> bytes:
 
 def _tensors(file: Path) -> list[StoredTensor]:
     try:
+        if not is_there(file):
+            raise ValueError("it is not there")
         with file.open("rb") as stream:
             total = os.fstat(stream.fileno()).st_size
             length = int.from_bytes(stream.read(8), "little")
-            if not 0 < length <= min(MAX_HEADER_BYTES, total - 8):
+            if not 0 < length <= total - 8:
                 raise ValueError("its header does not fit into it")
-            entries = json.loads(stream.read(length), object_pairs_hook=list)
-        tensors = [_tensor(file, 8 + length, *entry) for entry in entries if entry[0] != "__metadata__"]
+            if length > MOST_BYTES:
+                raise ValueError(f"its header has more than {MOST_BYTES >> 20} MB")
+            entries = parse(stream.read(length))
+        tensors = [
+            _tensor(file, 8 + length, name, fields)
+            for name, fields in entries.items()
+            if name != "__metadata__"
+        ]
         tensors.sort(key=lambda tensor: tensor.start)
         end = 8 + length
         for tensor in tensors:
@@ -91,18 +105,19 @@ def _tensors(file: Path) -> list[StoredTensor]:
             end += tensor.num_bytes
         if end != total:
             raise ValueError(f"it has {total} bytes and its header describes {end}")
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"{file} is damaged or cut short ({error}): download or export it again"
         ) from None
     return tensors
 
 
-def _tensor(file: Path, data: int, name: str, entry: Any) -> StoredTensor:
+def _tensor(file: Path, data: int, name: str, fields: Any) -> StoredTensor:
     """One entry of the header of `file`, whose tensors begin at byte `data`; `ValueError` where it makes no sense."""
-    fields = dict(entry)
     dtype, shape, (start, stop) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
-    if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
+    if len(shape) > MOST_SIZES or not all(
+        type(number) is int and number >= 0 for number in (*shape, start, stop)
+    ):
         raise ValueError(f"{name} has a shape or place that makes no sense")
     if 8 * (stop - start) != math.prod(shape) * _bits(name, dtype):
         raise ValueError(f"{name} has {stop - start} bytes, which is not its shape's size")

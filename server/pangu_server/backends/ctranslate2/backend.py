@@ -6,7 +6,6 @@ What the library cannot draw (a request's seed, penalties, bias, min_p) is draft
 
 import contextlib
 import dataclasses
-import json
 import logging
 import re
 import secrets
@@ -16,8 +15,9 @@ import ctranslate2
 import numpy as np
 
 from pangu_convert.artifact import Artifact, ArtifactError
+from pangu_convert.ctranslate2_checks import require_sound
 from pangu_convert.int8 import int8_caution
-from pangu_convert.model_bin import MODEL_BIN, ModelBin, read_model_bin
+from pangu_convert.model_bin import ModelBin
 from pangu_server.backends.ctranslate2.batches import Batch, BatchSchedule, Interrupted
 from pangu_server.backends.ctranslate2.cublas import load_cublas
 from pangu_server.backends.ctranslate2.drawing import can_cut, native_sampling
@@ -33,6 +33,8 @@ class CTranslate2Backend(BatchSchedule):
 
     def __init__(self, artifact: Artifact, options: LoadOptions) -> None:
         super().__init__(options.max_batch, options.on_batch)
+        # Prompts go in as token strings, by the artifact's own vocabulary: its ids are the model's rows.
+        model_bin, self._vocabulary = require_sound(artifact.path)
         # It warns of every compute type it replaces; we report the effective one instead.
         ctranslate2.set_log_level(logging.ERROR)
         if options.device != "cpu":
@@ -44,9 +46,6 @@ class CTranslate2Backend(BatchSchedule):
             )
         except (RuntimeError, ValueError, MemoryError) as error:
             raise ArtifactError(f"CTranslate2 cannot load {artifact.path}: {explained(error)}") from error
-        # Prompts go in as token strings, by the artifact's own vocabulary: its ids are the model's rows.
-        vocabulary = (artifact.path / "vocabulary.json").read_text(encoding="utf-8")
-        self._vocabulary: list[str] = json.loads(vocabulary)
         self.info = BackendInfo(
             name="ctranslate2",
             engine="ctranslate2",
@@ -59,7 +58,7 @@ class CTranslate2Backend(BatchSchedule):
             caution=int8_caution(self._generator.compute_type, self._generator.device),
         )
         value_bytes = 2 if self.info.compute_type.endswith("float16") else 4  # bfloat16 too
-        self._token_bytes = cached_values(read_model_bin(artifact.path / MODEL_BIN)) * value_bytes
+        self._token_bytes = cached_values(model_bin) * value_bytes
         self._most_tokens = options.max_batch * artifact.manifest.context_length
         tokens = min(PROMPT_TOKENS[self.info.device], artifact.manifest.context_length - NEW_TOKENS)
         try:

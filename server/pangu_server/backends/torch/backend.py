@@ -131,7 +131,8 @@ def _warm(runner: Runner, choosing: Choosing, costs: Costs, options: LoadOptions
         raise ArtifactError(
             f"the GPU's memory is too small for the model and its cache: lower --cache-memory or --max-batch ({error})"
         ) from error
-    except RuntimeError as error:
+    except (RuntimeError, ArithmeticError, ValueError, TypeError, LookupError) as error:
+        # A config may hold a number that no model can be computed with.
         raise ArtifactError(f"the model does not run on {runner.device}: {error}") from error
 
 

@@ -5,7 +5,6 @@ constants of `model.bin`. Either is checked afterwards, where CTranslate2's load
 to the same shapes and constants, see `ctranslate2_weights`.
 """
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +16,9 @@ from huggingface_hub.errors import StrictDataclassError
 from pangu_convert.artifact import CHECKPOINT_CONFIG, Artifact, ArtifactError
 from pangu_convert.model_bin import ModelBin
 from pangu_training.stage.architecture import config_of
-from pangu_training.stage.checkpoint import read_json
+from pangu_training.stage.checkpoint import CONFIG, read_json
 from pangu_training.stage.errors import CheckpointError
+from pangu_training.stage.files import read_object
 
 EMBEDDINGS, HEAD = "decoder/embeddings/weight", "decoder/projection/weight"
 POSITIONS = "decoder/position_encodings/encodings"
@@ -65,8 +65,7 @@ def _read_config(artifact: Artifact, model_bin: ModelBin) -> Any:
             "serve it with --engine ctranslate2"
         )
     try:
-        text = (artifact.path / "config.json").read_text(encoding="utf-8")
-        epsilon = json.loads(text)["layer_norm_epsilon"] or DEFAULT_EPSILON
+        epsilon = read_object(artifact.path / CONFIG)["layer_norm_epsilon"] or DEFAULT_EPSILON
         return CONFIGS[architecture](artifact, model_bin, epsilon)
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, StrictDataclassError) as error:
         raise ArtifactError(

@@ -5,12 +5,12 @@ from functools import partial
 from typing import Any
 
 import torch
-import transformers
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 
 from pangu_convert.artifact import Artifact, ArtifactError
 from pangu_server.backends.torch.parameters import Weights, matched
+from pangu_training.stage.architecture import config_of
+from pangu_training.stage.checkpoint import CONFIG, read_json
 from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.tensors import read_tensors
 
@@ -23,15 +23,11 @@ def open_transformers(artifact: Artifact, device: str) -> Weights:
 def checkpoint_config(artifact: Artifact) -> Any:
     """The config of the checkpoint, which lies in the artifact; `ArtifactError` when it is damaged."""
     try:
-        config = transformers.AutoConfig.from_pretrained(
-            artifact.path, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        return config_of(read_json(artifact.path / CONFIG), artifact.manifest.dtype)
+    except CheckpointError as error:
         raise ArtifactError(
-            f"{artifact.path}/config.json is damaged ({error}): convert the checkpoint again"
+            f"{artifact.path / CONFIG} is damaged ({error}): convert the checkpoint again"
         ) from error
-    config.dtype = getattr(torch, artifact.manifest.dtype)
-    return config
 
 
 def stored_tensors(artifact: Artifact, device: str) -> Mapping[str, Callable[[], torch.Tensor]]:

@@ -1,0 +1,72 @@
+"""A function called in a process of its own, with bounds on its time and memory: for what files of others make us run.
+
+    python -m pangu_training.stage.bounded MODULE FUNCTION [LIBRARY…] < arguments.json
+
+A tokenizer's rules and a chat template are programs. They may loop, take all memory, or bring their library down.
+"""
+
+import importlib
+import json
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+MOST_SECONDS = 8  # of computing, once the libraries are there
+MOST_BYTES = 1 << 29  # more than the libraries take
+
+
+def bounded(module: str, function: str, *arguments: Any, libraries: tuple[str, ...] = ()) -> Any:
+    """What `module.function(*arguments)` returns; both are JSON. `libraries` are imported before its time begins.
+
+    Raises:
+        ValueError: it raised something, took too long or too much memory, or its process died; says which.
+    """
+    ended = subprocess.run(
+        [sys.executable, "-m", __name__, module, function, *libraries],
+        input=json.dumps(arguments),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if ended.returncode == 0:
+        return json.loads(ended.stdout.splitlines()[-1])
+    if ended.returncode == 1:
+        raise ValueError(ended.stdout.splitlines()[-1] if ended.stdout else "it did not start")
+    if ended.returncode == -signal.SIGXCPU:
+        raise ValueError(f"it takes more than {MOST_SECONDS} seconds")
+    raise ValueError("it takes too much memory, or brings its library down")
+
+
+def main() -> int:
+    """Call the function; its result, or what it raised, is the last line on stdout."""
+    module, function, *libraries = sys.argv[1:]
+    called = getattr(importlib.import_module(module), function)
+    for library in libraries:
+        importlib.import_module(library)
+    arguments = json.load(sys.stdin)
+    _limit()
+    try:
+        print(json.dumps(called(*arguments)))
+    except MemoryError:
+        return 2
+    except BaseException as error:  # a library written in Rust raises no `Exception`
+        print(" ".join(f"{type(error).__name__}: {error}".split()))
+        return 1
+    return 0
+
+
+def _limit() -> None:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = int(used.ru_utime + used.ru_stime) + MOST_SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    held = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + MOST_BYTES, held + MOST_BYTES))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,7 +5,6 @@ a text. The folder of the model that it was made from has them. Without it the a
 which CTranslate2's library alone computes.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,9 +17,11 @@ from pangu_convert.artifact import UNKNOWN, Source, seal
 from pangu_convert.model_bin import MODEL_BIN, ModelBin, read_model_bin
 from pangu_training.stage.checkpoint import CONFIG, TEXT_FILES, TOKENIZER, Checkpoint, read_json
 from pangu_training.stage.errors import CheckpointError
+from pangu_training.stage.files import read_value
 from pangu_training.stage.finite import all_finite
 from pangu_training.stage.identity import combined_hash, hash_files
 from pangu_training.stage.output import link_or_copy
+from pangu_training.stage.vocabulary import read_tokenizer
 
 VOCABULARY = "vocabulary.json"
 OWN_FILES = (MODEL_BIN, CONFIG, VOCABULARY)
@@ -117,12 +118,10 @@ def _types(model_bin: ModelBin) -> tuple[str, str]:
 
 def _vocabulary(path: Path, model_bin: ModelBin, config: Mapping[str, Any], text: Path) -> list[str]:
     """The tokens by id, which must be the tokenizer's."""
-    from tokenizers import Tokenizer
-
     try:
-        vocabulary: Any = json.loads((path / VOCABULARY).read_text(encoding="utf-8"))
+        vocabulary: Any = read_value(path / VOCABULARY)
     except ValueError as error:
-        raise CheckpointError(f"{path / VOCABULARY} is not valid JSON ({error}): download it again") from None
+        raise CheckpointError(f"{path / VOCABULARY} cannot be read ({error}): download it again") from None
     rows = model_bin.variable(EMBEDDINGS).shape[0]
     if not isinstance(vocabulary, list) or len(vocabulary) != rows or len(set(map(str, vocabulary))) != rows:
         raise CheckpointError(
@@ -132,10 +131,7 @@ def _vocabulary(path: Path, model_bin: ModelBin, config: Mapping[str, Any], text
         raise CheckpointError(
             f"{path / CONFIG} names no unk_token of the vocabulary, and CTranslate2 does not load it without: {REMEDY}"
         )
-    try:
-        tokens: dict[str, int] = Tokenizer.from_file(str(text / TOKENIZER)).get_vocab()
-    except Exception as error:  # the library raises no narrower class
-        raise CheckpointError(f"{text / TOKENIZER} cannot be read ({error}): download it again") from None
+    tokens: dict[str, int] = read_tokenizer(text / TOKENIZER).get_vocab()
     for token, id in tokens.items():
         if id < rows and vocabulary[id] != token:
             raise CheckpointError(

@@ -144,7 +144,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "unknown token": (lambda folder: edited(folder / "config.json", unk_token="none"), "names no unk_token"),
     "end token": (lambda folder: edited(folder / "config.json", eos_token="none"), "names no eos_token"),
-    "config": (lambda folder: (folder / "config.json").write_text("["), "config.json is not valid JSON"),
+    "config": (lambda folder: (folder / "config.json").write_text("["), "config.json cannot be read"),
     "cut": (
         lambda folder: (folder / "model.bin").write_bytes((folder / "model.bin").read_bytes()[:-9]),
         "model.bin is damaged or cut short",

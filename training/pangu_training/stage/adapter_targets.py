@@ -1,9 +1,6 @@
 """Which modules of a model an adapter changes, by peft's rules. Names are patterns, of whoever made it."""
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -11,26 +8,13 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from pangu_training.stage.adapter import Adapter
+from pangu_training.stage.bounded import bounded
 from pangu_training.stage.checkpoint import ADAPTER_CONFIG
 from pangu_training.stage.errors import CheckpointError
 
 ALL_LINEAR = "all-linear"
 PLAIN = re.compile(r"\^?[\w.-]*")  # nothing in it repeats: it can be matched at once
-# A pattern can take longer than the universe has, or all memory: another process tries it.
-MATCHER = """
-import json, re, resource, sys
-resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
-start, patterns, names = json.load(sys.stdin)
-found = []
-for pattern in patterns:
-    try:
-        compiled = re.compile(f"{start}({pattern})")
-    except Exception:
-        sys.exit(pattern)
-    found.append([name for name in names if compiled.fullmatch(name)])
-json.dump(found, sys.stdout)
-"""
-MATCH_SECONDS = 10
+MATCH_SECONDS = 2
 Value = TypeVar("Value")
 
 
@@ -81,26 +65,21 @@ def _matching(adapter: Adapter, patterns: list[str], names: list[str], *, start:
     """For each pattern those of `names` which it matches, as a whole but for a `start`."""
     if all(map(PLAIN.fullmatch, patterns)):
         return [[name for name in names if re.fullmatch(start + pattern, name)] for pattern in patterns]
-    where = adapter.path / ADAPTER_CONFIG
     try:
-        ended = subprocess.run(
-            [sys.executable, "-I", "-c", MATCHER],
-            input=json.dumps([start, patterns, names]),
-            capture_output=True,
-            text=True,
-            timeout=MATCH_SECONDS,
-            check=False,
+        found: list[list[str]] = bounded(
+            __name__, "matches", start, patterns, names, most_seconds=MATCH_SECONDS
         )
-    except subprocess.TimeoutExpired:
+    except ValueError as error:
         raise CheckpointError(
-            f"{where}: its patterns take too long to match, such as {patterns[0][:60]!r}: name the modules in a list"
+            f"{adapter.path / ADAPTER_CONFIG}: its patterns of modules' names cannot be matched, such as "
+            f"{patterns[0][:60]!r} ({error}): name the modules in a list"
         ) from None
-    if ended.returncode:
-        raise CheckpointError(
-            f"{where}: {ended.stderr.strip()[:60]!r} is not a pattern of modules' names: name them in a list"
-        )
-    found: list[list[str]] = json.loads(ended.stdout)
     return found
+
+
+def matches(start: str, patterns: list[str], names: list[str]) -> list[list[str]]:
+    """As `_matching`. A pattern can take longer than the universe has, or all memory: another process tries it."""
+    return [[name for name in names if re.fullmatch(f"{start}({pattern})", name)] for pattern in patterns]
 
 
 def _named(adapter: Adapter, wanted: tuple[str, ...] | str, modules: list[str]) -> list[str]:

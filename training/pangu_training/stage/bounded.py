@@ -1,6 +1,6 @@
 """A function called in a process of its own, with bounds on its time and memory: for what files of others make us run.
 
-    python -m pangu_training.stage.bounded MODULE FUNCTION [LIBRARY…] < arguments.json
+    python -m pangu_training.stage.bounded SECONDS MODULE FUNCTION [LIBRARY…] < arguments.json
 
 A tokenizer's rules and a chat template are programs. They may loop, take all memory, or bring their library down.
 """
@@ -18,14 +18,20 @@ MOST_SECONDS = 8  # of computing, once the libraries are there
 MOST_BYTES = 1 << 29  # more than the libraries take
 
 
-def bounded(module: str, function: str, *arguments: Any, libraries: tuple[str, ...] = ()) -> Any:
+def bounded(
+    module: str,
+    function: str,
+    *arguments: Any,
+    libraries: tuple[str, ...] = (),
+    most_seconds: int = MOST_SECONDS,
+) -> Any:
     """What `module.function(*arguments)` returns; both are JSON. `libraries` are imported before its time begins.
 
     Raises:
         ValueError: it raised something, took too long or too much memory, or its process died; says which.
     """
     ended = subprocess.run(
-        [sys.executable, "-m", __name__, module, function, *libraries],
+        [sys.executable, "-m", __name__, str(most_seconds), module, function, *libraries],
         input=json.dumps(arguments),
         capture_output=True,
         text=True,
@@ -37,18 +43,18 @@ def bounded(module: str, function: str, *arguments: Any, libraries: tuple[str, .
     if ended.returncode == 1:
         raise ValueError(ended.stdout.splitlines()[-1] if ended.stdout else "it did not start")
     if ended.returncode == -signal.SIGXCPU:
-        raise ValueError(f"it takes more than {MOST_SECONDS} seconds")
+        raise ValueError(f"it takes more than {most_seconds} seconds")
     raise ValueError("it takes too much memory, or brings its library down")
 
 
 def main() -> int:
     """Call the function; its result, or what it raised, is the last line on stdout."""
-    module, function, *libraries = sys.argv[1:]
+    seconds, module, function, *libraries = sys.argv[1:]
     called = getattr(importlib.import_module(module), function)
     for library in libraries:
         importlib.import_module(library)
     arguments = json.load(sys.stdin)
-    _limit()
+    _limit(int(seconds))
     try:
         print(json.dumps(called(*arguments)))
     except MemoryError:
@@ -59,9 +65,9 @@ def main() -> int:
     return 0
 
 
-def _limit() -> None:
+def _limit(most_seconds: int) -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = int(used.ru_utime + used.ru_stime) + MOST_SECONDS
+    seconds = int(used.ru_utime + used.ru_stime) + most_seconds
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     held = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()

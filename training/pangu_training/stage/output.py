@@ -48,17 +48,20 @@ def new_directory(path: Path, *, force: bool = False, needed_bytes: int = 0) -> 
             require_free_space(partial, needed_bytes)
             yield partial
             _sync(partial)
+            _remove(replaced, gone)
+            if path.exists():
+                path.rename(replaced)
+            partial.rename(path)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
+            if replaced.exists() and not path.exists():
+                with contextlib.suppress(OSError):  # else the next writer does it
+                    replaced.rename(path)
             if is_disk_full(error):
                 raise OutputError(
                     f"no space left on the disk of {path.parent}: free some and run the same command again"
                 ) from error
             raise
-        _remove(replaced, gone)
-        if path.exists():
-            path.rename(replaced)
-        partial.rename(path)
         _sync_entry(path.parent)
         _remove(replaced, gone)
 

@@ -1,12 +1,14 @@
 """Every architecture of the table, in each of its formats: converted, loaded and served, its greedy tokens are right.
 
+Unquantized and int8 they are made as `pangu-serve FOLDER` makes them.
+
 Right is what transformers computes in float32: from the checkpoint, or of a quantized artifact from the same numbers.
 """
 
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ctranslate2
 import numpy as np
@@ -26,6 +28,8 @@ from pangu_convert.artifact import Artifact, ArtifactError, Format, read_artifac
 from pangu_server.backends import load_backend
 from pangu_server.backends.seam import EngineChoice, LoadOptions, SamplingOptions
 from pangu_server.backends.torch.runner import heads_of
+from pangu_server.options import ServeOptions
+from pangu_server.sources import artifact_folder
 
 Families = Callable[[str], Path]
 NEW_TOKENS = 24
@@ -51,6 +55,13 @@ def converted(checkpoint: Path, folder: Path, *command: str) -> Artifact:
     verb, *options = command
     pangu_convert(verb, checkpoint, "--output", folder, *options)
     return read_artifact(folder)
+
+
+def made_by_serve(checkpoint: Path, home: Path, format: Literal["auto", "transformers"]) -> Artifact:
+    """What `pangu-serve CHECKPOINT` serves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PANGU_HOME", str(home))
+        return read_artifact(artifact_folder(ServeOptions(artifact=checkpoint, format=format, device="cpu")))
 
 
 def prompts_for(artifact: Artifact) -> list[list[int]]:
@@ -89,7 +100,7 @@ def assert_served_as_stored(artifact: Artifact, plain: Plain) -> None:
 @pytest.mark.parametrize("kind", MODELS)
 def test_unquantized(kind: str, families: Families, tmp_path: Path) -> None:
     checkpoint = families(kind)
-    artifact = converted(checkpoint, tmp_path / "artifact", "transformers")
+    artifact = made_by_serve(checkpoint, tmp_path, "transformers")
     prompts = prompts_for(artifact)
     assert served(artifact, "torch", prompts) == transformers_tokens(checkpoint, prompts)
 
@@ -101,7 +112,8 @@ def test_ctranslate2_on_both_engines(kind: str, families: Families, tmp_path: Pa
     prompts = prompts_for(exact)
     assert served(exact, "ctranslate2", prompts) == transformers_tokens(checkpoint, prompts)
     # int8, smoothed. The library rounds activations too, but not where it is asked to compute in float32.
-    artifact = converted(checkpoint, tmp_path / "int8", "ctranslate2", *SMALL)
+    artifact = made_by_serve(checkpoint, tmp_path, "auto")
+    assert artifact.manifest.quantization == "int8"
     plain = Plain(artifact, ends=False)
     library = ctranslate2.Generator(str(artifact.path), device="cpu", compute_type="float32", intra_threads=1)
     *_, prompt = prompts

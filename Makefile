@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 MODEL ?= qwen2.5-coder-0.5b
-BACKEND ?= ctranslate2
+BACKEND ?= auto
 HOST ?= 127.0.0.1
 PORT ?= 8000
 # The index of another build of torch, such as the CPU builds: the usual index has the one for CUDA, gigabytes.
@@ -22,7 +22,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-serve: .venv/installed$(if $(filter gptq,$(BACKEND)),-gptq) ## import, convert and serve: MODEL= BACKEND=ctranslate2|transformers|gptq HOST= PORT= TORCH_INDEX=
+serve: .venv/installed$(if $(filter gptq,$(BACKEND)),-gptq) ## import, convert and serve: MODEL= BACKEND=auto|ctranslate2|transformers|gptq HOST= PORT= TORCH_INDEX=
 	$(BIN)/pangu-serve $(MODEL) --format $(BACKEND) --host $(HOST) --port $(PORT)
 
 test: .venv/installed-dev ## everything that proves it works

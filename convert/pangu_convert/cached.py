@@ -4,24 +4,27 @@
                /artifacts/KEY-FORMAT  what is served
 
 KEY is a catalogue name, a hub id with its commit, or the name of a folder or file with a hash of where it lies and of
-its files' sizes and times: another content is another key. A folder appears when it is whole, as every verb's does.
+the sizes and times of what is read there: another content is another key. A folder appears when it is whole, as every
+verb's does.
 """
 
 import glob
 import hashlib
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pangu_convert import convert
 from pangu_convert.adopt import AdoptOptions, adopted_artifact
 from pangu_convert.architectures import ARCHITECTURES
-from pangu_convert.artifact import ArtifactError, Format
+from pangu_convert.artifact import ArtifactError, Format, read_artifact
 from pangu_convert.catalogue import MODELS
 from pangu_convert.download import cache_folder
 from pangu_convert.gguf_file import PART_NAME
-from pangu_convert.hub import HUB_SOURCE, fetch_hub_model
+from pangu_convert.hub import HUB_SOURCE, WANTED, WANTED_OF_ADAPTERS, commit_of, fetch_hub_model
 from pangu_convert.model_bin import MODEL_BIN
+from pangu_training.stage.adapter import is_adapter
 from pangu_training.stage.checkpoint import CONFIG, IMPORTED, QUANTIZE_CONFIGS, Checkpoint, read_json
 from pangu_training.stage.identity import MANIFEST
 
@@ -43,26 +46,43 @@ def cached_artifact(
     """
     place, key, revision = _found(source, revision)
     checkpoint, artifacts = cache_folder() / "checkpoints" / key, cache_folder() / "artifacts"
+    for made in (ADOPTED, *get_args(Format)) if format == "auto" else (format,):
+        output = artifacts / f"{key}-{made}"
+        if (output / MANIFEST).is_file() and (
+            format != "auto"
+            or made in (ADOPTED, _format(read_artifact(output).manifest.architecture, on_gpu))
+        ):
+            print(f"{source}: found in the cache, {output}", flush=True)
+            return output
+    if place is None and source not in MODELS:
+        place = fetch_hub_model(source, revision).path
     if place is not None and _is_quantized(place):
         if format != "auto":
             raise ArtifactError(f"{source} is quantized already, and served as it is: leave --format out")
         output = artifacts / f"{key}-{ADOPTED}"
-        options = AdoptOptions(source=source, revision=revision, output=output)
-        return _made(source, output, "adopting it as", lambda: adopted_artifact(options))
-    if place is not None and place.is_dir() and revision is None:
+        print(f"{source}: adopting it as {output}", flush=True)
+        adopted_artifact(AdoptOptions(source=source, revision=revision, output=output))
+        return output
+    if place is not None and place.is_dir() and revision is None and not is_adapter(place):
         checkpoint = place
     elif not (checkpoint / IMPORTED).is_file():
         from pangu_convert.importer import ImportOptions, import_checkpoint
 
         print(f"{source}: importing it as {checkpoint}", flush=True)
         import_checkpoint(ImportOptions(source=source, revision=revision, output=checkpoint))
-    to = _format(checkpoint, on_gpu) if format == "auto" else format
+    config = checkpoint / CONFIG
+    described = Checkpoint(
+        path=checkpoint, config=read_json(config) if config.is_file() else {}, weight_files=()
+    )
+    to = _format(described.architecture, on_gpu) if format == "auto" else format
     output = artifacts / f"{key}-{to}"
-    return _made(source, output, f"converting it to {to} as", lambda: convert(checkpoint, output, to=to))
+    print(f"{source}: converting it to {to} as {output}", flush=True)
+    convert(checkpoint, output, to=to)
+    return output
 
 
 def _found(source: str, revision: str | None) -> tuple[Path | None, str, str | None]:
-    """Where `source` lies, if it is here; its key; and of a hub id the commit."""
+    """Where `source` lies, if it is here and no catalogue name; its key; and of a hub id the commit."""
     if source in MODELS or Path(source).exists():
         if revision:
             raise ArtifactError(f"--revision is of a hub id, which {source} is not: leave it out")
@@ -71,15 +91,19 @@ def _found(source: str, revision: str | None) -> tuple[Path | None, str, str | N
         raise ArtifactError(
             f"{source!r} is neither an artifact, a folder, a file, a hub id (OWNER/NAME) nor one of {', '.join(MODELS)}"
         )
-    model = fetch_hub_model(source, revision)
-    commit = str(model.origin["commit"])
-    return model.path, f"{source.replace('/', '--')}-{commit[:DIGITS]}", commit
+    print(f"{source}: no file or folder here; asking the hub", flush=True)
+    commit = commit_of(source, revision)
+    return None, f"{source.replace('/', '--')}-{commit[:DIGITS]}", commit
 
 
 def _local_key(path: Path) -> str:
     """The name of a folder or GGUF file, with a hash that changes with its files."""
     if path.is_dir():
-        files = [file for file in path.iterdir() if file.is_file()]
+        files = [
+            file
+            for file in path.iterdir()
+            if file.is_file() and any(fnmatch(file.name, form) for form in (*WANTED, *WANTED_OF_ADAPTERS))
+        ]
     else:
         part = PART_NAME.fullmatch(path.name)
         files = [*path.parent.glob(f"{glob.escape(part[1])}-*.gguf")] if part else [path]
@@ -101,17 +125,6 @@ def _is_quantized(place: Path) -> bool:
     return found is not None and found["quant_method"] in QUANTIZE_CONFIGS.values()
 
 
-def _format(checkpoint: Path, on_gpu: Callable[[], bool]) -> Literal["ctranslate2", "transformers"]:
-    config = checkpoint / CONFIG
-    named = Checkpoint(path=checkpoint, config=read_json(config) if config.is_file() else {}, weight_files=())
-    int8 = "ctranslate2" in ARCHITECTURES.get(named.architecture, ())
+def _format(architecture: str, on_gpu: Callable[[], bool]) -> Literal["ctranslate2", "transformers"]:
+    int8 = "ctranslate2" in ARCHITECTURES.get(architecture, ())
     return "ctranslate2" if int8 and not on_gpu() else "transformers"
-
-
-def _made(source: str, output: Path, words: str, make: Callable[[], object]) -> Path:
-    """`output`, which `make` makes unless it is there."""
-    there = (output / MANIFEST).is_file()
-    print(f"{source}: {'found in the cache,' if there else words} {output}", flush=True)
-    if not there:
-        make()
-    return output

@@ -67,30 +67,48 @@ def fetch_hub_model(source: str, revision: str | None) -> HubModel:
     Raises:
         DownloadError: the hub cannot be reached or does not have it, or gave other bytes than it says.
     """
-    matched = HUB_SOURCE.fullmatch(source)
-    assert matched, source
-    repository, file = matched.groups()
+    repository, file = _named(source)
     revision = revision or MAIN
-    folder = cache_folder() / "hub" / repository.replace("/", "--")
-    part = (file or "checkpoint").replace("/", "--")
+    folder, part = _folder(repository), _part(file)
     commit = revision
     if not COMMIT.fullmatch(revision) or not _is_whole(folder / commit / part):
-        there = sorted(
-            entry.parent.name
-            for entry in folder.glob(f"*/{glob.escape(part)}")
-            if entry.parent.name != revision
-        )
-        info = _ask(repository, revision, there)
+        info = _ask(repository, revision, _commits(source, but=revision))
         commit = str(info.sha)
-        if not COMMIT.fullmatch(commit):
-            raise DownloadError(
-                f"the hub names {commit!r} as the commit of {repository}, which it is not: ask another hub"
-            )
         if not _is_whole(folder / commit / part):
             _download(repository, _wanted(info, repository, file), commit, folder / commit / part)
     origin = {"source": repository, "revision": revision, "commit": commit}
     path = folder / commit / part
     return HubModel(path=path / file if file else path, origin=origin | ({"path": file} if file else {}))
+
+
+def commit_of(source: str, revision: str | None) -> str:
+    """The commit of a branch, tag or commit (default: main) of `source`; `DownloadError` as `fetch_hub_model`."""
+    if revision and COMMIT.fullmatch(revision):
+        return revision
+    repository, _ = _named(source)
+    return str(_ask(repository, revision or MAIN, _commits(source, but=revision or MAIN)).sha)
+
+
+def _named(source: str) -> tuple[str, str | None]:
+    """The repository, and the file in it."""
+    matched = HUB_SOURCE.fullmatch(source)
+    assert matched, source
+    return matched[1], matched[2]
+
+
+def _folder(repository: str) -> Path:
+    return cache_folder() / "hub" / repository.replace("/", "--")
+
+
+def _part(file: str | None) -> str:
+    return (file or "checkpoint").replace("/", "--")
+
+
+def _commits(source: str, *, but: str) -> list[str]:
+    """Those of `source` that the cache has."""
+    repository, file = _named(source)
+    found = (entry.parent.name for entry in _folder(repository).glob(f"*/{glob.escape(_part(file))}"))
+    return sorted(commit for commit in found if commit != but)
 
 
 def _ask(repository: str, revision: str, there: Sequence[str]) -> "ModelInfo":
@@ -99,7 +117,12 @@ def _ask(repository: str, revision: str, there: Sequence[str]) -> "ModelInfo":
     from huggingface_hub import HfApi
 
     try:
-        return HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=TIMEOUT_SECONDS)
+        info = HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=TIMEOUT_SECONDS)
+        if not COMMIT.fullmatch(str(info.sha)):
+            raise DownloadError(
+                f"the hub names {info.sha!r} as the commit of {repository}, which it is not: ask another hub"
+            )
+        return info
     except (httpx2.HTTPError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         # Its own errors derive from the first two; an answer of another form ends in the others.
         hint = f", or --revision {' or '.join(there)}, which the cache has" if there else ""

@@ -141,7 +141,7 @@ def unpacked_form(checkpoint: Checkpoint, layers: Mapping[str, Layer]) -> Checkp
         if name not in linear:
             raise CheckpointError(
                 f"{checkpoint.path} has packed tensors of {name}, which {plain.architecture} does not have as a linear "
-                f"layer: {REMEDY}"
+                "layer: give the unquantized checkpoint to pangu-convert transformers"
             )
         if f"{name}.weight" in model.all_tied_weights_keys:
             raise CheckpointError(

@@ -3,9 +3,10 @@
 Making one needs the extra `convert`. Its libraries are not imported for an artifact.
 """
 
+import os
 from pathlib import Path
 
-from pangu_convert.artifact import ArtifactError
+from pangu_convert.artifact import CHECKPOINT_CONFIG, ArtifactError
 from pangu_server.options import ServeOptions
 from pangu_training.stage.errors import MissingExtra
 from pangu_training.stage.identity import MANIFEST
@@ -19,7 +20,7 @@ def artifact_folder(options: ServeOptions) -> Path:
         MissingExtra: something could, with the extra `convert`.
     """
     path = options.artifact
-    if (path / MANIFEST).is_file():
+    if os.path.lexists(path / MANIFEST) or (path / CHECKPOINT_CONFIG).is_file():  # one of ours, whole or not
         if options.revision or options.format != "auto":
             raise ArtifactError(f"{path} is an artifact already: leave --revision and --format out")
         return path
@@ -30,7 +31,7 @@ def artifact_folder(options: ServeOptions) -> Path:
             str(path),
             revision=options.revision,
             format=options.format,
-            on_gpu=lambda: _on_gpu(options.device),
+            on_gpu=lambda: _on_gpu(options),
         )
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("pangu_"):
@@ -38,7 +39,8 @@ def artifact_folder(options: ServeOptions) -> Path:
         raise MissingExtra(f"{path} is not an artifact yet, and to make one: {error}", "convert") from error
 
 
-def _on_gpu(device: str) -> bool:
+def _on_gpu(options: ServeOptions) -> bool:
+    """Whether the torch engine would run on a GPU, which is what unquantized artifacts need."""
     from pangu_server.backends.choice import find_gpu
 
-    return device == "cuda" or (device == "auto" and any(find_gpu()))
+    return options.engine != "ctranslate2" and options.device != "cpu" and find_gpu()[1]

@@ -136,7 +136,7 @@ def test_what_is_none_is_one_line(
         ),
         ([tmp_path / "nothing"], "is neither an artifact"),
         ([tmp_path / "empty"], "has no config.json"),
-        ([tmp_path / "file"], "file"),
+        ([tmp_path / "file"], "is neither a GGUF file"),
         ([llama, "--revision", "v1"], "--revision is of a hub id"),
         (["smollm2-135m", "--revision", "v1"], "--revision is of a hub id"),
     ):

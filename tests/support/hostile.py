@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pangu_convert.download import cache_folder
 from support import TESTS
 
 COMMANDS = {
@@ -43,7 +44,6 @@ class Ended:
     stdout: str
     stderr: str
     peak_bytes: int
-    seconds: float
 
     @property
     def complaint(self) -> str:
@@ -69,16 +69,21 @@ def ended(commands: Iterable[Sequence[object]], *, warm: Iterable[Sequence[objec
         "warm": [[str(word) for word in command] for command in warm],
         "commands": [[str(word) for word in command] for command in commands],
     }
-    process = subprocess.run(
-        [sys.executable, "-m", "support.hostile"],
-        cwd=TESTS,
-        env={**os.environ, "TQDM_DISABLE": "1"},  # a bar is not a line
-        input=json.dumps(given),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
+    with tempfile.TemporaryDirectory() as home:
+        kernels = cache_folder() / "kernels"  # compiled once, not again here
+        kernels.mkdir(parents=True, exist_ok=True)
+        (Path(home) / "kernels").symlink_to(kernels)
+        process = subprocess.run(
+            [sys.executable, "-m", "support.hostile"],
+            cwd=TESTS,
+            env={**os.environ, "PANGU_HOME": home, "TQDM_DISABLE": "1"},  # a bar is not a line
+            input=json.dumps(given),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert process.returncode == 0, process.stderr[-3000:]
+        assert not {"artifacts", "checkpoints"} & {entry.name for entry in Path(home).iterdir()}
     results = [json.loads(line) for line in process.stdout.splitlines()]
     return [Ended(**{**result, "command": tuple(result["command"])}) for result in results]
 
@@ -124,7 +129,6 @@ def forked(command: Sequence[str], folder: Path) -> Ended:
         code=os.waitstatus_to_exitcode(status),
         stdout=read(files[0])[-5000:],
         stderr=read(files[1])[-100_000:],
-        seconds=time.monotonic() - started,
         peak_bytes=usage.ru_maxrss << 10,
     )
 

@@ -98,7 +98,7 @@ def rounded(x: Any) -> Any:
     rows, inputs = x.shape
     integers = np.empty((rows, inputs), np.int16)
     scales = np.empty((rows, inputs // BLOCK), np.float32)
-    sums = np.zeros((rows, inputs // BLOCK), np.int32)
+    sums = np.empty((rows, inputs // BLOCK), np.int32)
     for row in range(rows):
         for block in range(inputs // BLOCK):
             part = x[row, block * BLOCK : (block + 1) * BLOCK]
@@ -108,9 +108,11 @@ def rounded(x: Any) -> Any:
             scales[row, block] = most / np.float32(MAX_INTEGER)
             factor = np.float32(MAX_INTEGER) / most if most > 0 else np.float32(0)
             target = integers[row, block * BLOCK : (block + 1) * BLOCK]
+            total = np.int32(0)
             for i in range(BLOCK):
                 target[i] = np.int16(np.rint(part[i] * factor))
-                sums[row, block] += target[i]
+                total += target[i]
+            sums[row, block] = total
     return integers, scales, sums
 
 

@@ -142,7 +142,7 @@ class TritonLinear:
     bits: int
     inputs: int
     dtype: torch.dtype
-    plan: Plan = field(init=False)  # how it is launched; `tune` sets a better one
+    plan: Plan = field(init=False)  # how it is launched
 
     def __post_init__(self) -> None:
         self.plan = default_plan(self.outputs, len(self.packed))
@@ -167,12 +167,6 @@ class TritonLinear:
     def group(self) -> int:
         """Inputs that share a scale; 0 where all of an output's do."""
         return 0 if len(self.scales) == 1 else self.inputs // len(self.scales)
-
-    @property
-    def key(self) -> str:
-        """What launch shapes are kept under: all that they depend on but the device."""
-        words = self.packed.shape[2]
-        return f"{self.bits}-{self.outputs}x{self.inputs}-{words}-{self.group}-{self.dtype}"
 
     @staticmethod
     def supports(weight: Quantized) -> bool:

@@ -92,7 +92,7 @@ def gpu_copy_bytes_per_second() -> float | None:
     In a process of its own, which takes what it held of that memory along.
     """
     measured = subprocess.run(
-        [sys.executable, "-c", GPU_COPY, str(COPY_BYTES), str(COPY_REPEATS)],
+        [sys.executable, "-P", "-c", GPU_COPY, str(COPY_BYTES), str(COPY_REPEATS)],
         capture_output=True,
         text=True,
         check=False,

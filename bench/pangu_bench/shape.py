@@ -217,7 +217,7 @@ def converted(*words: object) -> dict[str, Any]:
     from pangu_bench.memory import Meters, Peak
 
     started = time.perf_counter()
-    command = [sys.executable, "-m", "pangu_convert.cli", *map(str, words)]
+    command = [sys.executable, "-P", "-m", "pangu_convert.cli", *map(str, words)]
     with (
         subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as process,
         Peak(Meters(), process.pid) as peak,

@@ -26,6 +26,7 @@ from pangu_convert.hub import HUB_SOURCE, WANTED, WANTED_OF_ADAPTERS, commit_of,
 from pangu_convert.model_bin import MODEL_BIN
 from pangu_training.stage.adapter import is_adapter
 from pangu_training.stage.checkpoint import CONFIG, IMPORTED, QUANTIZE_CONFIGS, Checkpoint, read_json
+from pangu_training.stage.errors import NotCarriedOver
 from pangu_training.stage.identity import MANIFEST
 
 ADOPTED = "adopted"
@@ -56,6 +57,8 @@ def cached_artifact(
             return output
     if place is None and source not in MODELS:
         place = fetch_hub_model(source, revision).path
+        if (place / MANIFEST).is_file():  # what `push` uploaded
+            return place
     if place is not None and _is_quantized(place):
         if format != "auto":
             raise ArtifactError(f"{source} is quantized already, and served as it is: leave --format out")
@@ -75,9 +78,21 @@ def cached_artifact(
         path=checkpoint, config=read_json(config) if config.is_file() else {}, weight_files=()
     )
     to = _format(described.architecture, on_gpu) if format == "auto" else format
-    output = artifacts / f"{key}-{to}"
-    print(f"{source}: converting it to {to} as {output}", flush=True)
-    convert(checkpoint, output, to=to)
+    try:
+        return _converted(source, checkpoint, artifacts / f"{key}-{to}", to)
+    except NotCarriedOver as error:
+        if format != "auto":
+            raise
+        print(f"{source}: not int8, since {error}", flush=True)
+        return _converted(source, checkpoint, artifacts / f"{key}-transformers", "transformers")
+
+
+def _converted(source: str, checkpoint: Path, output: Path, to: Format) -> Path:
+    if (output / MANIFEST).is_file():
+        print(f"{source}: found in the cache, {output}", flush=True)
+    else:
+        print(f"{source}: converting it to {to} as {output}", flush=True)
+        convert(checkpoint, output, to=to)
     return output
 
 

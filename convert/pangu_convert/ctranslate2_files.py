@@ -14,10 +14,11 @@ but never has a model in its hands:
 The most memory is that of the largest variable as it is written, plus a few blocks. int16 alone has one scale
 for a whole matrix and therefore wants it whole in float32, about three times.
 
-The bytes differ from the stock converter's in two cases. RoPE scaling `llama3`: its files compute something
-else than the model does, see `complete_llama3`. A tokenizer without an unknown token: its files do not load,
-see `complete_tokens`. A smoothed model is other numbers, and takes a block of the model in float32 to smooth;
-see `smoothing`. What it would drop without a word is refused, and so are weights that are not finite.
+The bytes differ from the stock converter's in these cases. RoPE scaling `llama3`: its files compute something else
+than the model does, see `complete_llama3`. A tokenizer without an unknown token: its files do not load, see
+`complete_tokens`. Architectures with a loader of ours: see `ctranslate2_loaders`. A smoothed model is other numbers,
+and takes a block of the model in float32 to smooth; see `smoothing`. What it would drop without a word is refused, and
+so are weights that are not finite.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +45,7 @@ from pangu_convert.ctranslate2_loaders import LOADERS, rope_type, unsupported
 from pangu_convert.smoothing import smoothed
 from pangu_training.stage.architecture import located
 from pangu_training.stage.checkpoint import Checkpoint
-from pangu_training.stage.errors import CheckpointError
+from pangu_training.stage.errors import CheckpointError, NotCarriedOver
 from pangu_training.stage.finite import all_finite, one_thread
 from pangu_training.stage.vocabulary import transformers_tokenizer
 
@@ -87,7 +88,7 @@ def specification(checkpoint: Checkpoint, rows: Sequence[Sequence[int]] = ()) ->
     whole = located(checkpoint)
     model, path = whole.model, checkpoint.path
     for setting in unsupported(model.config):
-        raise CheckpointError(
+        raise NotCarriedOver(
             f"{path}/config.json has {setting}, which CTranslate2's converter does not carry over: use "
             "pangu-convert transformers"
         )
@@ -110,7 +111,7 @@ def specification(checkpoint: Checkpoint, rows: Sequence[Sequence[int]] = ()) ->
 def require_used(
     checkpoint: Checkpoint, spec: LanguageModelSpec, tensors: Mapping[str, WeightSource]
 ) -> None:
-    """Raise `CheckpointError` unless the loader has taken each of `tensors`."""
+    """Raise `NotCarriedOver` unless the loader has taken each of `tensors`."""
     used: set[str] = set()
 
     def collect(_owner: LayerSpec, _name: str, value: object) -> None:
@@ -120,7 +121,7 @@ def require_used(
     visit_spec(spec, collect)
     for name, tensor in tensors.items():
         if tensor.name not in used:
-            raise CheckpointError(
+            raise NotCarriedOver(
                 f"{checkpoint.path} has {name}, which CTranslate2's converter does not carry over: use pangu-convert "
                 "transformers"
             )

@@ -125,7 +125,7 @@ def _wheel(requirement: str, folder: Path, bar: "tqdm[Any]") -> Path:
         _advance(bar, wheel.stat().st_size)
         return wheel
     command = [
-        *(sys.executable, "-m", "pip", "download", "--no-cache-dir", "--disable-pip-version-check"),
+        *(sys.executable, "-P", "-m", "pip", "download", "--no-cache-dir", "--disable-pip-version-check"),
         *("--no-deps", "--only-binary", ":all:", "--progress-bar", "raw"),
         *("--dest", str(destination), requirement),
     ]

@@ -136,11 +136,13 @@ def computing_dtype(stored: "torch.dtype") -> "torch.dtype":
     """What to calibrate in: the stored type, or float32 on a CPU that has no instructions for it (5 times as fast)."""
     import torch
 
+    if torch.cuda.is_available():
+        return stored
     native = {
         torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
         torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
     }
-    if torch.cuda.is_available() or (stored in native and native[stored]()):
+    if stored in native and native[stored]():
         return stored
     return torch.float32
 

@@ -18,6 +18,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pangu_convert.artifact import CHECKPOINT_CONFIG
 from pangu_convert.download import DownloadError, cache_folder
 from pangu_training.stage.checkpoint import (
     ADAPTER_CONFIG,
@@ -27,7 +28,7 @@ from pangu_training.stage.checkpoint import (
     TRAINED,
 )
 from pangu_training.stage.files import read_object
-from pangu_training.stage.identity import hash_files
+from pangu_training.stage.identity import MANIFEST, hash_files
 from pangu_training.stage.output import is_disk_full, locked, require_free_space, write_file
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ WANTED = (
     *QUANTIZE_CONFIGS,
     "model.bin",
     "vocabulary.json",
+    MANIFEST,
+    CHECKPOINT_CONFIG,
 )
 WANTED_OF_ADAPTERS = (ADAPTER_CONFIG, TRAINED)  # the second says which base it was trained on
 PART = re.compile(r"-\d{5}-of-(\d{5}\.gguf)")

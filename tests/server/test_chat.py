@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.scripted import END
+from support.scripted import END, byte_tokenizer
 from support.served import Server
+
+from pangu_server.chat import ChatTemplate
+from pangu_server.encoding import Encoder
 
 TEMPLATE = """{%- for message in messages %}
 {%- if message.role not in ("user", "system", "assistant") %}{{ raise_exception("no such role") }}{% endif %}
@@ -44,6 +47,13 @@ def test_a_conversation_becomes_the_templates_prompt(server: Server) -> None:
     assert list(prompt) == [*b"[system]be", END, *b"[user]ab", END, *b"[assistant]"]
     assert server.backend.options is not None
     assert server.backend.options.max_tokens == 128 - len(prompt), "what the context has room for"
+
+
+def test_transformers_tag_around_what_is_trained_is_known() -> None:
+    source = "{% for one in messages %}<{{ one.role }}>{% generation %}{{ one.content }}{% endgeneration %}{% endfor %}"
+    template, encoder = ChatTemplate(source, {}), Encoder(byte_tokenizer(), [END])
+    ids = template.prompt([{"role": "user", "content": "hi"}], encoder, parse_special=True)
+    assert encoder.decode(ids) == "<user>hi"
 
 
 def test_a_stream_says_once_who_speaks(server: Server) -> None:

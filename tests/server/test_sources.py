@@ -8,6 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from support.adapters import save_adapter
 from support.commands import pangu_convert
 from support.damage import copied
 from support.gguf_files import gguf_content
@@ -17,7 +20,7 @@ from support.packers import AWQ, save_packed
 from support.process import COMMAND
 
 from pangu_convert import cached
-from pangu_convert.artifact import read_artifact
+from pangu_convert.artifact import read_artifact, verify
 from pangu_server import cli, sources
 from pangu_server.options import ServeOptions
 
@@ -120,8 +123,50 @@ def test_a_hub_id_is_taken_by_its_commit(
         assert provenance is not None
         assert provenance["commit"] == commit_of(source)
         assert commit_of(source)[:12] in artifact.name
-    # The whole commit needs no hub.
+    # The whole commit needs no hub, nor what was fetched from it.
+    shutil.rmtree(home / "hub")
     assert found(capsys, "owner/repo", revision=commit_of(packed))[0] == adopted
+
+
+def test_an_artifact_on_the_hub_is_served_as_it_is(
+    llama: Path,
+    home: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pangu_convert("ctranslate2", llama, "--no-smooth", "--output", tmp_path / "int8")
+    with serve_hub(tmp_path / "int8") as address:
+        use_hub(monkeypatch, address, home)
+        artifact, _ = found(capsys, "owner/repo")
+    assert read_artifact(artifact).manifest == read_artifact(tmp_path / "int8").manifest
+    verify(read_artifact(artifact))
+
+
+def test_what_int8_does_not_carry_over_is_unquantized(
+    llama: Path, home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = copied(llama, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 10000.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    artifact, said = found(capsys, folder)
+    assert read_artifact(artifact).manifest.quantization == "none"
+    assert f"{folder}: not int8, since" in said
+    assert f"{folder}: found in the cache, {artifact}" in found(capsys, folder)[1]
+    assert "does not carry over" in refused(capsys, folder, "--format", "ctranslate2")
+
+
+def test_an_adapter_is_merged_first(
+    llama: Path, home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    adapter = save_adapter(llama, tmp_path / "adapter", target_modules=["q_proj"])
+    artifact, said = found(capsys, adapter, format="transformers")
+    assert f"{adapter}: importing it as " in said
+    tensors, base = load_file(artifact / "model.safetensors"), load_file(llama / "model.safetensors")
+    changed = {name for name, tensor in base.items() if not torch.equal(tensor, tensors[name])}
+    assert changed
+    assert all(name.endswith("q_proj.weight") for name in changed)
 
 
 def test_what_is_none_is_one_line(
@@ -136,7 +181,7 @@ def test_what_is_none_is_one_line(
         ),
         ([tmp_path / "nothing"], "is neither an artifact"),
         ([tmp_path / "empty"], "has no config.json"),
-        ([tmp_path / "file"], "is neither a GGUF file"),
+        ([tmp_path / "file"], "is not a GGUF file"),
         ([llama, "--revision", "v1"], "--revision is of a hub id"),
         (["smollm2-135m", "--revision", "v1"], "--revision is of a hub id"),
     ):

@@ -132,8 +132,7 @@ def identity(output: Path) -> str:
 def keep_quantized(kept: Path) -> None:
     """Quantize once: gptqmodel takes its time, in a process of its own. Later runs find what it wrote."""
     from pangu_convert import gptq
-
-    run_worker = gptq.run_worker
+    from pangu_convert.gptq_process import run_worker
 
     def remembered(job: Any, work: Path, num_layers: int) -> Mapping[str, Any]:
         if not kept.exists():
@@ -144,7 +143,7 @@ def keep_quantized(kept: Path) -> None:
         shutil.copytree(kept, job.folder)
         return dict(json.loads((kept / "done").read_text()))
 
-    gptq.run_worker = remembered
+    setattr(gptq, "run_worker", remembered)  # noqa: B010
 
 
 class Harmed:

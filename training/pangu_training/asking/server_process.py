@@ -48,7 +48,7 @@ class ServerProcess:
         self._started_seconds = time.perf_counter()
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", LAUNCH, self._artifact, *self._options],
+                [sys.executable, "-P", "-c", LAUNCH, self._artifact, *self._options],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 MOST_SECONDS = 8  # of computing, once the libraries are there
+MOST_WAITING_SECONDS = 300  # of anything, on a machine that has other work
 MOST_BYTES = 1 << 29  # more than the libraries take
 
 
@@ -30,14 +31,20 @@ def bounded(
     Raises:
         ValueError: it raised something, took too long or too much memory, or its process died; says which.
     """
-    ended = subprocess.run(
-        [sys.executable, "-m", __name__, str(most_seconds), module, function, *libraries],
-        input=json.dumps(arguments),
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    # -P: else modules would be looked for in the current folder first, which may be the one that is not trusted.
+    command = [sys.executable, "-P", "-m", __name__, str(most_seconds), module, function, *libraries]
+    try:
+        ended = subprocess.run(
+            command,
+            input=json.dumps(arguments),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=MOST_WAITING_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"it does not end within {MOST_WAITING_SECONDS} seconds") from None
     if ended.returncode == 0:
         return json.loads(ended.stdout.splitlines()[-1])
     if ended.returncode == 1:

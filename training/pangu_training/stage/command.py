@@ -20,9 +20,9 @@ from pangu_training.stage.errors import MissingExtra, PanguError
 from pangu_training.stage.options import add_options, option, options_of, whole_number
 from pangu_training.stage.paths import check_paths
 
+MOST_CHARACTERS = 2000  # of an error
 # transformers imports torchao where it is installed, and that logs its GPU files' absence, and more;
 # accelerate takes a model with tied weights that is still empty for one whose weights are not tied
-MOST_CHARACTERS = 2000  # of an error
 NOISY_LOGGERS = ("torchao", "torch.utils._pytree", "accelerate.utils.modeling")
 
 

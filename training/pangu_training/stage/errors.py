@@ -1,7 +1,7 @@
 """The errors a user can cause, each mapped once: to an exit code here, to an HTTP status in the server.
 
 * PanguError              exit code 2
-  + CheckpointError       a folder that is not a checkpoint we can use
+  + CheckpointError       a folder that is not a checkpoint we can use; NotCarriedOver below it
   + OutputError           an output folder that exists, is being written, or does not fit
   + OptionError           an option's value is not one of its choices
   + MissingExtra          a library that is not installed
@@ -20,7 +20,7 @@
   + DownloadError         pangu_convert.download
   + PushError             pangu_convert.push
   + CalibrationError      pangu_convert.calibration
-  + QuantizationError     pangu_convert.gptq
+  + QuantizationError     pangu_convert.gptq_process
   + UnpairedError         pangu_bench.significance
   + RowsError             pangu_bench.rows
   + UsageError            pangu_bench.options
@@ -34,6 +34,10 @@ class PanguError(Exception):
 
 class CheckpointError(PanguError):
     """The folder is not a checkpoint, or not one of a supported kind."""
+
+
+class NotCarriedOver(CheckpointError):
+    """A format that takes the architecture lacks a setting of this checkpoint."""
 
 
 class OutputError(PanguError):

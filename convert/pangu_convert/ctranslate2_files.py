@@ -16,9 +16,9 @@ for a whole matrix and therefore wants it whole in float32, about three times.
 
 The bytes differ from the stock converter's in these cases. RoPE scaling `llama3`: its files compute something else
 than the model does, see `complete_llama3`. A tokenizer without an unknown token: its files do not load, see
-`complete_tokens`. Architectures that it has no loader for: see `ctranslate2_loaders`. A smoothed model is other numbers,
-and takes a block of the model in float32 to smooth; see `smoothing`. What it would drop without a word is refused, and
-so are weights that are not finite.
+`complete_tokens`. Architectures that it has no loader for: see `ctranslate2_loaders`. A smoothed model is other
+numbers, and takes a block of the model in float32 to smooth; see `smoothing`. What it would drop without a word
+is refused, and so are weights that are not finite.
 """
 
 from collections.abc import Mapping, Sequence

@@ -20,7 +20,9 @@ def artifact_folder(options: ServeOptions) -> Path:
         MissingExtra: something could, with the extra `convert`.
     """
     path = options.artifact
-    if os.path.lexists(path / MANIFEST) or (path / CHECKPOINT_CONFIG).is_file():  # ours, whole or not
+    if (
+        os.path.lexists(path / MANIFEST) or (path / CHECKPOINT_CONFIG).is_file()
+    ):  # what pangu-convert wrote, whole or not
         if options.revision or options.format != "auto":
             raise ArtifactError(f"{path} is an artifact already: leave --revision and --format out")
         return path

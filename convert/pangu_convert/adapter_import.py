@@ -20,6 +20,7 @@ from pangu_training.stage.checkpoint import (
     TEXT_FILES,
     TOKENIZER,
     TRAINED,
+    TRAINING_FACTS,
     Checkpoint,
     read_json,
 )
@@ -60,19 +61,28 @@ def merge_adapter(
         )
     provenance = base.provenance or origin
     quantized = (provenance or {}).get("quantized_source")
-    record = adapter.path / TRAINED
     return {
         "adapter": {
             "files": hash_files(adapter.path, [ADAPTER_CONFIG, ADAPTER_WEIGHTS], "hashing the adapter"),
             "changed_weights": len(changes),
             "tokenizer": "the adapter's" if own_tokenizer else "the base's",
-            "training": read_json(record) if record.is_file() else None,
+            "training": _training(adapter),
         },
         "base": {"name": base.name, "sha256": sha256, "checked": checked, "provenance": provenance},
         **({"quantized_source": quantized} if quantized else {}),
         "update_kept": round(rounding.share, 4),
         "note": f"a LoRA adapter merged into its base in float32, rounded once to {stored}",
     }
+
+
+def _training(adapter: Adapter) -> dict[str, Any] | None:
+    """What `pangu-train fit` says of the training, if it made the adapter; nothing else that may be in its record."""
+    base = adapter.trained_from
+    if base is None:
+        return None
+    record = read_json(adapter.path / TRAINED)
+    facts = {name: record[name] for name in TRAINING_FACTS if name in record}
+    return {"base": {name: base.get(name) for name in ("name", "sha256")}, **facts}
 
 
 def _is_checked(adapter: Adapter, base: Checkpoint, sha256: str) -> bool:

@@ -73,13 +73,28 @@ class Manifest:
         return sum(self.files[name].size_bytes for name in self.weight_files)
 
     @property
+    def is_quantized(self) -> bool:
+        """Whether the matrices are of less than a floating type: a format may call one of those its quantization."""
+        return self.quantization not in ("none", *FLOATING.values())
+
+    @property
     def sha256(self) -> str:
         """The artifact's identity: one hash over its files' names and hashes. Scores are not part of it."""
         return artifact_hash({name: dataclasses.asdict(record) for name, record in self.files.items()})
 
     def to_json(self) -> str:
-        """The manifest as the text of `manifest.json`."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        """The manifest as the text of `manifest.json`.
+
+        Raises:
+            ArtifactError: it has a number that JSON has not.
+        """
+        try:
+            return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
+        except ValueError:
+            raise ArtifactError(
+                f"the manifest of {self.name} was not written, as a figure in it is NaN or infinite: the model may be "
+                "broken, convert the checkpoint again"
+            ) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

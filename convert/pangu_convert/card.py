@@ -32,7 +32,6 @@ class CardContents:
         "its licence, as the hub calls it, such as apache-2.0 (default: what its source says, else unknown)",
         None,
     )
-    force: bool = option("replace a README.md that was written or edited by hand", False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,23 +40,26 @@ class CardOptions:
 
     artifact: Path = argument("the artifact folder")
     contents: CardContents = nested(CardContents)
+    force: bool = option("replace a README.md that was written or edited by hand", False)
 
 
 def card(options: CardOptions) -> None:
     """Write the card, and say where."""
-    file = write_card(read_artifact(options.artifact), options.contents)
+    file = write_card(read_artifact(options.artifact), options.contents, force=options.force)
     print(f"{file}: read it before others do")
 
 
-def write_card(artifact: Artifact, contents: CardContents, repository: str | None = None) -> Path:
+def write_card(
+    artifact: Artifact, contents: CardContents, repository: str | None = None, *, force: bool = False
+) -> Path:
     """Write the card of an artifact that will be at `repository` of the hub, if that is known.
 
     Raises:
         DataError: see `scores_of`.
-        OutputError: there is a README.md that somebody wrote or edited.
+        OutputError: there is a README.md that somebody wrote or edited, and no `force`.
     """
     file = artifact.path / CARD
-    if file.exists() and not contents.force and not is_as_written(file):
+    if file.exists() and not force and not is_as_written(file):
         raise OutputError(
             f"{file} was written or edited by hand and is kept: move it, or replace it with --force"
         )

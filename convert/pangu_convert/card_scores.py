@@ -3,7 +3,6 @@
 Nothing is measured here. The figures of another artifact are refused, whatever its name is.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from pangu_convert.artifact import Artifact
 from pangu_training.stage.errors import DataError
+from pangu_training.stage.files import read_object
 
 FIGURES = "compare.json"  # what `pangu-bench compare` writes for others to read
 
@@ -74,12 +74,11 @@ def _read(file: Path) -> Mapping[str, Any]:
     if not file.is_file():
         raise DataError(f"{file} is not there: --scores takes the --output of a pangu-bench compare")
     try:
-        report = json.loads(file.read_bytes())
+        return read_object(file)
     except ValueError as error:
-        raise DataError(f"{file} is not JSON ({error}): run pangu-bench compare again") from None
-    if not isinstance(report, dict):
-        raise DataError(f"{file} is not what pangu-bench compare writes: give its --output")
-    return report
+        raise DataError(
+            f"{file} is not what pangu-bench compare writes ({error}): give its --output, or run it again"
+        ) from None
 
 
 def _own(report: Mapping[str, Any], artifact: Artifact, file: Path) -> Mapping[str, Any]:

@@ -5,10 +5,11 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pangu_convert.adapter_import import LOSSY
 from pangu_convert.artifact import Artifact, Manifest
 from pangu_convert.card_scores import Score, Verdict
 from pangu_convert.origin import Origin, origin_of
-from pangu_convert.verification import BOUNDS, bits_of, outside, verdict
+from pangu_convert.verification import BOUNDS, bits_of, conclusion, figures, outside
 
 UNKNOWN = "unknown"
 # What the hub knows by these names; any other licence is "other" to it, with a name of its own.
@@ -63,7 +64,7 @@ def card_text(
         _section("Before you use it", _cautions(manifest, origin, scores, licence)),
         _section("What it is", [_table(_facts(manifest))]),
         _section("Where it comes from", _origin(manifest, origin, licence)),
-        _section("What was measured", _measured(manifest, scores, verdicts)),
+        _section("What was measured", _measured(manifest, origin, scores, verdicts)),
         _section("How to serve it", [_serving(artifact, repository)]),
     ]
     return "\n".join(sections)
@@ -77,24 +78,23 @@ def _metadata(manifest: Manifest, origin: Origin, licence: str) -> str:
         fields["license_name"] = licence
     if origin.hub_id:
         fields["base_model"] = origin.hub_id
-        fields["base_model_relation"] = "quantized" if manifest.quantization != "none" else "finetune"
-        if manifest.quantization == "none" and not origin.is_changed:
-            del fields["base_model_relation"]
+        if manifest.is_quantized or origin.is_changed:
+            fields["base_model_relation"] = "quantized" if manifest.is_quantized else "finetune"
     fields |= {
         "library_name": LIBRARIES.get(manifest.format, manifest.format),
         "pipeline_tag": "text-generation",
-        "quantization": manifest.quantization,
+        "quantization": manifest.quantization if manifest.is_quantized else "none",
         "tags": ["code", PROJECT, manifest.format]
-        + ([] if manifest.quantization == "none" else [f"{bits_of(manifest)}-bit"]),
+        + ([f"{bits_of(manifest)}-bit"] if manifest.is_quantized else []),
     }
     return "---\n" + "".join(f"{name}: {json.dumps(value)}\n" for name, value in fields.items()) + "---\n"
 
 
 def _summary(manifest: Manifest) -> str:
     how = (
-        f"its weights in {manifest.dtype}"
-        if manifest.quantization == "none"
-        else f"quantized to {bits_of(manifest)} bits ({manifest.quantization})"
+        f"quantized to {bits_of(manifest)} bits ({manifest.quantization})"
+        if manifest.is_quantized
+        else f"its weights in {_stored(manifest)}, not quantized"
     )
     return (
         f"A code model made of {_plain(manifest.source.name)}, {how}, in a format that `pangu-serve` of {PROJECT} "
@@ -110,13 +110,13 @@ def _cautions(manifest: Manifest, origin: Origin, scores: Sequence[Score], licen
         kind = _plain(origin.quantized_source)
         again = (
             "the weights were quantized a second time, and lost something twice"
-            if manifest.quantization != "none"
+            if manifest.is_quantized
             else "what that lost is still lost, though these are 16 or 32 bits"
         )
         yield f"- Its source was quantized already ({kind}): {again}."
     if origin.base_unchecked:
         yield "- An adapter was merged into a base of which nobody could check that it is the one it was trained on."
-    if origin.update_kept is not None and origin.update_kept < 0.9:
+    if origin.update_kept is not None and origin.update_kept < LOSSY:
         yield f"- Rounding left {origin.update_kept:.0%} of what its adapter changes."
     if licence == UNKNOWN:
         yield "- Its licence is unknown: ask the authors of its source before you use it or pass it on."
@@ -129,10 +129,12 @@ def _cautions(manifest: Manifest, origin: Origin, scores: Sequence[Score], licen
 def _facts(manifest: Manifest) -> Iterator[tuple[str, object]]:
     yield "format", FORMATS.get(manifest.format, manifest.format)
     yield "architecture", manifest.architecture
-    quantization = (
-        "none" if manifest.quantization == "none" else f"{manifest.quantization}, the rest {manifest.dtype}"
+    yield (
+        "quantization",
+        f"{manifest.quantization}, the rest {manifest.dtype}"
+        if manifest.is_quantized
+        else f"none, {_stored(manifest)}",
     )
-    yield "quantization", quantization
     if manifest.calibration:
         told = {k: v for k, v in manifest.calibration.items() if isinstance(v, str | int | float)}
         yield "calibration", ", ".join(f"{name} {value}" for name, value in told.items())
@@ -160,7 +162,9 @@ def _origin(manifest: Manifest, origin: Origin, licence: str) -> Iterator[str]:
         yield f"- Cite: {_plain(cite)}."
 
 
-def _measured(manifest: Manifest, scores: Sequence[Score], verdicts: Sequence[Verdict]) -> Iterator[str]:
+def _measured(
+    manifest: Manifest, origin: Origin, scores: Sequence[Score], verdicts: Sequence[Verdict]
+) -> Iterator[str]:
     if scores:
         rows = [
             f"| {_plain(one.suite)} | {_plain(one.style)} | {_plain(one.samples)} | pass@{one.k} {one.share:.1%} | "
@@ -183,8 +187,12 @@ def _measured(manifest: Manifest, scores: Sequence[Score], verdicts: Sequence[Ve
     fidelity = manifest.scores.get("fidelity")
     if isinstance(fidelity, dict):
         bits = bits_of(manifest)
-        figures, within = verdict(fidelity, outside(fidelity, BOUNDS[bits]), bits).split("\n")
-        yield f"- Distance from its checkpoint on code: {figures}; {within}."
+        code, *answers = figures(fidelity)
+        within = conclusion(outside(fidelity, BOUNDS[bits]), bits)
+        yield f"- Distance from its checkpoint on code: {code}; {within}."
+        yield from (f"- The same of {_plain(line)}." for line in answers)
+    elif origin.is_adopted:
+        yield "- Its distance from the model before it was quantized is unknown: others did that."
     else:
         yield "- Its distance from the checkpoint that it was made of was not measured (`pangu-convert verify`)."
 
@@ -206,6 +214,11 @@ def _serving(artifact: Artifact, repository: str | None) -> str:
         f"  -d {shlex.quote(request)}\n```\n\n"
         f"The API is OpenAI's. {chat} The server checks the sha256 of every file before it loads it."
     )
+
+
+def _stored(manifest: Manifest) -> str:
+    """The type of the weights of a model that is not quantized."""
+    return manifest.dtype if manifest.quantization == "none" else manifest.quantization
 
 
 def _has_chat_template(artifact: Artifact) -> bool:

@@ -103,8 +103,8 @@ def import_folder(
     folder: Path,
     origin: Mapping[str, Any],
     dtype: str | None,
-    base: str | None = None,
-    output: Path | None = None,
+    base: str | None,
+    output: Path,
 ) -> None:
     """Take over the Hugging Face folder at `path`; weights are linked unless `dtype` differs.
 
@@ -132,7 +132,7 @@ def _import_adapter(
     origin: Mapping[str, Any],
     dtype: str | None,
     base: str | None,
-    output: Path | None,
+    output: Path,
 ) -> None:
     name = base or adapter.base
     if not name:
@@ -156,8 +156,7 @@ def _import_adapter(
             if path.is_file():
                 path = Path(made)
                 _import_file(model.path, path, model.origin, None)
-        if output is not None:
-            require_apart(output, [path])
+        require_apart(output, [path])
         found = merge_adapter(adapter, read_checkpoint(path), base_origin, folder, dtype)
     _complete_config(folder)
     _write_origin(folder, {**origin, **found})

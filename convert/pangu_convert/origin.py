@@ -24,6 +24,7 @@ class Origin:
     base_licence: str | None = None  # of what it was trained or merged from
     hub_id: str | None = None  # what it was made of
     is_changed: bool = False  # trained or merged since
+    is_adopted: bool = False  # others quantized it
     quantized_source: str | None = None
     base_unchecked: bool = False
     update_kept: float | None = None
@@ -50,6 +51,7 @@ def _read(record: Mapping[str, Any], origin: Origin) -> Mapping[str, Any] | None
         origin.base_licence = origin.base_licence or licence
     origin.notes += [note for note in [_text(record, "note")] if note and "adapter" not in record]
     origin.cites += [cite for cite in [_text(record, "cite")] if cite]
+    origin.is_adopted |= record.get("adopted") is True
     quantized = record.get("quantized_source")
     if isinstance(quantized, Mapping):
         origin.quantized_source = f"{quantized.get('format', 'unknown')} {quantized.get('type', 'unknown')}"
@@ -68,7 +70,7 @@ def _read(record: Mapping[str, Any], origin: Origin) -> Mapping[str, Any] | None
         origin.steps.append(f"Trained{used} from {_named(base)} by {_text(record, 'method')}")
     elif source:
         origin.steps.append(_imported(record, source, commit))
-        origin.hub_id = origin.hub_id or _hub_id(source, commit)
+        origin.hub_id = origin.hub_id or _hub_id(record, source, commit)
     if base is None:
         return None
     origin.is_changed = True
@@ -77,7 +79,7 @@ def _read(record: Mapping[str, Any], origin: Origin) -> Mapping[str, Any] | None
 
 
 def _imported(record: Mapping[str, Any], source: str, commit: str | None) -> str:
-    hub_id = _hub_id(source, commit)
+    hub_id = _hub_id(record, source, commit)
     words = f"Imported from {_place(source, commit)}"
     if hub_id and hub_id != source:
         words += f" of the catalogue (`{hub_id}` on the hub)"
@@ -96,11 +98,14 @@ def _named(base: Mapping[str, Any]) -> str:
     return f"`{base.get('name')}` (sha256 `{base.get('sha256')}`)"
 
 
-def _hub_id(source: str, commit: str | None) -> str | None:
+def _hub_id(record: Mapping[str, Any], source: str, commit: str | None) -> str | None:
+    """Where the hub has it: a model of the catalogue is known by its hash, as any folder may have its name."""
     if commit:
         return source
-    mirrors = MODELS[source].mirrors if source in MODELS else ()
-    return next((mirror.repository for mirror in mirrors if isinstance(mirror, HubFile)), None)
+    known = MODELS.get(source)
+    if known is None or record.get("sha256") != known.sha256:
+        return None
+    return next((mirror.repository for mirror in known.mirrors if isinstance(mirror, HubFile)), None)
 
 
 def _text(record: Mapping[str, Any], name: str) -> str | None:

@@ -18,6 +18,7 @@ from pangu_convert.card import CardContents, write_card
 from pangu_convert.hub import MAIN, TIMEOUT_SECONDS
 from pangu_convert.inspection import summary
 from pangu_training.stage.errors import PanguError
+from pangu_training.stage.files import is_there, require_inside
 from pangu_training.stage.identity import MANIFEST
 from pangu_training.stage.options import argument, nested, option
 from pangu_training.stage.paths import CARD
@@ -51,6 +52,7 @@ class PushOptions:
     repository: str = argument("OWNER/NAME on the hub; it is made if it is not there", metavar="OWNER/NAME")
     private: bool = option("make a new repository private", False)
     revision: str = option("the branch; it is made if it is not there", MAIN)
+    force: bool = option("replace a README.md that was edited on the hub", False)
     contents: CardContents = nested(CardContents, group="the card, README.md")
 
 
@@ -60,18 +62,24 @@ def push(options: PushOptions) -> None:
     Raises:
         ArtifactError: a file of the artifact is not what its manifest says.
         DataError, OutputError: see `write_card`; a README.md that somebody wrote is uploaded as it is.
-        PushError: the hub refuses, or has files that are not this artifact's.
+        PushError: the card is no file of this folder, or the hub refuses, or has files that are not this artifact's.
     """
     if not REPOSITORY.fullmatch(options.repository):
         raise PushError(f"{options.repository!r} does not name a repository: give OWNER/NAME")
     artifact = read_artifact(options.artifact)
     verify(artifact)
     card = artifact.path / CARD
-    if not card.exists() or is_as_written(card) or options.contents.force:
+    try:
+        require_inside(card)
+        written = is_there(card) and not is_as_written(card)
+    except ValueError as error:
+        raise PushError(f"{card} cannot be uploaded ({error}): make it a file, or remove it") from None
+    if not written:
         write_card(artifact, options.contents, options.repository)
     elif options.contents.scores or options.contents.licence:
         raise PushError(
-            f"{card} was written by hand and is uploaded as it is: leave the card's options out, or --force"
+            f"{card} was written by hand and is uploaded as it is: leave the card's options out, or replace it "
+            "first with pangu-convert card --force"
         )
     print(_upload(artifact, options))
 
@@ -88,19 +96,24 @@ def _upload(artifact: Artifact, options: PushOptions) -> str:
         api.create_repo(repository, private=options.private or None, exist_ok=True)
         if options.revision != MAIN:
             api.create_branch(repository, branch=options.revision, exist_ok=True)
-        _require_own(api, options, names)
+        parent = _require_own(api, options, names)
         # `upload_folder` may make several commits of one folder.
         commit = api.create_commit(
             repository,
             [CommitOperationAdd(path_in_repo=name, path_or_fileobj=artifact.path / name) for name in names],
             commit_message=f"{summary(artifact)}; artifact sha256 {artifact.manifest.sha256}",
             revision=options.revision,
+            parent_commit=parent,  # refused if somebody was faster
         )
     return str(commit.commit_url)
 
 
-def _require_own(api: "HfApi", options: PushOptions, names: list[str]) -> None:
-    """Raise `PushError` where another model, or a card that somebody edited, would be mixed with this one."""
+def _require_own(api: "HfApi", options: PushOptions, names: list[str]) -> str | None:
+    """The commit that was looked at.
+
+    Raises:
+        PushError: another model, or a card that somebody edited, would be mixed with this one.
+    """
     info = api.model_info(options.repository, revision=options.revision, timeout=TIMEOUT_SECONDS)
     there = {sibling.rfilename for sibling in info.siblings or ()}
     strangers = sorted(there - {*names, *THEIRS})
@@ -110,13 +123,14 @@ def _require_own(api: "HfApi", options: PushOptions, names: list[str]) -> None:
             f"{where} holds {strangers[0]}, which is not of this artifact: choose another repository or --revision, or "
             "delete it there"
         )
-    if CARD in there and not options.contents.force:
+    if CARD in there and not options.force:
         own = options.artifact / CARD
-        theirs = Path(api.hf_hub_download(options.repository, CARD, revision=options.revision))
+        theirs = Path(api.hf_hub_download(options.repository, CARD, revision=info.sha))
         if not is_as_written(theirs) and theirs.read_bytes() != own.read_bytes():
             raise PushError(
                 f"the {CARD} of {where} was edited there: take it into {options.artifact}, or replace it with --force"
             )
+    return info.sha
 
 
 @contextmanager

@@ -89,12 +89,12 @@ def verify(options: VerifyOptions) -> int:
         threads=threads,
         device=options.device,
     )
-    write_scores(artifact, {**artifact.manifest.scores, "fidelity": record})
     bits = bits_of(artifact.manifest)
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Bounds)}
     bounds = dataclasses.replace(BOUNDS[bits], **{k: v for k, v in given.items() if v is not None})
     failures = outside(record, bounds)
-    print(verdict(record, failures, bits))
+    print(*figures(record), conclusion(failures, bits), sep="\n")
+    write_scores(artifact, {**artifact.manifest.scores, "fidelity": record})
     if artifact.manifest.format == "ctranslate2" and (
         caution := int8_caution(record["compute_type"], options.device)
     ):
@@ -197,20 +197,25 @@ def outside(record: Mapping[str, Any], bounds: Bounds) -> list[str]:
     return [words for within, words in checks if not within]
 
 
-def verdict(record: Mapping[str, Any], failures: list[str], bits: int) -> str:
-    """The figures in a line a form of text, and the verdict in another."""
-    figures = (
+def figures(record: Mapping[str, Any]) -> list[str]:
+    """The figures of plain code in a line, and a line each of the forms of answers, which older records have not."""
+    code = (
         f"mean KL {record['kl_mean']:.5f} (99th percentile {record['kl_p99']:.4f}), same top-1 "
         f"{record['same_top1']:.2%}, perplexity {record['perplexity']:.3f} against "
         f"{record['source_perplexity']:.3f} over {record['positions']} tokens; greedy texts part at "
         f"{', '.join('nowhere' if at is None else str(at) for at in record['greedy_first_difference'])} "
         f"of {record['greedy_tokens']} tokens"
     )
-    figures += "".join(
-        f"\n{form}: mean KL {found['kl_mean']:.5f} (99th percentile {found['kl_p99']:.4f}), same top-1 "
+    answers = [
+        f"{form}: mean KL {found['kl_mean']:.5f} (99th percentile {found['kl_p99']:.4f}), same top-1 "
         f"{found['same_top1']:.2%} over {found['positions']} tokens of answers"
-        for form, found in record["answers"].items()
-    )
+        for form, found in record.get("answers", {}).items()
+    ]
+    return [code, *answers]
+
+
+def conclusion(failures: list[str], bits: int) -> str:
+    """Whether the figures of plain code are within their bounds, in a line."""
     if failures:
-        return f"{figures}\nOUTSIDE the bounds for {bits} bits: {'; '.join(failures)}"
-    return f"{figures}\nwithin the bounds for {bits} bits"
+        return f"OUTSIDE the bounds for {bits} bits: {'; '.join(failures)}"
+    return f"within the bounds for {bits} bits"

@@ -8,7 +8,7 @@ import pytest
 from support.scripted import scripted_artifact
 
 from pangu_convert import cli
-from pangu_convert.artifact import ArtifactError, Manifest, read_artifact, verify
+from pangu_convert.artifact import ArtifactError, Manifest, read_artifact, verify, write_scores
 from pangu_training.stage.identity import combined_hash
 
 
@@ -29,6 +29,14 @@ def test_a_manifest_survives_its_json(folder: Path) -> None:
     assert json.loads(manifest.to_json()) == json.loads((folder / "manifest.json").read_text())
     assert manifest.weight_bytes == len(b"no weights")
     verify(read_artifact(folder))
+
+
+@pytest.mark.parametrize("figure", [float("nan"), float("inf"), -float("inf")])
+def test_a_figure_that_json_has_not_is_never_written(figure: float, folder: Path) -> None:
+    before = (folder / "manifest.json").read_bytes()
+    with pytest.raises(ArtifactError, match="NaN or infinite"):
+        write_scores(read_artifact(folder), {"fidelity": {"kl_mean": [figure]}})
+    assert (folder / "manifest.json").read_bytes() == before
 
 
 def test_every_flipped_byte_is_found(folder: Path) -> None:

@@ -14,6 +14,8 @@ from support.models import save_model
 
 from pangu_convert import cli
 from pangu_convert.artifact import read_artifact, verify, write_scores
+from pangu_convert.catalogue import MODELS, HubFile
+from pangu_convert.origin import origin_of
 
 SCORE: dict[str, Any] = {
     "suite": "humaneval",
@@ -137,6 +139,56 @@ def test_a_merged_adapter_is_named_with_its_base(tmp_path: Path) -> None:
     assert "Of its base: MIT." in text
 
 
+def test_a_floating_type_is_no_quantization(made: Path, tmp_path: Path) -> None:
+    options = ("--quantization", "float16", "--output", tmp_path / "artifact")
+    pangu_convert("ctranslate2", made / "checkpoint", *options)
+    metadata = metadata_of(text := card_of(tmp_path / "artifact"))
+    assert "its weights in float16, not quantized" in text
+    assert "quantized to 16 bits" not in text
+    assert "| quantization | none, float16 |" in text
+    assert "what that lost is still lost" in text
+    assert metadata.to_dict()["quantization"] == "none"
+    assert set(metadata.tags or ()) == {"code", "pangu-coder2", "ctranslate2"}
+
+
+def test_what_others_quantized_cannot_be_measured(made: Path, tmp_path: Path) -> None:
+    stock = tmp_path / "stock"
+    stock.mkdir()
+    for file in (made / "artifact").iterdir():
+        if file.name not in ("manifest.json", "checkpoint_config.json"):
+            shutil.copyfile(file, stock / file.name)
+    checkpoint = ("--tokenizer", made / "checkpoint")
+    pangu_convert("adopt", stock, *checkpoint, "--output", tmp_path / "artifact")
+    text = card_of(tmp_path / "artifact")
+    assert "pangu-convert verify" not in text
+    assert "before it was quantized is unknown: others did that" in text
+
+
+def test_the_distances_are_told_of_code_and_of_answers(tiny_starcoder: Path, tmp_path: Path) -> None:
+    artifact = tmp_path / "artifact"
+    pangu_convert("ctranslate2", tiny_starcoder, "--quantization", "float32", "--output", artifact)
+    sizes = ("--windows", "2", "--window-tokens", "100", "--threads", "1")
+    pangu_convert("verify", artifact, "--against", tiny_starcoder, *sizes)
+    text = card_of(artifact)
+    assert "- Distance from its checkpoint on code: mean KL 0.0" in text
+    assert "within the bounds for 32 bits.\n- The same of holes: mean KL 0.0" in text
+    # As it was recorded before answers were measured.
+    scores: dict[str, Any] = read_artifact(artifact).manifest.scores["fidelity"]
+    del scores["answers"]
+    write_scores(read_artifact(artifact), {"fidelity": scores})
+    assert "The same of" not in (text := card_of(artifact))
+    assert "within the bounds for 32 bits." in text
+
+
+def test_a_model_of_the_catalogue_is_known_by_its_hash() -> None:
+    name, file = next(iter(MODELS.items()))
+    found = origin_of({"source": name, "sha256": file.sha256})
+    assert found.hub_id in {mirror.repository for mirror in file.mirrors if isinstance(mirror, HubFile)}
+    for record in ({"source": name}, {"source": name, "sha256": "0" * 64}):
+        assert origin_of(record).hub_id is None
+        assert "of the catalogue" not in origin_of(record).steps[0]
+
+
 def test_scores_come_with_their_intervals_and_verdicts(
     artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,7 +212,9 @@ def test_scores_of_another_artifact_are_refused(
     assert "has figures of base, mine, and none of" in error
     assert "is not there: --scores takes" in refused(capsys, artifact, "--scores", tmp_path / "gone")
     (tmp_path / "text").write_text("hello")
-    assert "is not JSON" in refused(capsys, artifact, "--scores", tmp_path / "text")
+    assert "compare writes (Expecting value" in refused(capsys, artifact, "--scores", tmp_path / "text")
+    (tmp_path / "nan").write_text('{"artifacts": NaN}')
+    assert "NaN is not JSON" in refused(capsys, artifact, "--scores", tmp_path / "nan")
     broken = write_run(tmp_path / "broken", artifact, score={**SCORE, "intervals": {}})
     assert "cannot be read" in refused(capsys, artifact, "--scores", broken)
     (tmp_path / "empty.json").write_text("{}")

@@ -27,13 +27,15 @@ def test_a_base_that_is_told_is_checked(
     imported(adapter, tmp_path / "unknown")
     assert "does not say which weights it was trained on" in capsys.readouterr().err
     sha256 = checkpoint_hash(read_checkpoint(made("qwen2_tied")))
-    (adapter / "training.json").write_text(json.dumps({"base": {"name": "panda", "sha256": sha256}}))
+    base = {"name": "panda", "sha256": sha256}
+    told = {"base": {**base, "path": "/home/me"}, "data": {"used": 3}, "checkpoint": "/home/me/panda"}
+    (adapter / "training.json").write_text(json.dumps(told))
     imported(adapter, tmp_path / "known")
     assert "caution" not in capsys.readouterr().err
     found: list[Any] = [read_checkpoint(tmp_path / name).provenance for name in ("unknown", "known")]
     assert [one["base"]["checked"] for one in found] == [False, True]
     assert [one["base"]["sha256"] for one in found] == [sha256] * 2
-    assert found[1]["adapter"]["training"]["base"]["name"] == "panda"
+    assert found[1]["adapter"]["training"] == {"base": base, "data": {"used": 3}}, "nothing of the machine"
     (adapter / "training.json").write_text(json.dumps({"base": {"name": "panda", "sha256": "0" * 64}}))
     assert "is not the checkpoint that" in refused(capsys, adapter, tmp_path / "out")
 

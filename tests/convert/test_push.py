@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.commands import Artifacts
@@ -157,5 +158,47 @@ def test_nothing_of_others_is_mixed_in_or_overwritten(
     hub.repositories[REPOSITORY] = {"main": {}}
     assert pushed(artifact) == 0
     assert hub.repositories[REPOSITORY]["main"]["README.md"] == b"# Mine"
+
+
+def test_force_is_of_the_hubs_card_only(artifact: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    own = artifact / "README.md"
+    own.write_text("# Mine")
+    hub.repositories[REPOSITORY] = {"main": {"README.md": b"# Theirs"}}
+    assert "or replace it with --force" in refused(capsys, artifact)
+    assert "pangu-convert card --force" in refused(capsys, artifact, "--force", "--licence", "mit")
     assert pushed(artifact, "--force") == 0
+    assert own.read_text() == "# Mine"
+    assert hub.repositories[REPOSITORY]["main"]["README.md"] == b"# Mine"
+    own.unlink()
+    assert pushed(artifact, "--licence", "mit", "--force") == 0
     assert b"pangu-serve tiny" in hub.repositories[REPOSITORY]["main"]["README.md"]
+
+
+def test_who_was_faster_is_not_overwritten(
+    artifact: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    action = hub._action
+
+    def meanwhile(large: dict[str, Any]) -> dict[str, Any]:
+        hub.repositories[REPOSITORY]["main"]["README.md"] = b"# Theirs"
+        return action(large)
+
+    monkeypatch.setattr(hub, "_action", meanwhile)
+    assert "the repository changed meanwhile" in refused(capsys, artifact)
+    assert hub.repositories[REPOSITORY]["main"]["README.md"] == b"# Theirs"
+    assert not hub.commits
+
+
+def test_a_card_that_leads_elsewhere_is_not_uploaded(
+    artifact: Path, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card, secret = artifact / "README.md", tmp_path / "secret"
+    card.symlink_to(secret)
+    assert "outside its folder" in refused(capsys, artifact)
+    secret.write_text("a secret")
+    assert "outside its folder" in refused(capsys, artifact, "--force")
+    card.unlink()
+    card.mkdir()
+    assert "it is not a file" in refused(capsys, artifact)
+    assert not hub.requests
+    assert secret.read_text() == "a secret"

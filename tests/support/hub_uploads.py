@@ -21,6 +21,11 @@ Files = dict[str, bytes]
 LARGE_TOO = (*LARGE, ".bin")
 
 
+def commit_of(files: Files) -> str:
+    """Another content is another commit."""
+    return hashlib.sha1(repr(files).encode()).hexdigest()
+
+
 @dataclass
 class Hub:
     """What it has, what was asked, and what it is to refuse."""
@@ -52,11 +57,17 @@ class Hub:
         if found := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
             return 200, {"transfer": "basic", "objects": [*map(self._action, json.loads(body)["objects"])]}
         if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            data = self.repositories[found[1]].get(unquote(found[2]), {}).get(found[3])
+            data = self._files(found[1], unquote(found[2])).get(found[3])
             return (404, {}) if data is None else (200, data)
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(\w+)/([^/]+)", path):
             return self._of_branch(found[1], found[2], unquote(found[3]), body)
         return 404, {"error": path}
+
+    def _files(self, name: str, revision: str) -> Files:
+        """Those of a branch, or of what it holds now by its commit."""
+        branches = self.repositories[name]
+        commits = {commit_of(files): files for files in branches.values()}
+        return branches.get(revision) or commits.get(revision, {})
 
     def _create(self, asked: dict[str, Any]) -> tuple[int, Any]:
         name = f"{asked['organization']}/{asked['name']}"
@@ -85,7 +96,7 @@ class Hub:
             siblings = [{"rfilename": one, **described(one, data)} for one, data in files.items()]
             return 200, {
                 "id": name,
-                "sha": hashlib.sha1(repr(files).encode()).hexdigest(),
+                "sha": commit_of(files),
                 "siblings": siblings,
             }
         if what == "preupload":
@@ -106,6 +117,8 @@ class Hub:
             value = entry["value"]
             if entry["key"] == "header":
                 message = value["summary"]
+                if value.get("parentCommit", commit_of(files)) != commit_of(files):
+                    return 412, {"error": "A commit has happened since."}
             elif entry["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             else:

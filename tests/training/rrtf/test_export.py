@@ -20,7 +20,7 @@ from pangu_server.backends.seam import LoadOptions
 from pangu_training import cli
 from pangu_training.evaluation.prompt import format_prompt
 from pangu_training.rrtf.run import Run
-from pangu_training.stage.checkpoint import read_checkpoint
+from pangu_training.stage.checkpoint import TRAINING_FACTS, read_checkpoint
 
 NUM_TOKENS = 16
 
@@ -127,6 +127,9 @@ def test_an_adapter_is_merged_as_peft_merges_it(tiny_qwen2: Path, tmp_path: Path
         changed += not torch.equal(tensor, before[name])
     assert changed == len(adapted)
 
+    record = json.loads((run / "final" / "training.json").read_text())
+    assert set(record) == {"base", *TRAINING_FACTS}
+    assert str(tmp_path) not in json.dumps(record), "nothing of the machine"
     # The adapter knows its base, and `pangu-convert import` merges it alike.
     pangu_convert("import", run / "final", "--output", tmp_path / "imported")
     imported = load_file(tmp_path / "imported" / "model.safetensors")

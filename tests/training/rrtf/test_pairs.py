@@ -1,5 +1,6 @@
 """Only code is learnt, nothing is longer than allowed, and padding, prompt and company change no loss."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,17 @@ def test_names_of_special_tokens_stay_text(tokenizer: PairTokenizer) -> None:
     pair = pair_of(tokenizer, row)
     assert all(token_id > 18 for token_id in pair.prompt + pair.chosen[:-1])
     assert pair.chosen[-1] == 0
+
+
+def test_a_tokenizer_that_cuts_and_fills_does_neither(
+    tokenizer: PairTokenizer, starcoder: Tokenizer, tiny_starcoder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_starcoder, tmp_path / "checkpoint"))
+    cutting = Tokenizer.from_str(starcoder.to_str())
+    cutting.enable_truncation(4)
+    cutting.enable_padding(length=99)
+    cutting.save(str(folder / "tokenizer.json"))
+    assert PairTokenizer(read_checkpoint(folder)).pair(ROW, 256) == tokenizer.pair(ROW, 256)
 
 
 def test_a_chosen_answer_fits_whole_and_a_rejected_one_is_cut(tokenizer: PairTokenizer) -> None:

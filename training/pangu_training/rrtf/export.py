@@ -39,7 +39,6 @@ METHODS = {
     "unweighted": "RRHF's unweighted ranking loss (arXiv 2304.05302) on RRTF's pairs",
     "off": "fine-tuning on the chosen answers of RRTF's pairs, without its ranking loss",
 }
-RECORDED = ("data", "held_out", "held_out_problems", "options", "library_versions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +136,7 @@ def _provenance(name: str, base: Checkpoint, trained: Run) -> dict[str, Any]:
             "sha256": trained.description["checkpoint_sha256"],
             "provenance": base.provenance,
         },
-        **{name: trained.description.get(name) for name in RECORDED},
+        **trained.facts,
         "metrics": {
             "first_step": steps[0],
             "last_step": steps[-1],

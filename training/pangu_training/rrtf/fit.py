@@ -294,7 +294,7 @@ def _save(trainer: "PairTrainer", run: Run, base: Checkpoint, *, adapter: bool) 
     with new_directory(run.final) if main else contextlib.nullcontext(run.path) as folder:
         trainer.save_model(str(folder))
         if main and adapter:
-            record = run.description
-            record["base"] = {"name": base.name, "sha256": record.pop("checkpoint_sha256")}
+            own = {"name": base.name, "sha256": run.description["checkpoint_sha256"]}
+            record = {"base": own, **run.facts}
             write_file(folder / TRAINED, (json.dumps(record, indent=2) + "\n").encode())
     trainer.accelerator.wait_for_everyone()

@@ -34,8 +34,6 @@ class PairTokenizer:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._tokenizer = read_tokenizer(checkpoint.path / TOKENIZER)
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
         self.start_ids: list[int] = self._tokenizer.encode("").ids  # what it puts before every text
         self.end_id = checkpoint.end_token_ids[0]

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pangu_training.stage.checkpoint import read_json
+from pangu_training.stage.checkpoint import TRAINING_FACTS, read_json
 from pangu_training.stage.errors import OutputError
 from pangu_training.stage.output import write_file
 
@@ -42,6 +42,12 @@ class Run:
     def description(self) -> dict[str, Any]:
         """What `run.json` says."""
         return read_json(self.path / RUN)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What of it is told to others."""
+        description = self.description
+        return {name: description.get(name) for name in TRAINING_FACTS}
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

@@ -36,6 +36,8 @@ TEXT_FILES = (
 )
 IMPORTED, TRAINED = "import.json", "training.json"
 PROVENANCE_FILES = (IMPORTED, TRAINED)
+# What training.json says besides the base: nothing of the machine, as it is given to others.
+TRAINING_FACTS = ("data", "held_out", "held_out_problems", "options", "library_versions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,7 +62,7 @@ def push(options: PushOptions) -> None:
     Raises:
         ArtifactError: a file of the artifact is not what its manifest says.
         DataError, OutputError: see `write_card`; a README.md that somebody wrote is uploaded as it is.
-        PushError: the card is no file of this folder, or the hub refuses, or has files that are not this artifact's.
+        PushError: the card leads out of the folder, or the hub refuses or has files that are not this artifact's.
     """
     if not REPOSITORY.fullmatch(options.repository):
         raise PushError(f"{options.repository!r} does not name a repository: give OWNER/NAME")

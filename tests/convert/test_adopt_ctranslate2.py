@@ -43,7 +43,7 @@ def converted(checkpoint: Path, folder: Path, **options: str) -> Path:
     return folder
 
 
-def ours(checkpoint: Path, folder: Path) -> Path:
+def own_files(checkpoint: Path, folder: Path) -> Path:
     """What our converter makes of it, without a manifest."""
     folder.mkdir()
     write_ctranslate2(read_checkpoint(checkpoint), folder, "float32")
@@ -235,7 +235,7 @@ def test_scaling_that_the_library_would_leave_out_is_refused(
     error = refused(capsys, folder, "--tokenizer", checkpoint)
     assert "lacks decoder/layer_0/self_attention/rotary_scaling_factor" in error
     assert error.endswith("convert the checkpoint with pangu-convert ctranslate2")
-    own = ours(checkpoint, tmp_path / "own")
+    own = own_files(checkpoint, tmp_path / "own")
     arguments = ("--tokenizer", str(checkpoint), "--output", str(tmp_path / "out"))
     assert cli.main(["adopt", str(own), *arguments]) == 0
 
@@ -250,7 +250,7 @@ def test_the_context_is_the_attention_window(
     if by == "mistral's file":
         folder = converted(checkpoint, tmp_path / "stock")
     else:
-        folder = ours(checkpoint, tmp_path / "ours")
+        folder = own_files(checkpoint, tmp_path / "own")
         arguments = ["--tokenizer", str(checkpoint)]
     assert cli.main(["adopt", str(folder), "--output", str(tmp_path / "out"), *arguments]) == 0
     assert read_artifact(tmp_path / "out").manifest.context_length == 64

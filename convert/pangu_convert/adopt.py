@@ -95,6 +95,7 @@ def _adopt_packed(checkpoint: Checkpoint, origin: Mapping[str, Any], options: Ad
     print_cautions(plain)
     name = str(origin["source"]).rsplit("/", 1)[-1]
     group = f"-g{scheme.group_size}" if scheme.group_size > 0 else ""
+    others = sorted({layer.bits for layer in layers.values()} - {scheme.bits})
     with new_directory(options.output, force=options.force, needed_bytes=checkpoint.weight_bytes) as folder:
         sha256 = checkpoint_hash(checkpoint)  # first: it refuses numbers that are not finite
         places = write_repacked(checkpoint, plain, scheme, layers, folder)
@@ -107,6 +108,7 @@ def _adopt_packed(checkpoint: Checkpoint, origin: Mapping[str, Any], options: Ad
             "lm_head": "lm_head" in layers,
             "quant_method": "gptq",
             "checkpoint_format": "gptq_v2",
+            **({"dynamic": scheme.dynamic} if scheme.dynamic else {}),
         }
         _write_json(folder / QUANTIZE_CONFIG, quantization)
         config = {**with_rope_theta(plain.config), "quantization_config": quantization}
@@ -120,7 +122,9 @@ def _adopt_packed(checkpoint: Checkpoint, origin: Mapping[str, Any], options: Ad
             name=options.name or name,
             format="gptq",
             architecture=plain.architecture,
-            quantization=f"{scheme.method}-int{scheme.bits}{group}",
+            quantization="+".join(
+                [f"{scheme.method}-int{scheme.bits}{group}", *(f"int{bits}" for bits in others)]
+            ),
             dtype=plain.dtype,
             weight_files=dict.fromkeys(places.values()),
             context_length=plain.context_length,

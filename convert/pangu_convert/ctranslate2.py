@@ -83,19 +83,22 @@ def ctranslate2_artifact(options: CTranslate2Options) -> Artifact:
 
 
 def _context_length(checkpoint: Checkpoint) -> int:
-    """The checkpoint's, or its attention window's, which is said on stderr."""
     from pangu_convert.ctranslate2_loaders import attention_window
     from pangu_training.stage.architecture import model_config
 
-    context = checkpoint.context_length
-    window = attention_window(model_config(checkpoint)) or context
-    if window < context:
+    return within_window(attention_window(model_config(checkpoint)), checkpoint.context_length)
+
+
+def within_window(window: int | None, context: int) -> int:
+    """The context in tokens that CTranslate2 computes rightly; says on stderr where an attention window cuts it."""
+    if window and window < context:
         print(
             f"caution: CTranslate2 cannot slide the model's attention window: the context is the window's {window} "
             f"tokens, not {context}; the other formats have all",
             file=sys.stderr,
         )
-    return min(window, context)
+        return window
+    return context
 
 
 def write_ctranslate2(

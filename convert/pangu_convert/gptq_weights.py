@@ -15,6 +15,7 @@ from pangu_convert.artifact import Artifact, ArtifactError
 from pangu_training.stage.checkpoint import QUANTIZE_CONFIG, read_json
 from pangu_training.stage.errors import CheckpointError
 
+BITS = (4, 8)  # that there are kernels for
 PACKED_TENSORS = ("qweight", "qzeros", "scales", "g_idx")
 # What zero points are less when they are stored: AutoGPTQ's first format, and GPTQModel's second.
 STORED_LESS = {"gptq": 1, "gptq_v2": 0}

@@ -33,6 +33,14 @@ def local_source(source: str) -> Path | None:
     return None if source in MODELS else Path(source)
 
 
+def may_be_adapter(source: str) -> bool:
+    """Whether `source` is a folder, or of the hub and no file there."""
+    on_hub = HUB_SOURCE.fullmatch(source)
+    return Path(source).is_dir() or not (
+        source in MODELS or Path(source).is_file() or (on_hub is not None and on_hub[2])
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportOptions:
     """What to make a checkpoint folder of."""
@@ -61,7 +69,7 @@ def import_checkpoint(options: ImportOptions) -> None:
     source, output = options.source, options.output
     if options.revision and (source in MODELS or Path(source).exists()):
         raise CheckpointError(f"--revision is of a hub id, which {source} is not: leave it out")
-    if options.base and (source in MODELS or Path(source).is_file()):
+    if options.base and not may_be_adapter(source):
         raise CheckpointError(f"--base is of a LoRA adapter, which {source} is not: leave it out")
     with new_directory(output, force=options.force) as folder:
         if source in MODELS:

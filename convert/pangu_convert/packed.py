@@ -12,15 +12,14 @@ from torch import nn
 
 from pangu_convert.architectures import require_supported
 from pangu_convert.artifact import UNKNOWN
-from pangu_convert.gptq_weights import STORED_LESS
+from pangu_convert.gptq_weights import BITS, PACKED_TENSORS, STORED_LESS
 from pangu_convert.weights import open_weights
 from pangu_training.stage.architecture import build, model_config
 from pangu_training.stage.checkpoint import Checkpoint
 from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.tensors import FLOATING, StoredTensor
 
-BITS = (4, 8)  # that the engine has kernels for
-PARTS = {"gptq": ("qweight", "qzeros", "scales", "g_idx"), "awq": ("qweight", "qzeros", "scales")}
+PARTS = {"gptq": PACKED_TENSORS, "awq": PACKED_TENSORS[:3]}  # AWQ's groups are in order
 REMEDY = "give the unquantized checkpoint that it was made from to pangu-convert gptq or ctranslate2"
 # What GPTQModel can put next to the packed matrices, which computes something else than their product.
 ALTERING = ("adapter", "rotation")
@@ -35,7 +34,7 @@ class Scheme:
     group_size: int  # -1: an output has one scale
     stored_less: int  # what zero points are less when they are stored
     quantizer: str  # program and version, or UNKNOWN
-    mixed: bool  # modules have bits and group sizes of their own
+    dynamic: Mapping[str, Any]  # GPTQModel's rules for modules with bits and group sizes of their own
     facts: Mapping[str, Any]  # all else that is known of the quantization
 
 
@@ -66,7 +65,7 @@ def scheme_of(checkpoint: Checkpoint) -> Scheme:
             f"{checkpoint.path} is quantized by {method}; only GPTQ and AWQ are adopted: {REMEDY}"
         )
     most = max(BITS) if method == "gptq" else 4
-    bits, group_size = said.get("bits", said.get("w_bit")), said.get("group_size", said.get("q_group_size"))
+    bits, group_size = said.get("bits"), said.get("group_size")
     if type(bits) is not int or bits not in BITS or bits > most:
         raise _not_held(checkpoint, f"{bits} bits by {method}", "GPTQ is read with 4 and 8, AWQ with 4")
     if type(group_size) is not int or group_size == 0 or group_size < -1:
@@ -78,6 +77,9 @@ def scheme_of(checkpoint: Checkpoint) -> Scheme:
             raise _not_held(checkpoint, f"GPTQ with {key}", "the engine computes packed matrices alone")
     if said.get("pack_dtype") not in (None, "int32"):
         raise _not_held(checkpoint, f"words of {said['pack_dtype']}", "int32 is read")
+    dynamic = said.get("dynamic") or {}
+    if not isinstance(dynamic, dict):
+        raise CheckpointError(f"{checkpoint.path} has rules (dynamic) that are none: download it again")
     meta = said["meta"] if isinstance(said.get("meta"), dict) else {}
     quantizer = meta.get("quantizer", said.get("quantizer", UNKNOWN))
     return Scheme(
@@ -86,7 +88,7 @@ def scheme_of(checkpoint: Checkpoint) -> Scheme:
         group_size=group_size,
         stored_less=_stored_less(checkpoint, said) if method == "gptq" else _require_gemm(checkpoint, said),
         quantizer=", ".join(map(str, quantizer)) if isinstance(quantizer, list) else str(quantizer),
-        mixed=bool(said.get("dynamic")),
+        dynamic=dynamic,
         facts={
             key: value
             for key, value in {**meta, **said}.items()
@@ -170,6 +172,8 @@ def _layer(checkpoint: Checkpoint, scheme: Scheme, name: str, parts: Mapping[str
         (rows, columns), (groups, outputs) = shapes["qweight"], shapes["scales"]
         inputs = rows if scheme.method == "awq" else shapes["g_idx"][0]
         bits = 4 if scheme.method == "awq" else 32 * rows // inputs
+        if not inputs or not groups or not outputs:
+            raise ValueError("a matrix of nothing")
     except (ValueError, IndexError, ZeroDivisionError):
         raise _misfit(checkpoint, name, scheme, shapes) from None
     expected: dict[str, tuple[int, ...]] = {
@@ -182,7 +186,7 @@ def _layer(checkpoint: Checkpoint, scheme: Scheme, name: str, parts: Mapping[str
     else:
         expected |= {"qweight": (inputs * bits // 32, outputs), "g_idx": (inputs,)}
     size = inputs if scheme.group_size == -1 else scheme.group_size
-    told = scheme.mixed or (bits == scheme.bits and groups == -(-inputs // size))
+    told = bool(scheme.dynamic) or (bits == scheme.bits and groups == -(-inputs // size))
     whole = (inputs * bits) % 32 == (outputs * bits) % 32 == 0 and (
         scheme.method == "gptq" or inputs % groups == 0
     )

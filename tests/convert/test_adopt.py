@@ -1,6 +1,5 @@
 """Quantized models of others become artifacts of the same numbers, to the bit, or are refused by name."""
 
-import contextlib
 import functools
 import json
 import os
@@ -26,8 +25,10 @@ from pangu_convert import cli
 from pangu_convert.adopt import AdoptOptions, adopted_artifact
 from pangu_convert.artifact import read_artifact, verify
 from pangu_convert.gptq_weights import load_dequantized
+from pangu_convert.packed import packed_layers, scheme_of
 from pangu_server.backends.torch.quantized import Quantized
 from pangu_server.backends.torch.weights import open_weights
+from pangu_training.stage.checkpoint import read_checkpoint
 from pangu_training.stage.errors import CheckpointError
 
 LAYER = "model.layers.1.mlp.down_proj"
@@ -189,14 +190,24 @@ def test_damage_to_any_key_is_refused_or_changes_nothing(
         # Without it the first format is meant, and zero points tell that it is not.
         if not (key == "sym" and value in (None, 2))
     ]
+    taken = 0
+    folder = copied(saved(packing), tmp_path / "model")
+    configs = {file: file.read_bytes() for file in folder.glob("*.json")}
     for number, change in enumerate(changes):
-        folder = copied(saved(packing), tmp_path / f"model-{number}")
+        for file, content in configs.items():
+            file.write_bytes(content)
         set_quantization(folder, **change)
-        options = AdoptOptions(source=str(folder), output=tmp_path / f"out-{number}")
-        with contextlib.suppress(CheckpointError):
-            assert same(loaded(adopted_artifact(options)), saved(packing))
+        output = tmp_path / f"out-{number}"
+        try:
+            checkpoint = read_checkpoint(folder, quantized=True)
+            packed_layers(checkpoint, scheme_of(checkpoint))
+            artifact = adopted_artifact(AdoptOptions(source=str(folder), output=output))
+        except CheckpointError:
+            assert not output.exists()
             continue
-        assert not options.output.exists()
+        taken += 1
+        assert same(loaded(artifact), saved(packing))
+    assert 0 < taken < len(changes)
 
 
 def test_files_that_differ_are_refused(
@@ -205,6 +216,54 @@ def test_files_that_differ_are_refused(
     folder = copied(saved(GPTQ), tmp_path / "copy")
     (folder / "quantize_config.json").write_text(json.dumps({**GPTQ.config, "desc_act": True}))
     assert "differ in desc_act" in refused(capsys, folder, tmp_path / "out")
+    (folder / "quantize_config.json").write_text(json.dumps({**GPTQ.config, "quant_method": ["gptq"]}))
+    assert "differ in quant_method" in refused(capsys, folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("packing", "file", "older"),
+    [
+        (AWQ, "quant_config.json", {"zero_point": True, "q_group_size": 64, "w_bit": 4, "version": "GEMM"}),
+        (GPTQ, "quantize_config.json", {**GPTQ.config, "damp_percent": 0.1, "model_name_or_path": "mine"}),
+    ],
+    ids=["awq", "gptq"],
+)
+def test_two_files_that_say_the_same_in_their_own_words(
+    packing: Packing, file: str, older: dict[str, object], saved: Save, tmp_path: Path
+) -> None:
+    folder = copied(saved(packing), tmp_path / "copy")
+    (folder / file).write_text(json.dumps(older))
+    assert same(adopt(folder, tmp_path / "out"), saved(packing))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("w_bit", 8), ("q_group_size", 32), ("version", "GEMV"), ("zero_point", False)]
+)
+def test_what_older_words_say_is_compared(
+    key: str, value: object, saved: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied(saved(AWQ), tmp_path / "copy")
+    (folder / "quant_config.json").write_text(json.dumps({key: value}))
+    assert "quant_config.json and config.json next to it differ in " in refused(
+        capsys, folder, tmp_path / "out"
+    )
+
+
+@pytest.mark.parametrize("packing", [GPTQ, AWQ], ids=["gptq", "awq"])
+@pytest.mark.parametrize("part", ["scales", "qweight"])
+@pytest.mark.parametrize("rule", [{}, {"dynamic": {"+:.*": {"bits": 8}}}], ids=["", "dynamic"])
+def test_a_matrix_of_nothing_is_refused(
+    packing: Packing,
+    part: str,
+    rule: dict[str, object],
+    saved: Save,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, name = copied(saved(packing), tmp_path / "copy"), f"{LAYER}.{part}"
+    set_quantization(folder, **rule)
+    rewritten(folder, lambda tensors: tensors.update({name: tensors[name][:0]}))
+    assert f"the packed tensors of {LAYER} in " in refused(capsys, folder, tmp_path / "out")
 
 
 METHODS = ("bitsandbytes", "fp8", "compressed-tensors", "auto-round", "hqq")
@@ -349,7 +408,9 @@ def test_layers_of_other_bits_and_a_packed_head(
     folder = save_packed(source, tmp_path / "model", GPTQ, others)
     set_quantization(folder, dynamic={"+:.*down_proj": {"bits": 8}}, lm_head=True)
     assert same(adopt(folder, tmp_path / "out"), folder)
-    assert json.loads((tmp_path / "out" / "quantize_config.json").read_text())["lm_head"] is True
+    written = json.loads((tmp_path / "out" / "quantize_config.json").read_text())
+    assert (written["lm_head"], written["dynamic"]) == (True, {"+:.*down_proj": {"bits": 8}})
+    assert read_artifact(tmp_path / "out").manifest.quantization == "gptq-int4-g64+int8"
     tied = copied(folder, tmp_path / "tied", tie_word_embeddings=True)
     assert "set tie_word_embeddings to false" in refused(capsys, tied, tmp_path / "no")
 

@@ -56,6 +56,8 @@ def test_a_base_is_found_or_asked_for(
     error = refused(capsys, made("llama"), tmp_path / "none", "--base", made("llama"))
     assert "--base is of a LoRA adapter" in error
     assert "--base" in refused(capsys, gguf, tmp_path / "none", "--base", made("llama"))
+    hub = Path("owner/repo/model-q8_0.gguf")  # nothing is asked of the hub
+    assert "--base is of a LoRA adapter" in refused(capsys, hub, tmp_path / "none", "--base", made("llama"))
     error = refused(capsys, adapter, tmp_path / "none", "--base", made("gpt_bigcode"))
     assert (
         "names the module q_proj in target_modules, which its base has not" in error or "down_proj" in error
@@ -109,3 +111,17 @@ def test_a_merged_model_is_a_checkpoint_like_any_other(adapters: Make, tmp_path:
     provenance = read_artifact(tmp_path / "artifact").manifest.source.provenance
     assert provenance is not None
     assert provenance["note"] == "a LoRA adapter merged into its base in float32, rounded once to float32"
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json", "training.json"])
+def test_a_link_out_of_the_adapter_is_refused(
+    name: str, made: Make, adapters: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else what it leads to would end in the checkpoint."""
+    adapter = copied(adapters("plain"), tmp_path / "adapter")
+    shutil.copyfile(made("llama") / "tokenizer.json", adapter / "tokenizer.json")
+    (tmp_path / "secret").write_text("{}")
+    (adapter / name).unlink(missing_ok=True)
+    (adapter / name).symlink_to(tmp_path / "secret")
+    error = refused(capsys, adapter, tmp_path / "out")
+    assert f"{name} cannot be read (it is a link to " in error

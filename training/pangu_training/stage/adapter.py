@@ -19,6 +19,7 @@ from pangu_training.stage.checkpoint import (
     TRAINED,
     WEIGHTS,
     read_json,
+    require_readable,
 )
 from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.tensors import StoredTensor, read_tensors
@@ -88,6 +89,7 @@ def read_adapter(path: Path) -> Adapter:
         raise CheckpointError(
             f"{path} holds a whole model and an adapter ({ADAPTER_CONFIG}): put each into a folder of its own"
         )
+    require_readable(path)
     settings = _Settings(path / ADAPTER_CONFIG)
     settings.neutral("peft_type", KIND)
     settings.neutral("task_type", TASK, None)

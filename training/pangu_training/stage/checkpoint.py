@@ -26,6 +26,14 @@ AUTOGPTQ_WEIGHTS = "gptq_model-*bit-*.safetensors"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 QUANTIZE_CONFIG = "quantize_config.json"
 QUANTIZE_CONFIGS = {QUANTIZE_CONFIG: "gptq", "quant_config.json": "awq"}  # of older quantizers
+# Their names of what `config.json` calls otherwise, and what decides which numbers the weights are.
+OLDER_KEYS = {"w_bit": "bits", "q_group_size": "group_size"}
+DECIDING = frozenset(
+    {
+        *("quant_method", "bits", "group_size", "sym", "desc_act", "zero_point", "pack_dtype"),
+        *("version", "format", "checkpoint_format", "is_marlin_format", "adapter", "rotation"),
+    }
+)
 # What a tokenizer and a generation need besides the weights; copied along by every conversion.
 TEXT_FILES = (
     TOKENIZER,
@@ -156,7 +164,7 @@ def read_checkpoint(path: Path, *, quantized: bool = False) -> Checkpoint:
     """
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder: give the folder that holds config.json")
-    _require_readable(path)
+    require_readable(path)
     if (path / ADAPTER_CONFIG).is_file():
         raise CheckpointError(
             f"{path} holds an adapter ({ADAPTER_CONFIG}) and not a model: pangu-convert import {path} merges it into "
@@ -184,7 +192,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read ({error}): download or export it again") from None
 
 
-def _require_readable(path: Path) -> None:
+def require_readable(path: Path) -> None:
     """Raise `CheckpointError` for a file next to the weights that is none, or that no program should read.
 
     Libraries read these files in ways of their own, and all are copied along.
@@ -233,18 +241,28 @@ def _quantization(path: Path, config: Mapping[str, Any]) -> Mapping[str, Any] | 
     found: dict[str, Any] = {}
     in_config = config.get("quantization_config") or config.get("compression_config")
     if in_config:
-        found = in_config if isinstance(in_config, dict) else {}
-        found = {**found, "quant_method": str(found.get("quant_method", "by an unnamed method"))}
+        found = _in_words_of_today(in_config if isinstance(in_config, dict) else {})
+        found["quant_method"] = str(found.get("quant_method", "by an unnamed method"))
     for file, method in QUANTIZE_CONFIGS.items():
         if (path / file).is_file():
-            told = {"quant_method": method, **read_json(path / file)}
-            differing = [key for key in found.keys() & told if found[key] != told[key]]
+            told = _in_words_of_today({"quant_method": method, **read_json(path / file)})
+            told["quant_method"] = str(told["quant_method"])
+            both = DECIDING & found.keys() & told.keys()
+            differing = [key for key in both if _folded(found[key]) != _folded(told[key])]
             if differing:
                 raise CheckpointError(
                     f"{path / file} and {CONFIG} next to it differ in {min(differing)}: download the folder again"
                 )
             found |= told
     return found or None
+
+
+def _in_words_of_today(quantization: Mapping[str, Any]) -> dict[str, Any]:
+    return {OLDER_KEYS.get(key, key): value for key, value in quantization.items()}
+
+
+def _folded(value: object) -> object:
+    return value.casefold() if isinstance(value, str) else value  # "GEMM" is "gemm"
 
 
 def _weight_files(path: Path, *, quantized: bool) -> tuple[Path, ...]:

@@ -6,13 +6,12 @@ from functools import partial
 import torch
 
 from pangu_convert.artifact import Artifact, ArtifactError
-from pangu_convert.gptq_weights import PACKED_TENSORS, dequantize, fields, packed_bits, stored_less
+from pangu_convert.gptq_weights import BITS, PACKED_TENSORS, dequantize, fields, packed_bits, stored_less
 from pangu_server.backends.torch.parameters import Value, Weights, matched
 from pangu_server.backends.torch.quantized import Quantized
 from pangu_server.backends.torch.safetensors_weights import checkpoint_config, stored_tensors
 
 SUFFIXES = tuple(f".{part}" for part in PACKED_TENSORS)
-BITS = (4, 8)
 
 
 def open_gptq(artifact: Artifact, device: str) -> Weights:

@@ -13,7 +13,7 @@ from pangu_training.stage.command import Verb, options_class
 from pangu_training.stage.paths import require_free
 
 # What verbs are told in words that name no file.
-WORDS = {"base_url", "cache_memory", "ids", "label", "model", "name", "revision", "text_field"}
+WORDS = {"base_url", "cache_memory", "eight_bits", "ids", "label", "model", "name", "revision", "text_field"}
 FORMS = ("{}", "me={}", "problems:{}")  # in which a text names a file
 
 

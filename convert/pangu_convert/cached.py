@@ -67,16 +67,15 @@ def cached_artifact(
         adopted_artifact(AdoptOptions(source=source, revision=revision, output=output))
         return output
     if place is not None and place.is_dir() and revision is None and not is_adapter(place):
+        if not (place / CONFIG).is_file():
+            raise ArtifactError(f"{source} is not an artifact, nor a checkpoint: it has no {CONFIG}")
         checkpoint = place
     elif not (checkpoint / IMPORTED).is_file():
         from pangu_convert.importer import ImportOptions, import_checkpoint
 
         print(f"{source}: importing it as {checkpoint}", flush=True)
         import_checkpoint(ImportOptions(source=source, revision=revision, output=checkpoint))
-    config = checkpoint / CONFIG
-    described = Checkpoint(
-        path=checkpoint, config=read_json(config) if config.is_file() else {}, weight_files=()
-    )
+    described = Checkpoint(path=checkpoint, config=read_json(checkpoint / CONFIG), weight_files=())
     to = _format(described.architecture, on_gpu) if format == "auto" else format
     try:
         return _converted(source, checkpoint, artifacts / f"{key}-{to}", to)

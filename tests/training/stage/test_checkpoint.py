@@ -49,7 +49,7 @@ def test_end_tokens_come_from_config_without_a_generation_config(tmp_path: Path)
     ("files", "message"),
     [
         ({"config__json": None}, "no config.json"),
-        ({"config__json": "{"}, "not valid JSON"),
+        ({"config__json": "{"}, "cannot be read"),
         ({"config__json": "[]"}, "JSON object"),
         ({"tokenizer__json": None}, "no tokenizer.json"),
         ({"model__safetensors": None}, "no model.safetensors"),

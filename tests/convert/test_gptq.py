@@ -1,5 +1,6 @@
 """`pangu-convert gptq` on tiny random models, really quantized."""
 
+import contextlib
 import json
 import os
 import re
@@ -166,10 +167,21 @@ def start(checkpoint: Path, output: Path) -> tuple[subprocess.Popen[str], int]:
         *LONG,
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    wait_for(lambda: children.read_text() != "")
+    # A short-lived child tries the tokenizer before.
+    wait_for(lambda: worker_of(process) is not None)
     time.sleep(0.5)  # past the start of Python, into the imports
-    return process, int(children.read_text())
+    worker = worker_of(process)
+    assert worker is not None
+    return process, worker
+
+
+def worker_of(process: subprocess.Popen[str]) -> int | None:
+    """The process that quantizes, once it is there."""
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if b"gptq_worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
+    return None
 
 
 def test_ctrl_c_ends_both_processes_with_one_line(tiny_bigcode: Path, tmp_path: Path) -> None:

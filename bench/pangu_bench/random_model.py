@@ -4,7 +4,6 @@ Memory, time and disk are the real model's; the text is nonsense. The same name 
 an interrupted run has written can stay.
 """
 
-import json
 import math
 import os
 import zlib
@@ -26,7 +25,7 @@ from pangu_convert.tokenizer import starcoder_tokenizer
 from pangu_training.stage.checkpoint import CONFIG, SHARD_INDEX, Checkpoint, read_json
 from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.identity import checkpoint_hash
-from pangu_training.stage.output import new_directory, require_free_space, write_file
+from pangu_training.stage.output import new_directory, require_free_space, write_json
 
 SHARD_BYTES = 2_000_000_000
 STD = 0.02  # of a fresh model's matrices: activations stay finite
@@ -115,7 +114,7 @@ def _describe(folder: Path, config: Mapping[str, Any], name: str) -> None:
         raise CheckpointError(f"{STARCODER_VOCABULARY.file_name} does not begin with {END}")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END).save_pretrained(folder)
     origin = {"source": name, "note": "random weights: shape only"}
-    write_file(folder / PROVENANCE, (json.dumps(origin, indent=2) + "\n").encode())
+    write_json(folder / PROVENANCE, origin)
 
 
 def _plain(name: str, shape: tuple[int, ...]) -> Part:
@@ -195,4 +194,4 @@ def _write_shards(folder: Path, parts: Mapping[str, Part], beside_bytes: int = 0
             partial.rename(folder / file)
     weight_map = {name: file for file, names in shards.items() for name in names}
     index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-    write_file(folder / SHARD_INDEX, (json.dumps(index, indent=2) + "\n").encode())
+    write_json(folder / SHARD_INDEX, index)

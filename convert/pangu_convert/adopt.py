@@ -5,7 +5,6 @@ the hub. Every tensor is checked as those of an unquantized checkpoint are. What
 the manifest.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pangu_training.stage.checkpoint import CONFIG, QUANTIZE_CONFIG, SHARD_INDEX
 from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.identity import checkpoint_hash
 from pangu_training.stage.options import argument, option
-from pangu_training.stage.output import new_directory, write_file
+from pangu_training.stage.output import new_directory, write_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,11 +109,11 @@ def _adopt_packed(checkpoint: Checkpoint, origin: Mapping[str, Any], options: Ad
             "checkpoint_format": "gptq_v2",
             **({"dynamic": scheme.dynamic} if scheme.dynamic else {}),
         }
-        _write_json(folder / QUANTIZE_CONFIG, quantization)
+        write_json(folder / QUANTIZE_CONFIG, quantization)
         config = {**with_rope_theta(plain.config), "quantization_config": quantization}
-        _write_json(folder / CONFIG, config)
+        write_json(folder / CONFIG, config)
         if len(checkpoint.weight_files) > 1:
-            _write_json(folder / SHARD_INDEX, {"metadata": {}, "weight_map": places})
+            write_json(folder / SHARD_INDEX, {"metadata": {}, "weight_map": places})
         for file in checkpoint.text_files:
             shutil.copyfile(file, folder / file.name)
         seal(
@@ -142,7 +141,3 @@ def _adopt_packed(checkpoint: Checkpoint, origin: Mapping[str, Any], options: Ad
             },
         )
     return read_artifact(options.output)
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_file(path, (json.dumps(value, indent=2) + "\n").encode())

@@ -11,7 +11,6 @@ Without smoothing the files are those of the library's own converter, byte for b
 `ctranslate2_files`, also for how a model that does not fit into memory comes through.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pangu_convert.calibration import CalibrationOptions, calibration_data
 from pangu_convert.conversion import ConversionOptions, Written, convert, report
 from pangu_training.stage.checkpoint import Checkpoint
 from pangu_training.stage.options import nested, option
-from pangu_training.stage.output import write_file
+from pangu_training.stage.output import write_json
 
 QUANTIZATIONS = {  # name -> bytes a weight, roughly
     "int8": 1.1,
@@ -64,7 +63,7 @@ def ctranslate2_artifact(options: CTranslate2Options) -> Artifact:
         if options.smooth and STORED_TYPES[quantization][0] == "int8":
             data = calibration_data(options.calibration, checkpoint)
         write_ctranslate2(checkpoint, folder, quantization, data.rows if data else ())
-        write_file(folder / CHECKPOINT_CONFIG, (json.dumps(checkpoint.config, indent=2) + "\n").encode())
+        write_json(folder / CHECKPOINT_CONFIG, checkpoint.config)
         seed = options.calibration.seed
         return Written(
             weight_files=("model.bin",),

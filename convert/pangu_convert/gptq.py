@@ -4,7 +4,6 @@
 GPTQModel, vLLM and TGI read. gptqmodel quantizes in a process of its own (`gptq_worker`).
 """
 
-import json
 import os
 import re
 import shutil
@@ -23,7 +22,7 @@ from pangu_convert.weights import link_model, with_rope_theta
 from pangu_training.stage.checkpoint import CONFIG, QUANTIZE_CONFIG, SHARD_INDEX, Checkpoint
 from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.options import nested, number_within, option
-from pangu_training.stage.output import write_file
+from pangu_training.stage.output import write_json
 
 GROUP_SIZES = (32, 64, 128, 256, -1)  # -1: one group an input row
 DEFAULT_GROUP_SIZES = (128, 64, 32)
@@ -242,4 +241,4 @@ def write_configs(checkpoint: Checkpoint, folder: Path, job: Job) -> None:
         "torch_dtype": checkpoint.dtype,  # as loaders older than transformers 5 call it
     }
     for name, value in ((QUANTIZE_CONFIG, quantization), (CONFIG, config)):
-        write_file(folder / name, (json.dumps(value, indent=2) + "\n").encode())
+        write_json(folder / name, value)

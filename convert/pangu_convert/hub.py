@@ -9,7 +9,6 @@ Files of the cache are linked into checkpoints. One that was changed there is fe
 """
 
 import glob
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ from pangu_training.stage.checkpoint import (
 )
 from pangu_training.stage.files import read_object
 from pangu_training.stage.identity import MANIFEST, hash_files
-from pangu_training.stage.output import is_disk_full, locked, require_free_space, write_file
+from pangu_training.stage.output import is_disk_full, locked, require_free_space, write_json
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
@@ -174,7 +173,7 @@ def _download(repository: str, files: Mapping[str, Any], commit: str, target: Pa
         names = [name for name in files if (partial / name).is_file()]
         hashes = hash_files(partial, names, "hashing the download")
         _require_right(repository, files, hashes, partial)
-        write_file(partial / RECORD, (json.dumps({"files": hashes}, indent=2) + "\n").encode())
+        write_json(partial / RECORD, {"files": hashes})
         shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's, for resuming
         shutil.rmtree(target, ignore_errors=True)  # changed since
         partial.rename(target)

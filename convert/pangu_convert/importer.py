@@ -5,7 +5,6 @@ A GGUF file comes out de-quantized in bfloat16, and `import.json` says so: conve
 second time, and no figure of its "unquantized" form is one of the original model.
 """
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from pangu_training.stage.checkpoint import CONFIG, IMPORTED, read_checkpoint, r
 from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.identity import checkpoint_hashes, hash_files, library_versions
 from pangu_training.stage.options import argument, option
-from pangu_training.stage.output import new_directory, require_free_space, write_file
+from pangu_training.stage.output import new_directory, require_free_space, write_json
 from pangu_training.stage.paths import require_apart
 
 
@@ -72,32 +71,32 @@ def import_checkpoint(options: ImportOptions) -> None:
     if options.base and not may_be_adapter(source):
         raise CheckpointError(f"--base is of a LoRA adapter, which {source} is not: leave it out")
     with new_directory(output, force=options.force) as folder:
-        if source in MODELS:
-            _import_model(source, folder, options.dtype)
-        elif Path(source).is_file():
-            _import_file(Path(source), folder, {"source": Path(source).name}, options.dtype)
-        elif Path(source).is_dir():
-            origin = {"source": Path(source).resolve().name}
-            import_folder(Path(source), folder, origin, options.dtype, options.base, output)
-        elif HUB_SOURCE.fullmatch(source):
-            model = fetch_hub_model(source, options.revision)
-            if model.path.is_dir():
-                import_folder(model.path, folder, model.origin, options.dtype, options.base, output)
-            else:
-                _import_file(model.path, folder, model.origin, options.dtype)
+        path, origin = _located(source, options.revision)
+        if path.is_file():
+            _import_file(path, folder, origin, options.dtype)
         else:
-            raise CheckpointError(
-                f"{source!r} is neither a file, a folder, a hub id (OWNER/NAME) nor one of {', '.join(MODELS)}"
-            )
+            import_folder(path, folder, origin, options.dtype, options.base, output)
     checkpoint = read_checkpoint(output)
     print(f"{output}: {checkpoint.architecture}, {checkpoint.dtype}, {checkpoint.weight_bytes / 1e9:.2f} GB")
 
 
-def _import_model(name: str, folder: Path, dtype: str | None) -> None:
-    file = MODELS[name]
-    path = fetch(file, cache_folder())
-    origin = {"source": name, "licence": file.licence, "cite": file.cite, "sha256": file.sha256}
-    _import_file(path, folder, origin, dtype)
+def _located(source: str, revision: str | None) -> tuple[Path, Mapping[str, Any]]:
+    """The GGUF file or folder that `source` names, fetched if need be, and where it comes from."""
+    if source in MODELS:
+        file = MODELS[source]
+        origin = {"source": source, "licence": file.licence, "cite": file.cite, "sha256": file.sha256}
+        return fetch(file, cache_folder()), origin
+    path = Path(source)
+    if path.is_file():
+        return path, {"source": path.name}
+    if path.is_dir():
+        return path, {"source": path.resolve().name}
+    if HUB_SOURCE.fullmatch(source):
+        model = fetch_hub_model(source, revision)
+        return model.path, model.origin
+    raise CheckpointError(
+        f"{source!r} is neither a file, a folder, a hub id (OWNER/NAME) nor one of {', '.join(MODELS)}"
+    )
 
 
 def _import_file(path: Path, folder: Path, origin: Mapping[str, Any], dtype: str | None) -> None:
@@ -146,26 +145,19 @@ def _import_adapter(
     if not name:
         raise CheckpointError(f"{adapter.path} does not name its base: give it with --base")
     with tempfile.TemporaryDirectory(dir=folder) as made:  # for a base that has to be imported first
-        path, base_origin = Path(name), None
-        if name in MODELS or path.is_file():
+        try:
+            path, base_origin = _located(name, None if base else adapter.base_revision)
+        except CheckpointError:
+            raise CheckpointError(
+                f"the base {name!r} of {adapter.path} is not here (no folder, file, hub id or name of a model): "
+                "give it with --base"
+            ) from None
+        if path.is_file():
+            _import_file(path, Path(made), base_origin, None)
             path = Path(made)
-            if name in MODELS:
-                _import_model(name, path, None)
-            else:
-                _import_file(Path(name), path, {"source": Path(name).name}, None)
-        elif not path.is_dir():
-            if not HUB_SOURCE.fullmatch(name):
-                raise CheckpointError(
-                    f"the base {name!r} of {adapter.path} is not here (no folder, file, hub id or name of a model): "
-                    "give it with --base"
-                )
-            model = fetch_hub_model(name, None if base else adapter.base_revision)
-            path, base_origin = model.path, model.origin
-            if path.is_file():
-                path = Path(made)
-                _import_file(model.path, path, model.origin, None)
+        known = None if Path(name).is_dir() else base_origin  # a folder's name alone says nothing
         require_apart(output, [path])
-        found = merge_adapter(adapter, read_checkpoint(path), base_origin, folder, dtype)
+        found = merge_adapter(adapter, read_checkpoint(path), known, folder, dtype)
     _complete_config(folder)
     _write_origin(folder, {**origin, **found})
 
@@ -174,10 +166,10 @@ def _complete_config(folder: Path) -> None:
     """Write what loaders older than transformers 5 look for, so that they do not take a default in silence."""
     config = read_json(folder / CONFIG)
     if (complete := with_rope_theta(config)) != config:
-        _write_json(folder / CONFIG, complete)
+        write_json(folder / CONFIG, complete)
     tokenizer = folder / "tokenizer_config.json"
     if tokenizer.is_file() and read_json(tokenizer).get("tokenizer_class") == "TokenizersBackend":
-        _write_json(tokenizer, {**read_json(tokenizer), "tokenizer_class": "PreTrainedTokenizerFast"})
+        write_json(tokenizer, {**read_json(tokenizer), "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _write_origin(folder: Path, origin: Mapping[str, Any], known: Mapping[str, str] | None = None) -> None:
@@ -185,8 +177,4 @@ def _write_origin(folder: Path, origin: Mapping[str, Any], known: Mapping[str, s
     known = known or {}
     names = sorted(file.name for file in folder.iterdir() if file.name not in known)
     files = {**known, **hash_files(folder, names, "hashing the checkpoint")}
-    _write_json(folder / IMPORTED, {**origin, "files": files, "library_versions": library_versions()})
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_file(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_json(folder / IMPORTED, {**origin, "files": files, "library_versions": library_versions()})

@@ -1,7 +1,6 @@
 """Weight files: checked, then linked as they are or cast to another type, shard by shard."""
 
 import contextlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from tqdm import tqdm
 from pangu_training.stage.checkpoint import CONFIG, SHARD_INDEX, WEIGHTS, Checkpoint
 from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.identity import tensors_by_file
-from pangu_training.stage.output import link_or_copy, write_file
+from pangu_training.stage.output import link_or_copy, write_json
 from pangu_training.stage.tensors import COMPUTED, FLOATING
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -79,7 +78,7 @@ def _other_files(checkpoint: Checkpoint) -> list[Path]:
 def _write_config(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
     config: dict[str, Any] = {**checkpoint.config, "dtype": dtype}
     config.pop("torch_dtype", None)
-    write_file(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    write_json(folder / CONFIG, config)
 
 
 def with_rope_theta(config: Mapping[str, Any]) -> dict[str, Any]:

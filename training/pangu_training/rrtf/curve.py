@@ -25,7 +25,7 @@ from pangu_training.rrtf.run import Run
 from pangu_training.stage.checkpoint import read_checkpoint, read_json
 from pangu_training.stage.errors import PanguError
 from pangu_training.stage.options import argument, counted, nested, option
-from pangu_training.stage.output import write_file
+from pangu_training.stage.output import write_file, write_json
 
 TABLE, PICTURE, REPORT = "curve.md", "curve.svg", "curve.json"
 
@@ -69,7 +69,7 @@ def curve(options: CurveOptions) -> None:
         output.mkdir(parents=True, exist_ok=True)
         write_file(output / TABLE, table(report).encode())
         write_file(output / PICTURE, picture(report).encode())
-        write_file(output / REPORT, (json.dumps(report, indent=2) + "\n").encode())
+        write_json(output / REPORT, report)
         print(f"{table(report)}\n{output / TABLE}, {output / PICTURE} and {output / REPORT} are written")
         print(json.dumps(report))
 

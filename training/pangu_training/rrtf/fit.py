@@ -7,7 +7,6 @@ the paper's where it gives any (global batch, epochs), else WizardCoder's for th
 """
 
 import contextlib
-import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from pangu_training.stage.checkpoint import TRAINED, Checkpoint, read_checkpoint
 from pangu_training.stage.errors import PanguError
 from pangu_training.stage.identity import checkpoint_hash, library_versions
 from pangu_training.stage.options import argument, nested, option
-from pangu_training.stage.output import locked, new_directory, write_file
+from pangu_training.stage.output import locked, new_directory, write_json
 
 if TYPE_CHECKING:
     from pangu_training.rrtf.held_out import HeldOutProblems
@@ -296,5 +295,5 @@ def _save(trainer: "PairTrainer", run: Run, base: Checkpoint, *, adapter: bool) 
         if main and adapter:
             own = {"name": base.name, "sha256": run.description["checkpoint_sha256"]}
             record = {"base": own, **run.facts}
-            write_file(folder / TRAINED, (json.dumps(record, indent=2) + "\n").encode())
+            write_json(folder / TRAINED, record)
     trainer.accelerator.wait_for_everyone()

@@ -18,7 +18,7 @@ from typing import Any
 
 from pangu_training.stage.checkpoint import TRAINING_FACTS, read_json
 from pangu_training.stage.errors import OutputError
-from pangu_training.stage.output import write_file
+from pangu_training.stage.output import write_file, write_json
 
 RUN, METRICS, FINAL, WHOLE = "run.json", "metrics.jsonl", "final", "whole"
 
@@ -74,7 +74,7 @@ class Run:
             raise OutputError(f"{self.path} is not empty and no training run: choose another --output")
         else:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_file(self.path / RUN, (json.dumps({**identity, **notes}, indent=2) + "\n").encode())
+            write_json(self.path / RUN, {**identity, **notes})
 
     def append_metrics(self, entry: Mapping[str, Any]) -> None:
         """Add a line to `metrics.jsonl`."""

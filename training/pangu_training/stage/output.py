@@ -88,6 +88,11 @@ def write_file(path: Path, data: bytes) -> None:
     _sync_entry(path.parent)
 
 
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace `path` by a JSON object that people can read, in one step."""
+    write_file(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Replace `path` by `rows`, a JSON object each, in one step. Half a surrogate pair is not text: it becomes "?"."""
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

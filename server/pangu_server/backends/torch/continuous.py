@@ -132,8 +132,8 @@ class ContinuousSchedule(Schedule):
         running = list(self._rows.running)
         guesses = self._guesses([row for row in running if row.pending == 1 and row.draws and not row.flying])
         for row in running:
-            if row.ended or row.pending > 1 or (row.flying and row.ticket.remaining <= row.flying):
-                continue  # it gave way to an older one, has a prompt, or its last token under way
+            if row.ended or row.pending != 1 or (row.flying and row.ticket.remaining <= row.flying):
+                continue  # it gave way to an older one, has a prompt, or all that it was asked for under way
             guess = guesses.get(row, [])
             if self._make_room(row, row.computed + 1 + len(guess), parts):
                 parts.append(Part.of(row, 1 + len(guess), guess))

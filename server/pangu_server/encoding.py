@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pangu_convert.artifact import Artifact, ArtifactError
 from pangu_server.errors import RequestError
+from pangu_server.pieces import Pieces, written
 from pangu_training.stage.checkpoint import TOKENIZER
 from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.vocabulary import read_tokenizer as read_file
@@ -27,7 +28,7 @@ class Encoder:
     """The artifact's tokenizer as requests need it."""
 
     def __init__(self, tokenizer: "Tokenizer", end_token_ids: Sequence[int]) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self.pieces = tokenizer, Pieces(tokenizer)
         self.vocabulary_size: int = 1 + max(tokenizer.get_vocab().values(), default=-1)  # ids may be skipped
         # An empty prompt starts a document: after end-of-text, which checkpoints name last.
         self._document_start = end_token_ids[-1]
@@ -44,15 +45,21 @@ class Encoder:
         return token_id
 
     def prompt(
-        self, prompt: str | Sequence[int], *, parse_special: bool = True, param: str = "prompt"
+        self,
+        prompt: str | Sequence[int],
+        *,
+        parse_special: bool = True,
+        add_special: bool = True,
+        param: str = "prompt",
     ) -> list[int]:
-        """The ids of a whole prompt: never empty.
+        """The ids of a whole prompt: never empty. `add_special`: what the tokenizer puts before every text.
 
         Raises:
             RequestError: no valid Unicode, or unknown token ids; names the field `param`.
         """
         if isinstance(prompt, str):
-            ids = self.start_ids + self.text(prompt, parse_special=parse_special, param=param)
+            ids = self.text(prompt, parse_special=parse_special, param=param)
+            ids = self.start_ids + ids if add_special else ids
         else:
             ids = list(prompt)
             self.check_ids(ids, param)
@@ -98,29 +105,8 @@ class Encoder:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these ids, special tokens by name."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False)
-        return text
+        return self.pieces.join(ids)
 
-    def token_text(self, token_id: int) -> str:
-        """One token as OpenAI writes it in `logprobs`: `bytes:\\xf0\\x9f` where it is not a whole character."""
-        text, raw = self.decode([token_id]), self.token_bytes(token_id)
-        if "\ufffd" not in text or raw is None:
-            return text
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
-
-    def token_bytes(self, token_id: int) -> bytes | None:
-        """The bytes of one token of a byte-level vocabulary; None in any other."""
-        token = self.tokenizer.id_to_token(token_id) or ""
-        if not all(character in BYTE_OF for character in token):
-            return None
-        return bytes(BYTE_OF[character] for character in token)
-
-
-def _bytes_of_characters() -> dict[str, int]:
-    """GPT-2's alphabet, in which byte-level vocabularies are written: printable Latin-1 is itself."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-BYTE_OF = _bytes_of_characters()
+    def token_text(self, token_id: int, *, first: bool = False) -> str:
+        """One token as OpenAI writes it in `logprobs`; `first`: at the beginning of a text."""
+        return written(self.pieces.bytes(token_id, first=first))

@@ -115,6 +115,7 @@ class ScriptedBackend:
         )
 
     def _generate(self, ticket: Ticket) -> None:
+        ticket.read = True
         if ticket.prompt_due:
             ticket.listener.on_prompt([None, *[TokenLogprobs(-1.0)] * (ticket.prompt_tokens - 1)])
         if not ticket.options.max_tokens:

@@ -34,7 +34,7 @@ class Pieces:
         """Whether a text has something of this token."""
         return self._name(token_id) is not None and not (skip_special and token_id in self._special)
 
-    def bytes(self, token_id: int, *, first: bool = False) -> bytes:
+    def of(self, token_id: int, *, first: bool = False) -> bytes:
         """What a token writes; `first`: at the beginning of a text, where SentencePiece's writes no blank.
 
         Nothing for an id that has no token.
@@ -48,7 +48,7 @@ class Pieces:
         """The text of these tokens, special ones by name."""
         found, first = [], True
         for token_id in token_ids:
-            found.append(self.bytes(token_id, first=first))
+            found.append(self.of(token_id, first=first))
             first = first and not self.shows(token_id, skip_special=False)
         return b"".join(found).decode(errors="replace")
 

@@ -38,7 +38,7 @@ class Detokenizer:
         """The text that `token_id` completes, empty while a character lacks bytes."""
         if not self._pieces.shows(token_id, skip_special=self._skip):
             return ""
-        text = self._utf8.decode(self._pieces.bytes(token_id, first=self.first))
+        text = self._utf8.decode(self._pieces.of(token_id, first=self.first))
         self.first = False
         self.length += len(text)
         return text

@@ -132,7 +132,7 @@ class ChatLogprobs(BaseModel):
 
 
 def _top(encoder: Encoder, token_id: int, logprob: float, *, first: bool) -> TopLogprob:
-    raw = encoder.pieces.bytes(token_id, first=first)
+    raw = encoder.pieces.of(token_id, first=first)
     return TopLogprob(token=written(raw), logprob=logprob, bytes=list(raw))
 
 

@@ -85,9 +85,7 @@ class FillInMiddle:
         """
         encoder = self._encoder
         before: Sequence[int] = encoder.text(prefix, parse_special=parse_special, param="prompt")
-        after: Sequence[int] = encoder.text(
-            suffix, parse_special=parse_special, param="suffix", begins=False
-        )
+        after: Sequence[int] = encoder.text(suffix, parse_special=parse_special, param="suffix", begins=False)
         start = encoder.start_ids if add_special else []
         room = max_prompt_tokens - len(start) - 3
         if room < min(1, len(before) + len(after)):

@@ -29,7 +29,7 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def scripted_artifact(folder: Path) -> Artifact:
+def scripted_artifact(folder: Path, end: int = END) -> Artifact:
     """An artifact with a tokenizer and nothing to run."""
     byte_tokenizer().save(str(folder / "tokenizer.json"))
     (folder / "model.bin").write_bytes(b"no weights")
@@ -42,7 +42,7 @@ def scripted_artifact(folder: Path) -> Artifact:
         dtype="float32",
         weight_files=["model.bin"],
         context_length=CONTEXT_LENGTH,
-        end_token_ids=[END],
+        end_token_ids=[end],
         source=Source(name="scripted", sha256="0" * 64),
     )
     return read_artifact(folder)

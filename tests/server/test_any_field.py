@@ -9,8 +9,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import EXAMPLES
 from support.scripted import CONTEXT_LENGTH, END, SPECIAL, VOCABULARY_SIZE
@@ -41,7 +42,7 @@ IDS = st.integers(0, VOCABULARY_SIZE - 1)
 BIAS = st.dictionaries(st.sampled_from(["0", "97", "260", "256", "foo"]), st.floats(-100, 100), max_size=3)
 # What a client means, by field; any other field gets values of its schema's type.
 SENSIBLE: dict[str, st.SearchStrategy[Any]] = {
-    "model": st.sampled_from(["scripted", "", "source", "alias"]),
+    "model": st.sampled_from(["scripted", "", "scripted-checkpoint", "alias"]),
     "prompt": TEXTS | st.lists(IDS, max_size=5) | st.lists(TEXTS, max_size=3),
     "messages": st.lists(
         st.fixed_dictionaries({"role": st.just("user"), "content": TEXTS}), min_size=1, max_size=2
@@ -144,7 +145,7 @@ def test_an_answer_is_what_the_docs_promise(
     path = data.draw(st.sampled_from(sorted(strategies)))
     body = data.draw(strategies[path])
     answer = server.client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
-    event(f"{path} {answer.status_code}")
+    hypothesis.event(f"{path} {answer.status_code}")
     if answer.status_code != 200:
         assert answer.status_code in ERRORS, answer.text
         error = answer.json()["error"]

@@ -88,7 +88,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def llama2_logits(token_id: int) -> Logits:
     """This token, then those that write the same or nearly the same."""
     values = np.full(VOCABULARY, -50, np.float32)
-    name = LLAMA2.id_to_token(token_id)
+    name = LLAMA2.id_to_token(token_id) or ""
     alike = [name.lstrip("▁"), f"▁{name.lstrip('▁')}", *(f"<0x{byte:02X}>" for byte in name.encode()[:8])]
     ids = [token_id, *(LLAMA2.token_to_id(one) for one in alike), *range(60, 90)]
     for rank, one in enumerate(dict.fromkeys(one for one in ids if one is not None)):

@@ -2,18 +2,19 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-
-from support.scripted import CONTEXT_LENGTH, END, logits
-from support.simulated import CONTEXT, MAX_BATCH, Clock, Simulated, script, simulated
+from typing import NamedTuple
 
 from pangu_server.backends.sampling import Sampler
-from pangu_server.backends.seam import SamplingOptions
-from pangu_server.completion import Completion, Delta
+from pangu_server.backends.seam import SamplingOptions, TokenLogprobs
+from pangu_server.completion import Completion
 from pangu_server.engine import Engine, Generation, GenerationOptions, Prompt
 from pangu_server.errors import Overloaded, ServerError
 from pangu_server.limits import Limits
+from pangu_server.text import TextOptions
+from support.scripted import CONTEXT_LENGTH, END, logits
+from support.simulated import CONTEXT, MAX_BATCH, Clock, Simulated, script, simulated
 
 assert CONTEXT <= CONTEXT_LENGTH
 # What the ledger and the metrics both count
@@ -33,9 +34,12 @@ class Watched:
     completion: Completion
     starts: int = 0
     ends: list[Exception | None] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    unread: bool = False  # its prompt's log-probabilities are still to come
 
     def __post_init__(self) -> None:
         started, ended = self.completion.on_start, self.completion.on_end
+        read, told = self.completion.on_prompt, self.completion.on_token
 
         def on_start() -> None:
             self.starts += 1
@@ -46,6 +50,17 @@ class Watched:
             self.ends.append(error)
             ended(error)
 
+        def on_prompt(logprobs: Sequence[TokenLogprobs | None]) -> None:
+            self.unread = False
+            read(logprobs)
+
+        def on_token(token_id: int, logprobs: TokenLogprobs | None) -> bool:
+            self.tokens.append(token_id)
+            return told(token_id, logprobs)
+
+        self.unread = self.completion.sampling.prompt_logprobs is not None
+        self.completion.on_prompt = on_prompt  # type: ignore[method-assign]
+        self.completion.on_token = on_token  # type: ignore[method-assign]
         self.completion.on_start = on_start  # type: ignore[method-assign]
         self.completion.on_end = on_end  # type: ignore[method-assign]
 
@@ -82,7 +97,8 @@ class History:
         draw = self.draw
         base = draw.choice(["", "abcabcabcabcabcabcabc", "fedfedfedfedfedfedfedfedfedfedfedfed"])
         texts = [
-            base + "".join(draw.choices("abcdef\n", k=draw.randint(1, 20))) for _ in range(draw.choice([1, 1, 2]))
+            base + "".join(draw.choices("abcdef\n", k=draw.randint(1, 20)))
+            for _ in range(draw.choice([1, 1, 2]))
         ]
         count, scored, drawn = draw.choice([1, 1, 1, 3]), draw.random() < 0.15, draw.random() < 0.3
         options = GenerationOptions(
@@ -95,11 +111,13 @@ class History:
             ),
             n=count,
             best_of=count,
-            stop=tuple(draw.sample(["ab", "c\n", "ff", "dea"], draw.choice([0, 0, 1]))),
+            text=TextOptions(stop=tuple(draw.sample(["ab", "c\n", "ff", "dea"], draw.choice([0, 0, 1])))),
             ignore_eos=draw.random() < 0.2,
             stream=draw.random() < 0.5,
         )
-        return Request(options, [Prompt([ord(one) for one in text], text if scored else None) for text in texts])
+        return Request(
+            options, [Prompt([ord(one) for one in text], text if scored else None) for text in texts]
+        )
 
     def run(self) -> None:
         """From the first request until nobody waits."""
@@ -146,19 +164,21 @@ class History:
 
     # ------------------------------------------------------------------ what must have come of it
 
-    def check(self, counted: Callable[[str], float]) -> Counter[str]:
-        """Compare with the ledger, which is returned. `counted` tells how much a metric has grown."""
+    def check(self, counted: Mapping[str, float]) -> Counter[str]:
+        """Compare with the ledger, which is returned. `counted` is how much each metric has grown."""
         ledger: Counter[str] = Counter()
         for request in self.requests:
             if request.generation is None:
                 assert request.refused is not None, "neither taken nor refused"
-                ledger["rejected " + ("queue_full" if isinstance(request.refused, Overloaded) else "draining")] += 1
+                ledger[
+                    "rejected " + ("queue_full" if isinstance(request.refused, Overloaded) else "draining")
+                ] += 1
             else:
                 self._check(request, request.generation, ledger)
         assert self.engine.load_count.waiting == self.engine.load_count.running == 0
         assert self.backend.held == 0, "pages that nobody gave back"
         for name in COUNTED:
-            assert counted(name) == ledger[name], name
+            assert counted[name] == ledger[name], name
         if self.backend.info.name == "torch":
             assert ledger["ended error"] == self.clock.faults, "a fault ends one request, and only that"
         else:
@@ -169,8 +189,8 @@ class History:
         return ledger
 
     def _check(self, request: Request, generation: Generation, ledger: Counter[str]) -> None:
-        text, pieces, reasons = Counter[int](), Counter[int](), {}
         text = {watched.completion.index: "" for watched in request.watched}
+        pieces, reasons = Counter[int](), dict[int, str]()
         errors = []
         while not generation._events.empty():
             event = generation._events.get_nowait()
@@ -183,7 +203,9 @@ class History:
             if event.finish_reason:
                 reasons[event.index] = event.finish_reason
         assert len(reasons) + len(errors) == len(request.watched), "each ends once for its client"
-        assert request.options.stream or max(pieces.values(), default=0) <= 1, "pieces of what is not streamed"
+        assert request.options.stream or max(pieces.values(), default=0) <= 1, (
+            "pieces of what is not streamed"
+        )
         for watched in request.watched:
             completion = watched.completion
             assert len(watched.ends) == 1, "each ends once"
@@ -191,35 +213,47 @@ class History:
             ledger["tokens"] += completion.completion_tokens
             ledger["prompt tokens"] += len(completion.prompt_ids) * watched.starts
             reason = reasons.get(completion.index)
-            wanted, wanted_reason, raw = alone(request, completion)
-            assert raw.startswith(text[completion.index]), "another text than alone"
+            wanted = alone(request, completion)
+            assert wanted.tokens[: len(watched.tokens)] == watched.tokens, "other tokens than alone"
+            assert wanted.raw.startswith(text[completion.index]), "another text than alone"
             if watched.ends[0] is not None:
                 assert reason is None
                 ledger["ended error"] += 1
                 continue
-            whole = reason == wanted_reason and text[completion.index] == wanted
-            if whole:
+            if watched.tokens == wanted.tokens and watched.starts and not watched.unread:
+                assert (text[completion.index], reason) == (wanted.text, wanted.reason)
                 ledger[f"ended {reason}"] += 1
                 continue
             assert request.left or completion.expired or self.closes, "cut short by nobody"
-            #S17
+            assert watched.starts or reason is None, "an answer to what never began"
             stage = "deadline" if completion.expired else "running" if watched.starts else "queued"
             ledger[f"cancelled {stage}"] += 1
             ledger["ended length" if completion.expired else "ended abort"] += 1
 
 
-def alone(request: Request, completion: Completion) -> tuple[str, str, str]:
-    """Text and finish reason of a completion with nobody else there, and the text with what stopped it."""
+class Alone(NamedTuple):
+    """What becomes of a completion with nobody else there."""
+
+    text: str
+    raw: str  # with what stopped it
+    reason: str
+    tokens: list[int]
+
+
+def alone(request: Request, completion: Completion) -> Alone:
+    """By the definition of sampling."""
     tokens, options = list(completion.prompt_ids), completion.sampling
     sampler = Sampler(completion.prompt_ids, options)
     echo, text = request.prompts[completion.index // request.options.best_of].echo or "", ""
+    reason, cut = "length", None
     for _ in range(options.max_tokens):
-        token_id = sampler(logits(script(tokens)))
-        tokens.append(token_id)
-        if token_id in options.end_token_ids:
-            return echo + text, "stop", echo + text
-        text += bytes([token_id]).decode("latin-1") if token_id < END else ""
-        for stop in request.options.stop:
-            if stop in text:
-                return echo + text[: text.index(stop)], "stop", echo + text
-    return echo + text, "length", echo + text
+        tokens.append(sampler(logits(script(tokens))))
+        if tokens[-1] in options.end_token_ids:
+            reason = "stop"
+            break
+        text += chr(tokens[-1]) if tokens[-1] < END else ""
+        found = [stop for stop in request.options.text.stop if stop in text]
+        if found:
+            reason, cut = "stop", text.index(found[0])
+            break
+    return Alone(echo + text[:cut], echo + text, reason, tokens[len(completion.prompt_ids) :])

@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from support.batch_engine import BatchEngine
-from support.scripted import END, VOCABULARY_SIZE, logits
 
 from pangu_server.backends.sampling import Logits
 from pangu_server.backends.schedule import Schedule
@@ -26,6 +24,8 @@ from pangu_server.backends.torch.device_choosing import DeviceChoosing
 from pangu_server.backends.torch.host_choosing import HostChoosing
 from pangu_server.backends.torch.rows import Part
 from pangu_server.backends.torch.runner import UNREAD, Tokens
+from support.batch_engine import BatchEngine
+from support.scripted import END, VOCABULARY_SIZE, logits
 
 CONTEXT = 96  # tokens
 MAX_BATCH = 3
@@ -67,9 +67,7 @@ class Clock:
 
     def call_later(self, delay: float, callback: Callable[..., None], *args: Any) -> Handle:
         handle = Handle()
-        heapq.heappush(
-            self._events, (self.now + delay, next(self._numbers), handle, lambda: callback(*args))
-        )
+        heapq.heappush(self._events, (self.now + delay, next(self._numbers), handle, lambda: callback(*args)))
         return handle
 
     def call_soon_threadsafe(self, callback: Callable[..., None], *args: Any) -> None:
@@ -131,15 +129,15 @@ class TokenCache(PagedCache):
     def __init__(self, pages: int, *, on_device: bool) -> None:
         super().__init__([], pages, MAX_BATCH, CONTEXT // PAGE_TOKENS + 1, torch.float32, torch.device("cpu"))
         self.on_device = on_device
-        self.ids = torch.full((pages, PAGE_TOKENS), UNREAD)
+        self.ids = np.full((pages, PAGE_TOKENS), UNREAD)
 
-    def _tensors(self) -> Sequence[torch.Tensor]:
+    def _tensors(self) -> Sequence[Any]:
         return [self.ids]
 
     def text(self, slot: int, length: int) -> list[int]:
         """The first `length` tokens of the row in `slot`."""
         pages = self.tables[slot, : -(-length // PAGE_TOKENS)]
-        ids: list[int] = self.ids[torch.from_numpy(pages.astype(np.int64))].flatten()[:length].tolist()
+        ids: list[int] = self.ids[pages].ravel()[:length].tolist()
         return ids
 
 
@@ -159,13 +157,15 @@ class ScriptedRunner:
         tokens = Tokens.of(parts, self.cache)
         self._clock.may_fail()
         self._clock.advance(STEP_SECONDS)
-        rows = []
-        for place, (token_id, slot) in enumerate(zip(tokens.ids, tokens.slots, strict=True)):
-            known = self._chosen[int(slot)] if token_id == UNREAD else int(token_id)
-            self.cache.ids.view(-1)[int(tokens.places[place])] = known
-        for place in tokens.kept:
-            text = self.cache.text(int(tokens.slots[place]), int(tokens.positions[place]) + 1)
-            rows.append(logits(script(text)))
+        unread = np.flatnonzero(tokens.ids == UNREAD)
+        tokens.ids[unread] = [self._chosen[slot] for slot in tokens.slots[unread].tolist()]
+        self.cache.ids.reshape(-1)[tokens.places] = tokens.ids
+        rows = [
+            logits(script(self.cache.text(slot, position + 1)))
+            for slot, position in zip(
+                tokens.slots[tokens.kept].tolist(), tokens.positions[tokens.kept].tolist(), strict=True
+            )
+        ]
         self._clock.may_fail()
         return torch.from_numpy(np.stack(rows or [logits(0)]))
 

@@ -37,6 +37,7 @@ def without_prefix(tokenizer: "Tokenizer") -> "Tokenizer":
         if not isinstance(part, dict):
             return part
         never = {"prepend_scheme": "never"} if part.get("type") == "Metaspace" else {}
+        never |= {"add_prefix_space": False} if "add_prefix_space" in part else {}
         return {name: drop(value) for name, value in part.items()} | never
 
     for name in ("normalizer", "pre_tokenizer"):

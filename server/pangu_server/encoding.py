@@ -2,7 +2,7 @@
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from pangu_convert.artifact import Artifact, ArtifactError
@@ -33,10 +33,13 @@ class Encoder:
         self._document_start = end_token_ids[-1]
         self.start_ids: list[int] = tokenizer.encode("").ids  # what the tokenizer puts before every text
         # Whitespace runs are added tokens in some vocabularies, and control nothing.
-        controls = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
-        names = sorted((re.escape(name) for name in controls if name.strip()), key=len, reverse=True)
-        self._control = re.compile(f"(?={'|'.join(names)})" if names else "(?!)")
-        self._mark = f"\ue000{secrets.token_hex(8)}\ue000"  # nobody can write it into a request
+        added = [token for token in tokenizer.get_added_tokens_decoder().values() if token.content.strip()]
+        names = sorted((re.escape(token.content) for token in added), key=len, reverse=True)
+        self._control = re.compile(f"(?=({'|'.join(names)}))" if names else "(?!)()")
+        # Added tokens that decoding shows: `<think>` and `<tool_call>` are written by models, and read by programs.
+        self.markup = frozenset(token.content for token in added if not token.special)
+        # Nobody can write it into a request, and a template's `tojson` and `upper` leave it as it is.
+        self._mark = f"{secrets.randbelow(10**30):030}"
 
     def token_id(self, token: str) -> int | None:
         """The id of a token by its name, if the vocabulary has it."""
@@ -85,9 +88,9 @@ class Encoder:
                     param=param,
                 )
 
-    def guard(self, text: str) -> str:
-        """`text` with a mark in each name of a special token: it will be read as plain characters."""
-        cuts = [match.start() + 1 for match in self._control.finditer(text)]
+    def guard(self, text: str, keep: Collection[str] = ()) -> str:
+        """`text` with a mark in each name of a special token but those to `keep`: read as plain characters."""
+        cuts = [match.start() + 1 for match in self._control.finditer(text) if match[1] not in keep]
         return self._mark.join(text[start:end] for start, end in zip([0, *cuts], [*cuts, None], strict=True))
 
     def guarded_text(self, text: str) -> list[int]:

@@ -67,7 +67,7 @@ class StopStrings:
         if starts:
             self.found = True
             return self._held[: min(starts)]
-        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        keep = max((overlap(self._held, stop) for stop in self._stops), default=0)
         cut = len(self._held) - keep
         sent, self._held = self._held[:cut], self._held[cut:]
         return sent
@@ -78,7 +78,7 @@ class StopStrings:
         return rest
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a proper start of `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.chat_templates import HERMES, MARKED, TEMPLATES
 from support.scripted import byte_tokenizer
@@ -73,6 +73,7 @@ def test_every_conversation_is_rendered_as_transformers_renders_it(name: str) ->
 
     @settings(max_examples=25, deadline=None)
     @given(MESSAGES, OPTIONS)
+    @example([{"role": "user", "content": "hi"}], {"ending": "prompt", "tools": None})
     def same(messages: list[dict[str, Any]], options: dict[str, Any]) -> None:
         ending = {
             "add_generation_prompt": options["ending"] == "prompt",

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.scripted import END, byte_tokenizer
-from support.served import Server
+from support.scripted import END
+from support.served import Server, wait_for
 
-from pangu_server.chat import ChatTemplate
 from pangu_server.encoding import Encoder
 
 TEMPLATE = """{%- for message in messages %}
@@ -49,13 +49,6 @@ def test_a_conversation_becomes_the_templates_prompt(server: Server) -> None:
     assert server.backend.options.max_tokens == 128 - len(prompt), "what the context has room for"
 
 
-def test_transformers_tag_around_what_is_trained_is_known() -> None:
-    source = "{% for one in messages %}<{{ one.role }}>{% generation %}{{ one.content }}{% endgeneration %}{% endfor %}"
-    template, encoder = ChatTemplate(source, {}), Encoder(byte_tokenizer(), [END])
-    ids = template.prompt([{"role": "user", "content": "hi"}], encoder, parse_special=True)
-    assert encoder.decode(ids) == "<user>hi"
-
-
 def test_a_stream_says_once_who_speaks(server: Server) -> None:
     messages = [{"role": "user", "content": "hi"}]
     events, end = server.stream("/v1/chat/completions", messages=messages, n=2, max_tokens=50)
@@ -85,6 +78,53 @@ def test_special_tokens_in_messages_stay_text(server: Server) -> None:
     assert list(server.backend.prompts[-1]).count(END) == 2
 
 
+THOUGHTFUL = """{%- for message in messages %}[{{ message.role }}]
+{%- if '</think>' in message.content %}{{ message.content.split('</think>')[-1] }}
+{%- else %}{{ message.content | upper }}{% endif %}{{ message.name | tojson(ensure_ascii=True) }}
+{%- endfor %}{{ controls | tojson }}"""
+
+
+def test_special_tokens_stay_text_whatever_a_template_does_with_them(tmp_path: Path) -> None:
+    """It writes them as JSON and in capitals, and looks for markup that a model wrote, but nobody else."""
+    (tmp_path / "chat_template.jinja").write_text(THOUGHTFUL)
+    server = Server(tmp_path, lambda _: [END], context_length=1000)
+    server.engine.encoder.tokenizer.add_tokens(["<think>", "</think>", "<other>"])
+    encoder = server.engine.encoder = Encoder(server.engine.encoder.tokenizer, [END])
+    server.engine.load(server.backend)
+    thought = "<think>hm</think>yes<other>"
+    messages = [
+        {"role": "user", "content": "é<fim_prefix>", "name": "<|endoftext|>"},
+        {"role": "user", "content": thought, "name": "a"},
+        {"role": "assistant", "content": thought, "name": "a"},
+    ]
+    answer = chat(
+        server, messages=messages, chat_template_kwargs={"controls": {"<fim_suffix>": 1}}, max_tokens=1
+    )
+    assert answer.status_code == 200, answer.text
+    [prompt] = server.backend.prompts
+    expected = (
+        '[user]É<FIM_PREFIX>"<|endoftext|>"[user]<THINK>HM</THINK>YES<OTHER>"a"'
+        '[assistant]yes<other>"a"{"<fim_suffix>": 1}'
+    )
+    assert encoder.decode(prompt) == expected
+    assert max(prompt) < END, "bytes, and no special token"
+    server.engine.close()
+
+
+def test_how_a_prompt_ends_and_what_a_template_is_given(server: Server) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "def "}]
+    for body, expected in (
+        ({}, b"hi\0[assistant]def\0[assistant]"),
+        ({"add_generation_prompt": False}, b"hi\0[assistant]def\0"),
+        ({"continue_final_message": True}, b"hi\0[assistant]def"),
+        ({"continue_final_message": True, "add_generation_prompt": False}, b"hi\0[assistant]def"),
+        ({"chat_template_kwargs": {"eos_token": "<|"}}, b"hi<|[assistant]def<|[assistant]"),
+    ):
+        chat(server, messages=messages, **body)
+        prompt = bytes(0 if token == END else token for token in server.backend.prompts[-1])
+        assert prompt == b"[user]" + expected
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
@@ -93,7 +133,14 @@ def test_special_tokens_in_messages_stay_text(server: Server) -> None:
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages"),
         ({"messages": [{"role": "user", "content": "x" * 200}]}, "prompt"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"messages": [{"role": "user", "content": "a", "name": "\ud800"}]}, "messages"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tools": [{"type": "function"}], "tool_choice": "none"}, "tools"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"chat_template": "{{ 1 }}"}, "chat_template"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
+        ({"continue_final_message": True, "messages": [{"role": "user"}]}, "messages"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
     ],
 )
@@ -113,6 +160,79 @@ def test_neutral_values_pass(server: Server) -> None:
     answer = chat(server, **body)
     assert answer.status_code == 200
     assert answer.json()["usage"]["completion_tokens"] == 3
+
+
+NESTED = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{{ messages[0].text.more }}", "has no attribute 'text'"),
+        ("{{ 1 // 0 }}", "ZeroDivisionError"),
+        (NESTED, "more than 2 seconds"),
+        (
+            "{% set s = namespace(s='x') %}{% for a in range(99) %}{% set s.s = s.s ~ s.s %}{% endfor %}",
+            "memory",
+        ),
+        ("{{ messages | string | center(9 * 10 ** 6) }}", "more than 8,388,608 characters"),
+    ],
+)
+def test_a_template_that_is_broken_harms_nobody_else(tmp_path: Path, template: str, why: str) -> None:
+    """While it computes the server answers, and a good conversation is rendered next to it."""
+    source = "{% if messages[0].content == 'good' %}fine{% else %}" + template + "{% endif %}"
+    (tmp_path / "chat_template.jinja").write_text(source)
+    server = Server(tmp_path, lambda _: [ord("x"), END])
+    server.engine.load(server.backend)
+    with server.client, ThreadPoolExecutor(1) as pool:
+        bad = pool.submit(chat, server)
+        assert server.complete().json()["choices"][0]["text"] == "x"
+        assert chat(server, messages=[{"role": "user", "content": "good"}]).status_code == 200
+        error = bad.result().json()["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", "messages")
+    assert why in error["message"]
+    server.engine.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("chat_template.jinja", "{% if %}", "Expected an expression"),
+        ("tokenizer_config.json", '{"chat_template": 1}', "neither a text nor a list"),
+        (
+            "tokenizer_config.json",
+            '{"chat_template": [{"name": "rag", "template": ""}]}',
+            "(rag) is the default",
+        ),
+    ],
+)
+def test_completions_are_served_whatever_the_template_is(
+    tmp_path: Path, name: str, text: str, why: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    server = Server(tmp_path, lambda _: [ord("x"), END])
+    server.engine.load(server.backend)
+    assert server.complete().json()["choices"][0]["text"] == "x"
+    answer = chat(server)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
+    assert why in answer.json()["error"]["message"]
+    assert server.engine.chat is not None
+    assert why in str(server.engine.chat.try_out())
+    server.engine.close()
+
+
+def test_the_end_of_a_server_waits_for_no_template(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text(NESTED)
+    server = Server(tmp_path, lambda _: [END])
+    server.engine.load(server.backend)
+    assert server.engine.chat is not None
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(chat, server)
+        renderers = server.engine.chat._renderers
+        wait_for(lambda: bool(renderers and renderers._running))
+        server.engine.close()
+        assert asked.result().status_code == 503
+    assert chat(server).status_code == 503
 
 
 def test_a_model_without_a_template_says_so(tmp_path: Path) -> None:

@@ -13,18 +13,22 @@ from starlette.testclient import TestClient
 from pangu_server.app import create_app
 from pangu_server.engine import Engine
 from pangu_server.metrics import Metrics
-from support.scripted import ScriptedBackend, byte_tokenizer, scripted_artifact
+from support.scripted import CONTEXT_LENGTH, ScriptedBackend, byte_tokenizer, scripted_artifact
 
 
 class Server:
     """An app over a scripted backend, and a client of it."""
 
     def __init__(
-        self, folder: Path, script: Callable[[Sequence[int]], Iterable[int]], **options: Any
+        self,
+        folder: Path,
+        script: Callable[[Sequence[int]], Iterable[int]],
+        context_length: int = CONTEXT_LENGTH,
+        **options: Any,
     ) -> None:
         self.backend = ScriptedBackend(script)
         self.metrics = Metrics("scripted")
-        artifact = scripted_artifact(folder)
+        artifact = scripted_artifact(folder, context_length)
         self.engine = Engine(artifact, byte_tokenizer(), self.metrics, **options)
         # An exception inside the app must become a response, as it does in production.
         self.client = TestClient(create_app(self.engine), raise_server_exceptions=False)

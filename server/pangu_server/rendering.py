@@ -30,6 +30,7 @@ MOST_WAITING_SECONDS = 30  # of anything, on a machine that has other work
 MOST_BYTES = 1 << 28
 MOST_CHARACTERS = 8 << 20  # of the text; more than any context holds
 MOST_WORDS = 1000  # characters of an error: a template may put a whole conversation into one
+CLOSED = "the server is shutting down: try another one"
 NEWLINE = b"\n"
 
 
@@ -58,13 +59,14 @@ class Renderers:
 
         Raises:
             RenderingFailed: the template raised something, or took too long or too much memory.
-            NotReady: it is closed.
+            NotReady: it is closed, or no process can be started.
         """
         worker = self._idle.get()
         try:
             if not self.close.alive:
-                raise NotReady("the server is shutting down: try another one")
-            worker = worker or self._start()
+                raise NotReady(CLOSED)
+            if worker is None or worker.poll() is not None:  # somebody may have ended it
+                worker = self._start()
             answer = self._asked(worker, _line(conversation))
         finally:
             self._idle.put(worker if worker in self._running else None)
@@ -74,12 +76,13 @@ class Renderers:
 
     def _start(self) -> subprocess.Popen[bytes]:
         # A session of its own: Ctrl-C is for the server, which ends it. -P: see `stage.bounded`.
-        worker = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
+        command = [sys.executable, "-P", "-m", __name__]
+        try:
+            worker = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            )
+        except OSError as error:  # no descriptors, or no memory, just now
+            raise NotReady(f"no process for the chat template can be started ({error}): try again") from None
         self._running.add(worker)
         if not self.close.alive:
             worker.kill()  # closed meanwhile
@@ -94,7 +97,7 @@ class Renderers:
         _end(worker)
         self._running.discard(worker)
         if not self.close.alive:
-            raise NotReady("the server is shutting down: try another one")
+            raise NotReady(CLOSED)
         if worker.returncode == -signal.SIGXCPU:
             raise RenderingFailed(f"it computes for more than {MOST_SECONDS} seconds")
         if worker.returncode == -signal.SIGKILL:
@@ -141,12 +144,14 @@ def _end_all(
 ) -> None:
     for worker in list(workers):
         worker.kill()
-    with contextlib.suppress(queue.Empty):
-        for _ in range(MOST_WORKERS):  # whoever waits for one that is not idle lets go of it
-            worker = idle.get_nowait()
-            if worker is not None:
-                _end(worker)
-            idle.put(None)
+    drained = []
+    with contextlib.suppress(queue.Empty):  # whoever waits for one that is not idle lets go of it
+        while True:
+            drained.append(idle.get_nowait())
+    for unused in drained:
+        if unused is not None:
+            _end(unused)
+        idle.put(None)
 
 
 def main() -> int:

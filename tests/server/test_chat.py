@@ -221,6 +221,17 @@ def test_completions_are_served_whatever_the_template_is(
     server.engine.close()
 
 
+def test_a_process_that_somebody_ends_is_replaced(server: Server) -> None:
+    renderers = server.engine.chat._renderers if server.engine.chat else None
+    assert renderers is not None
+    for _ in range(2):
+        assert chat(server).status_code == 200
+        [worker] = [one for one in renderers._running if one.poll() is None]
+        worker.kill()
+        worker.wait()
+    assert chat(server).status_code == 200
+
+
 def test_the_end_of_a_server_waits_for_no_template(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text(NESTED)
     server = Server(tmp_path, lambda _: [END])

@@ -130,9 +130,8 @@ def test_the_openai_package_calls_a_tool_and_tells_the_result(server: Server, cl
         json.loads(GOOD)["arguments"],
     )
     results: Any = [{"role": "tool", "tool_call_id": call.id, "content": "found"} for call in (first, second)]
-    client.chat.completions.create(
-        model="scripted", messages=[*messages, choice.message, *results], tools=tools
-    )
+    messages += [choice.message, *results]
+    client.chat.completions.create(model="scripted", messages=messages, tools=tools)
     assert prompt_of(server).endswith(
         f"[assistant\nSo:\n\n{OPENS}\n{GOOD}\n{CLOSES}\n{OPENS}\n{OTHER}\n{CLOSES}]\n"
         "[user\n<tool_response>\nfound\n</tool_response>\n<tool_response>\nfound\n</tool_response>]\n[assistant\n"
@@ -171,7 +170,8 @@ def test_a_stream_names_the_function_first(server: Server) -> None:
 
 
 def test_without_tools_the_same_text_is_content(server: Server) -> None:
-    for body in ({}, {"tools": []}, {"tools": TOOLS, "tool_choice": "none"}, {"tool_choice": "auto"}):
+    bodies: list[dict[str, Any]] = [{}, {"tools": []}, {"tools": TOOLS, "tool_choice": "none"}]
+    for body in bodies:
         [choice] = chat(server, **body).json()["choices"]
         assert (choice["message"], choice["finish_reason"]) == (
             {"role": "assistant", "content": ANSWER},

@@ -89,7 +89,9 @@ def limit_seconds(most_seconds: int) -> None:
 def limit_bytes(most_bytes: int) -> None:
     """From now on this process may take that much memory more than it has."""
     held = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + most_bytes, held + most_bytes))
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = held + most_bytes if hard < 0 else min(held + most_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from pangu_training.stage.bounded import limit_bytes, limit_seconds
 
 MOST_WORKERS = 2  # the second one starts when a conversation comes while another is being rendered
 MOST_SECONDS = 2  # of computing; a conversation that fills a context takes milliseconds
-MOST_WAITING_SECONDS = 30  # of anything, on a machine that has other work
+MOST_WAITING_SECONDS = 60  # of anything, on a machine that has other work
 MOST_BYTES = 1 << 28
 MOST_CHARACTERS = 8 << 20  # of the text; more than any context holds
 MOST_WORDS = 1000  # characters of an error: a template may put a whole conversation into one

@@ -1,6 +1,7 @@
 """Our renderer against transformers' own, over templates of many kinds and any conversation."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from support.scripted import byte_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from pangu_convert.chat_template import read_chat_templates, template_fault
+from pangu_convert.conversion import cautions
 from pangu_convert.rendering import NoTools, Renderer
+from pangu_training.stage.checkpoint import read_checkpoint
 
 TOKENS = {"bos_token": "<filename>", "eos_token": "<|endoftext|>"}
 TOOL = {
@@ -171,3 +174,12 @@ def test_a_fault_is_found_before_anybody_chats(tmp_path: Path, source: str, faul
     (tmp_path / "chat_template.jinja").write_text(source)
     found = template_fault(tmp_path)
     assert (found is None) if fault is None else (fault in str(found) and "\n" not in str(found))
+
+
+def test_a_conversion_says_it_in_one_line(tiny_starcoder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_starcoder, tmp_path / "checkpoint"))
+    assert not list(cautions(read_checkpoint(folder)))
+    (folder / "chat_template.jinja").write_text("{% for message in messages %}")
+    [caution] = cautions(read_checkpoint(folder))
+    assert caution.startswith("the chat template cannot be used (TemplateSyntaxError: ")
+    assert "\n" not in caution

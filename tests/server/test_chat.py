@@ -1,13 +1,17 @@
 """Chat over the scripted backend: the template, both response forms, and text that cannot become control tokens."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from support.scripted import END
+from support import TESTS
+from support.scripted import END, scripted_artifact
 from support.served import Server, wait_for
 
 from pangu_server.encoding import Encoder
@@ -244,6 +248,36 @@ def test_the_end_of_a_server_waits_for_no_template(tmp_path: Path) -> None:
         server.engine.close()
         assert asked.result().status_code == 503
     assert chat(server).status_code == 503
+
+
+def children(process_id: int) -> list[str]:
+    """Ids of the processes that it started and that run."""
+    tasks = Path(f"/proc/{process_id}/task").glob("*/children")
+    return [child for task in tasks for child in task.read_text().split()]
+
+
+def test_a_server_starts_and_ends_whatever_its_template_does(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text(NESTED)
+    artifact = scripted_artifact(tmp_path).path
+    command = [sys.executable, "-m", "support.serve_scripted", "0", "0.001", str(artifact), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=TESTS)
+    try:
+        assert process.stdout is not None
+        ready = next(line for line in process.stdout if "ready on" in line)
+        address = ready.split("ready on ")[1].split(": ")[0]
+        with httpx.Client(base_url=address, timeout=60) as client, ThreadPoolExecutor(1) as pool:
+            assert client.post("/v1/completions", json={"prompt": "p"}).status_code == 200
+            body = {"messages": [{"role": "user", "content": "hi"}]}
+            asked = pool.submit(httpx.post, f"{address}/v1/chat/completions", json=body, timeout=60)
+            wait_for(lambda: len(children(process.pid)) > 0)
+            process.terminate()
+            assert asked.result().status_code in (400, 503)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 0
+    assert "chats will be refused: the chat template cannot be used (it computes for more than" in errors
 
 
 def test_a_model_without_a_template_says_so(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""OpenAI's tools: what a request says of them, and how calls stand in an answer."""
+"""OpenAI's tools: what a request says of them, and how calls are written in an answer."""
 
 import json
 from collections.abc import Mapping, Sequence

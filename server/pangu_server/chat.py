@@ -85,8 +85,10 @@ class ChatTemplate:
                 return {encoder.guard(key): guarded(item, keep) for key, item in value.items()}
             return value
 
-        messages = [
-            guarded(message, known if message.get("role") == "assistant" else frozenset())
-            for message in conversation["messages"]
-        ]
-        return {**{name: guarded(value) for name, value in conversation.items()}, "messages": messages}
+        rest = {name: guarded(value) for name, value in conversation.items() if name != "messages"}
+        return rest | {
+            "messages": [
+                guarded(message, known if message["role"] == "assistant" else frozenset())
+                for message in conversation["messages"]
+            ]
+        }

@@ -114,6 +114,8 @@ class Engine:
     def close(self) -> None:
         """Cancel what still runs and release the model."""
         self.draining = True
+        if self.chat is not None:
+            self.chat.close()
         if self.backend is not None:
             self.backend.close()
 

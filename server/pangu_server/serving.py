@@ -96,6 +96,8 @@ def serve(
             if not options.skip_verify:
                 verify(artifact)
             engine.load(load_backend(artifact, load_options(options, metrics)))
+            if engine.chat is not None and (fault := engine.chat.try_out()):
+                logger.warning("chats will be refused: the chat template cannot be used (%s)", fault)
             announce(engine, listener, options)
         except Exception as error:  # handed to the main thread, which raises it
             failure.append(error)

@@ -17,6 +17,7 @@ from support import EXAMPLES
 from support.scripted import CONTEXT_LENGTH, END, SPECIAL, VOCABULARY_SIZE
 from support.served import Server, wait_for
 
+from pangu_convert.chat_template import ChatTemplates
 from pangu_server.chat import ChatTemplate
 from pangu_server.limits import Limits
 
@@ -121,7 +122,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     limits = Limits(max_choices=8, clamp_max_tokens=request.param)
     folder = tmp_path_factory.mktemp("any")
     server = Server(folder, lambda _: [*ANSWER, *b"x" * CONTEXT_LENGTH], limits=limits, model_names=["alias"])
-    server.engine.chat = ChatTemplate(TEMPLATE, {})
+    server.engine.chat = ChatTemplate(ChatTemplates(sources={"default": TEMPLATE}, special_tokens={}))
     server.engine.load(server.backend)
     yield server
     server.engine.close()

@@ -11,12 +11,12 @@ from typing import Literal
 
 from pangu_server.backends.seam import SamplingOptions, Submitted, TokenLogprobs
 from pangu_server.encoding import Encoder
-from pangu_server.errors import DeadlineExceeded, GenerationFailed
+from pangu_server.errors import DeadlineExceeded, GenerationFailed, NotReady
 from pangu_server.metrics import Metrics
-from pangu_server.text import Detokenizer, StopStrings
+from pangu_server.text import Detokenizer, StopStrings, TextOptions
 from pangu_server.timings import Timings
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class Token:
     id: int
     offset: int  # in characters of the choice's text
     logprobs: TokenLogprobs | None  # nothing precedes a prompt's first token: it has none
+    first: bool = False  # it begins the text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ class Delta:
     index: int
     text: str
     tokens: tuple[Token, ...] = ()
+    token_ids: tuple[int, ...] = ()  # generated since the last one, whether the text shows them or not
     finish_reason: FinishReason | None = None
 
 
@@ -64,7 +66,7 @@ class Completion:
         prompt_ids: Sequence[int],
         sampling: SamplingOptions,
         *,
-        stop: Sequence[str],
+        text: TextOptions,
         decode_seconds: float,
         echo: str | None,
         stream: bool,
@@ -84,15 +86,17 @@ class Completion:
         self._last_token: float | None = None
         self._encoder, self._metrics, self._load, self._publish = encoder, metrics, load, publish
         self._stream, self._decode_seconds = stream, decode_seconds
-        self._detokenizer = Detokenizer(encoder.tokenizer, prompt_ids)
-        self._stops = StopStrings(stop)
+        self._detokenizer = Detokenizer(encoder.pieces, prompt_ids, skip_special=text.skip_special)
+        self._include_stop = text.include_stop
+        self._stops = StopStrings(text.stop, include=text.include_stop)
         self._finish_reason: FinishReason | None = None
-        self._late = False
+        self._late = self._scored = False
         # Text that is decided but not published, and how much text there is up to its end.
         self._text = self._echo = echo or ""
         self._length = len(self._text)
         self._tokens: list[Token] = []  # those that belong to `_text`
         self._held: list[Token] = []  # those whose text may yet turn out to be a stop string
+        self._token_ids: list[int] = []
 
     @property
     def timings(self) -> Timings:
@@ -116,10 +120,11 @@ class Completion:
 
     def on_prompt(self, logprobs: Sequence[TokenLogprobs | None]) -> None:
         """See `Listener`."""
-        text = Detokenizer(self._encoder.tokenizer, [], skip_special_tokens=False)
+        text = Detokenizer(self._encoder.pieces, [], skip_special=False)
         for token_id, entry in zip(self.prompt_ids, logprobs, strict=True):
-            self._tokens.append(Token(token_id, text.length, entry))
+            self._tokens.append(Token(token_id, text.length, entry, text.first))
             text.push(token_id)
+        self._scored = True
         if self._stream:
             self._flush()
 
@@ -133,13 +138,18 @@ class Completion:
             self._metrics.next_token(now - self._last_token)
         self._last_token = now
         self.completion_tokens += 1
+        self._token_ids.append(token_id)
         if logprobs is not None:
             self.logprob_sum += logprobs.logprob
             offset = len(self._echo) + self._detokenizer.length
-            self._held.append(Token(token_id, offset, logprobs))
+            self._held.append(Token(token_id, offset, logprobs, self._detokenizer.first))
         if token_id in self.sampling.end_token_ids:
             self._finish_reason = "stop"
+            if self._include_stop:
+                self._add(self._stops.push(self._detokenizer.push(token_id)))
             return True
+        if name := self._detokenizer.left_out(token_id):
+            self._add(self._stops.push(name, hidden=True))
         text = self._detokenizer.push(token_id)
         self._add(self._stops.push(text))
         if self._stops.found:
@@ -158,23 +168,33 @@ class Completion:
         self._add(self._stops.push(self._detokenizer.flush()) + self._stops.flush())
         if self._stops.found:
             self._finish_reason = "stop"
-        else:
+        if not self._stops.found or self._include_stop:
             self._tokens += self._held
-        stage = None
-        if self._finish_reason is None:
-            complete = self._late or self.completion_tokens >= self.sampling.max_tokens
-            self._finish_reason = "length" if complete or self.expired else "abort"
-            if not complete and error is None:
-                stage = "deadline" if self.expired else "running" if started else "queued"
-        self._metrics.ended(self.timings, "error" if error else self._finish_reason, cancelled=stage)
+        reason, stage = self._finish_reason, None
+        if reason is None and not self._cut_short(started):
+            reason = "length"
+        elif reason is None and error is None:
+            stage = "deadline" if self.expired else "running" if started else "queued"
+        ended = "error" if error else reason or ("length" if self.expired else "abort")
+        self._metrics.ended(self.timings, ended, cancelled=stage)
         if error is not None:
             self._publish(
                 GenerationFailed("the model failed on this request; the server's log has the cause")
             )
-        elif self.expired and not self.completion_tokens:
-            self._publish(DeadlineExceeded("the request's time was over before its first token"))
+        elif reason is None and not self.completion_tokens:
+            self._publish(
+                DeadlineExceeded("the request's time was over before its first token")
+                if self.expired
+                else NotReady("the server shut down before this request had its first token: try another one")
+            )
         else:
-            self._flush(self._finish_reason)
+            self._flush(reason or "length")
+
+    def _cut_short(self, started: bool) -> bool:
+        """Whether it was ended before it had all that was asked for."""
+        scored = self.sampling.prompt_logprobs is None or self._scored
+        complete = started and scored and self.completion_tokens >= self.sampling.max_tokens
+        return not (self._late or complete)
 
     def _add(self, text: str) -> None:
         """`text` is decided, and so are the tokens that begin before its end."""
@@ -186,7 +206,11 @@ class Completion:
 
     def _flush(self, finish_reason: FinishReason | None = None) -> None:
         delta = Delta(
-            index=self.index, text=self._text, tokens=tuple(self._tokens), finish_reason=finish_reason
+            index=self.index,
+            text=self._text,
+            tokens=tuple(self._tokens),
+            token_ids=tuple(self._token_ids),
+            finish_reason=finish_reason,
         )
-        self._text, self._tokens = "", []
+        self._text, self._tokens, self._token_ids = "", [], []
         self._publish(delta)

@@ -1,12 +1,14 @@
 """From text to token ids. Special tokens in a user's code can be kept from becoming control tokens."""
 
+import json
 import re
 import secrets
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pangu_convert.artifact import Artifact, ArtifactError
 from pangu_server.errors import RequestError
+from pangu_server.pieces import Pieces, written
 from pangu_training.stage.checkpoint import TOKENIZER
 from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.vocabulary import read_tokenizer as read_file
@@ -23,11 +25,30 @@ def read_tokenizer(artifact: Artifact) -> "Tokenizer":
         raise ArtifactError(f"{error}; then convert it again") from None
 
 
+def without_prefix(tokenizer: "Tokenizer") -> "Tokenizer":
+    """A copy that puts no blank before a text, as SentencePiece's vocabularies have it."""
+    from tokenizers import Tokenizer
+
+    parts = json.loads(tokenizer.to_str())
+
+    def drop(part: Any) -> Any:
+        if isinstance(part, list):
+            return [drop(one) for one in part if not (isinstance(one, dict) and one.get("type") == "Prepend")]
+        if not isinstance(part, dict):
+            return part
+        never = {"prepend_scheme": "never"} if part.get("type") == "Metaspace" else {}
+        return {name: drop(value) for name, value in part.items()} | never
+
+    for name in ("normalizer", "pre_tokenizer"):
+        [parts[name]] = drop([parts[name]]) or [None]
+    return Tokenizer.from_str(json.dumps(parts))
+
+
 class Encoder:
     """The artifact's tokenizer as requests need it."""
 
     def __init__(self, tokenizer: "Tokenizer", end_token_ids: Sequence[int]) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self.pieces = tokenizer, Pieces(tokenizer)
         self.vocabulary_size: int = 1 + max(tokenizer.get_vocab().values(), default=-1)  # ids may be skipped
         # An empty prompt starts a document: after end-of-text, which checkpoints name last.
         self._document_start = end_token_ids[-1]
@@ -36,6 +57,8 @@ class Encoder:
         controls = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
         names = sorted((re.escape(name) for name in controls if name.strip()), key=len, reverse=True)
         self._control = re.compile(f"(?={'|'.join(names)})" if names else "(?!)")
+        begins_with = self.pieces.of(next(iter(self._ids(".")), -1))
+        self._continuing = without_prefix(tokenizer) if begins_with.startswith(b" ") else None
         self._mark = f"\ue000{secrets.token_hex(8)}\ue000"  # nobody can write it into a request
 
     def token_id(self, token: str) -> int | None:
@@ -44,28 +67,36 @@ class Encoder:
         return token_id
 
     def prompt(
-        self, prompt: str | Sequence[int], *, parse_special: bool = True, param: str = "prompt"
+        self,
+        prompt: str | Sequence[int],
+        *,
+        parse_special: bool = True,
+        add_special: bool = True,
+        param: str = "prompt",
     ) -> list[int]:
-        """The ids of a whole prompt: never empty.
+        """The ids of a whole prompt: never empty. `add_special`: what the tokenizer puts before every text.
 
         Raises:
             RequestError: no valid Unicode, or unknown token ids; names the field `param`.
         """
         if isinstance(prompt, str):
-            ids = self.start_ids + self.text(prompt, parse_special=parse_special, param=param)
+            ids = self.text(prompt, parse_special=parse_special, param=param)
+            ids = self.start_ids + ids if add_special else ids
         else:
             ids = list(prompt)
             self.check_ids(ids, param)
         return ids or [self._document_start]
 
-    def text(self, text: str, *, parse_special: bool, param: str = "prompt") -> list[int]:
+    def text(
+        self, text: str, *, parse_special: bool, param: str = "prompt", begins: bool = True
+    ) -> list[int]:
         """The ids of a piece of text and nothing else.
 
         With `parse_special` a special token's name in the text becomes that token; without, it is read as
-        the characters it is written with.
+        the characters it is written with. `begins`: SentencePiece's puts a blank before it.
         """
         self.check_unicode(text, param)
-        return self.guarded_text(text if parse_special else self.guard(text))
+        return self.guarded_text(text if parse_special else self.guard(text), begins=begins)
 
     def check_unicode(self, text: str, param: str) -> None:
         """Raise `RequestError` for half of a surrogate pair, which JSON can hold and no tokenizer takes."""
@@ -90,37 +121,32 @@ class Encoder:
         cuts = [match.start() + 1 for match in self._control.finditer(text)]
         return self._mark.join(text[start:end] for start, end in zip([0, *cuts], [*cuts, None], strict=True))
 
-    def guarded_text(self, text: str) -> list[int]:
-        """The ids of a text that has guarded parts."""
+    def guarded_text(self, text: str, *, begins: bool = True) -> list[int]:
+        """The ids of a text that has guarded parts; `begins`: see `text`."""
         # Cut behind its first character, a name is not a special token's any more, and the text stays the same.
-        encode = self.tokenizer.encode
-        return [id for piece in text.split(self._mark) for id in encode(piece, add_special_tokens=False).ids]
+        first, *others = text.split(self._mark)
+        ids: list[int] = self._ids(first) if begins else self._continued(first)
+        for piece in others:
+            ids += self._continued(piece)
+        return ids
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _continued(self, text: str) -> list[int]:
+        """The ids of a text that follows another one, up to its first special token without a blank before it."""
+        if self._continuing is None:
+            return self._ids(text)
+        control = self._control.search(text)
+        end = control.start() if control else len(text)
+        head: list[int] = self._continuing.encode(text[:end], add_special_tokens=False).ids
+        return head + self._ids(text[end:])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these ids, special tokens by name."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False)
-        return text
+        return self.pieces.join(ids)
 
-    def token_text(self, token_id: int) -> str:
-        """One token as OpenAI writes it in `logprobs`: `bytes:\\xf0\\x9f` where it is not a whole character."""
-        text, raw = self.decode([token_id]), self.token_bytes(token_id)
-        if "\ufffd" not in text or raw is None:
-            return text
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
-
-    def token_bytes(self, token_id: int) -> bytes | None:
-        """The bytes of one token of a byte-level vocabulary; None in any other."""
-        token = self.tokenizer.id_to_token(token_id) or ""
-        if not all(character in BYTE_OF for character in token):
-            return None
-        return bytes(BYTE_OF[character] for character in token)
-
-
-def _bytes_of_characters() -> dict[str, int]:
-    """GPT-2's alphabet, in which byte-level vocabularies are written: printable Latin-1 is itself."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-BYTE_OF = _bytes_of_characters()
+    def token_text(self, token_id: int, *, first: bool = False) -> str:
+        """One token as OpenAI writes it in `logprobs`; `first`: at the beginning of a text."""
+        return written(self.pieces.of(token_id, first=first))

@@ -6,7 +6,7 @@ Knows no HTTP. `Engine.submit` gives a `Generation`; the web layer iterates over
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pangu_convert.artifact import Artifact
@@ -19,9 +19,13 @@ from pangu_server.errors import ContextLengthExceeded, NotReady, Overloaded, Req
 from pangu_server.fim import FillInMiddle
 from pangu_server.limits import Limits
 from pangu_server.metrics import Metrics
+from pangu_server.text import TextOptions
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+
+ANY_NAME = "*"  # among the model's names: it answers to every one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +35,9 @@ class GenerationOptions:
     sampling: SamplingOptions
     n: int = 1
     best_of: int = 1  # this many completions, of which the n most probable are the answer
-    stop: tuple[str, ...] = ()
+    fit: bool = False  # `max_tokens` is lowered to what the context has room for
+    text: TextOptions = field(default_factory=TextOptions)
+    stop_token_ids: tuple[int, ...] = ()  # they end a completion too
     ignore_eos: bool = False
     stream: bool = False
     decode_seconds: float = float("inf")  # after the first token; then the next line end is the last
@@ -59,7 +65,8 @@ class Engine:
         fim_order: FimOrder | None = None,
     ) -> None:
         self.artifact, self.metrics, self.limits = artifact, metrics, limits or Limits()
-        self.model_names = (artifact.manifest.name, *model_names)
+        self.model_names = (artifact.manifest.name, *(name for name in model_names if name != ANY_NAME))
+        self._any_name = ANY_NAME in model_names
         self.encoder = Encoder(tokenizer, artifact.manifest.end_token_ids)
         self.fim = FillInMiddle.find(self.encoder, fim_order, metrics.prompts_cut.inc)
         self.chat = ChatTemplate.load(artifact.path)
@@ -67,6 +74,10 @@ class Engine:
         self.draining = False
         self.load_count = Load()
         metrics.watch(running=lambda: self.load_count.running, waiting=lambda: self.load_count.waiting)
+
+    def answers_to(self, name: str) -> bool:
+        """Whether a request may call the model so: also by the name of the checkpoint it was made of."""
+        return self._any_name or name in self.model_names or name == self.artifact.manifest.source.name
 
     @property
     def ready(self) -> bool:
@@ -129,7 +140,8 @@ class Engine:
                 param=param,
             )
         for prompt in prompts:
-            self._check_context(len(prompt.ids), options.sampling.max_tokens)
+            most = options.sampling.max_tokens
+            self._check_context(len(prompt.ids), min(most, 1) if options.fit else most)
             self._check_tokens(prompt.ids, "prompt")
         self._check_tokens(options.sampling.prediction, "prediction")
         if self.load_count.waiting >= self.limits.max_queued:
@@ -178,11 +190,15 @@ class Generation:
                 prompt.ids,
                 replace(
                     options.sampling,
-                    end_token_ids=() if options.ignore_eos else engine.end_token_ids(prompt.ids),
+                    max_tokens=min(options.sampling.max_tokens, engine.context_length - len(prompt.ids)),
+                    end_token_ids=(
+                        *(() if options.ignore_eos else engine.end_token_ids(prompt.ids)),
+                        *options.stop_token_ids,
+                    ),
                     # Choices of one prompt differ, equal prompts of a request do not.
                     seed=None if seed is None else seed + index % options.best_of,
                 ),
-                stop=options.stop,
+                text=options.text,
                 decode_seconds=options.decode_seconds,
                 echo=prompt.echo,
                 stream=options.stream,

@@ -68,11 +68,13 @@ class FillInMiddle:
         *,
         files: Sequence[SourceFile] = (),
         parse_special: bool = False,
+        add_special: bool = True,
         line: bool = False,
     ) -> list[int]:
         """The ids that ask for the hole between `prefix` and `suffix`, at most `max_prompt_tokens`.
 
-        `line`: what fills it will be cut at the end of the line.
+        `line`: what fills it will be cut at the end of the line. `add_special`: what the tokenizer puts before every
+        text comes first.
 
         What is too long loses the start of the prefix and the end of the suffix: what is far from the hole, in steps
         (`CUT_TOKENS`). Files go before what is whole, as many of the last ones as there is room for.
@@ -83,8 +85,9 @@ class FillInMiddle:
         """
         encoder = self._encoder
         before: Sequence[int] = encoder.text(prefix, parse_special=parse_special, param="prompt")
-        after: Sequence[int] = encoder.text(suffix, parse_special=parse_special, param="suffix")
-        room = max_prompt_tokens - len(encoder.start_ids) - 3
+        after: Sequence[int] = encoder.text(suffix, parse_special=parse_special, param="suffix", begins=False)
+        start = encoder.start_ids if add_special else []
+        room = max_prompt_tokens - len(start) - 3
         if room < min(1, len(before) + len(after)):
             raise ContextLengthExceeded(
                 "max_tokens leaves no room in the context for the code around the hole: lower it",
@@ -101,7 +104,7 @@ class FillInMiddle:
             if len(context) + len(ids) > room:
                 break
             context = ids + context
-        return [*encoder.start_ids, *context, *self._tokens.prompt(before, after, self._orders[line])]
+        return [*start, *context, *self._tokens.prompt(before, after, self._orders[line])]
 
     def _file(self, file: SourceFile, parse_special: bool) -> list[int]:
         text = self._encoder.text(

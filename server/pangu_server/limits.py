@@ -25,6 +25,11 @@ class Limits:
         "completions of one request: prompts times n", 1024, flag="--max-prompts", metavar=None
     )
     max_body_bytes: int = counted("longest request body; 413 above", 8 << 20, metavar=None)
-    # Editors send up to 13.
-    max_stop_strings: int = counted("stop strings of one request", 16, least=0, metavar=None)
+    # Editors send up to 18.
+    max_stop_strings: int = counted(
+        "stop strings of one request, and stop token ids", 64, least=0, metavar=None
+    )
     max_logprobs: int = counted("likeliest tokens a request may ask for", 20, least=0, metavar=None)
+    clamp_max_tokens: bool = option(
+        "lower a max_tokens that the context has no room for, instead of a 400", False
+    )

@@ -120,7 +120,7 @@ class Model:
             field = str(first["loc"][0])
             raise RequestError(f"{field}: {first['msg']}", param=field) from None
         options = request.generation_options(self._engine)
-        prompts = request.prompts(self._engine, max_tokens)
+        prompts = request.prompts(self._engine)
         pieces: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
         with self._lock:
             if self._closed:

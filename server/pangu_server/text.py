@@ -1,14 +1,19 @@
 """From tokens to text that can be sent: whole characters only, and cut exactly at a stop string."""
 
+import codecs
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from pangu_server.pieces import Pieces
 
-# Tokens of the prompt that decide how the first new token reads, e.g. whether it keeps its leading space.
-CONTEXT_TOKENS = 6
-REPLACEMENT = "\ufffd"
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextOptions:
+    """What of a completion's tokens becomes its text."""
+
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False  # the text ends with what stopped it, not before
+    skip_special: bool = True  # special tokens are left out
 
 
 class Detokenizer:
@@ -18,64 +23,81 @@ class Detokenizer:
     piece ends inside a character.
     """
 
-    def __init__(
-        self, tokenizer: "Tokenizer", prompt_ids: Sequence[int], *, skip_special_tokens: bool = True
-    ) -> None:
-        from tokenizers.decoders import DecodeStream
-
-        self._tokenizer, self._skip = tokenizer, skip_special_tokens
-        context = list(prompt_ids[-CONTEXT_TOKENS:])
-        if self._decode(context).endswith(REPLACEMENT):
-            context = []  # a prompt cut inside a character: nothing of it may show in the completion
-        self._ids = context
-        self._context_length = len(self._decode(context))
+    def __init__(self, pieces: Pieces, prompt_ids: Sequence[int], *, skip_special: bool = True) -> None:
+        self._pieces, self._skip = pieces, skip_special
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        # Whether the next token begins the text: it does not behind a prompt that shows anything.
+        self.first = not any(pieces.shows(token_id, skip_special=skip_special) for token_id in prompt_ids)
         self.length = 0  # of the text pushed up to now, in characters
-        self._stream = DecodeStream(ids=context, skip_special_tokens=skip_special_tokens)
+
+    def left_out(self, token_id: int) -> str:
+        """The name of a special token that the text leaves out; empty for any other."""
+        return (self._pieces.special(token_id) or "") if self._skip else ""
 
     def push(self, token_id: int) -> str:
         """The text that `token_id` completes, empty while a character lacks bytes."""
-        self._ids.append(token_id)
-        text: str = self._stream.step(self._tokenizer, token_id) or ""
+        if not self._pieces.shows(token_id, skip_special=self._skip):
+            return ""
+        text = self._utf8.decode(self._pieces.of(token_id, first=self.first))
+        self.first = False
         self.length += len(text)
         return text
 
     def flush(self) -> str:
         """What is left at the end: bytes that never became a character, as U+FFFD."""
-        rest = self._decode(self._ids)[self._context_length + self.length :]
+        rest = self._utf8.decode(b"", final=True)
         self.length += len(rest)
         return rest
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=self._skip)
-        return text
-
 
 class StopStrings:
-    """Holds text back while it may be the start of a stop string, and cuts before the first one found."""
+    """Holds text back while it may be the start of a stop string, and cuts before (or behind) the first one found.
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
+    A stop string is looked for in the text as it is sent, and as it is with the names of special tokens in it.
+    """
+
+    def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
+        self._stops, self._include = tuple(stops), include
         self._held = ""
+        self._sent: list[bool] = []  # of each held character, whether it is to be sent
         self.found = False
 
-    def push(self, text: str) -> str:
-        """The text that can be sent now that `text` follows. Empty for ever once a stop is found."""
-        if self.found:
-            return ""
+    def push(self, text: str, *, hidden: bool = False) -> str:
+        """The text that can be sent now that `text` follows. Empty for ever once a stop is found.
+
+        `hidden`: it is the name of a special token, which counts and is never sent.
+        """
+        if self.found or not self._stops:
+            return "" if self.found or hidden else text
         self._held += text
-        starts = [start for stop in self._stops if (start := self._held.find(stop)) >= 0]
-        if starts:
+        self._sent += [not hidden] * len(text)
+        views = [range(len(self._held))]  # each a text, as places in what is held
+        if not all(self._sent):
+            views.append([place for place, sent in enumerate(self._sent) if sent])  # type: ignore[arg-type]
+        found: list[tuple[int, int, str]] = []
+        cut = len(self._held)
+        for places in views:
+            view = "".join(self._held[place] for place in places) if len(views) > 1 else self._held
+            for stop in self._stops:
+                if (start := view.find(stop)) >= 0:
+                    found.append((places[start], len(stop), stop))
+                elif kept := _overlap(view, stop):
+                    cut = min(cut, places[len(view) - kept])
+        if found:
             self.found = True
-            return self._held[: min(starts)]
-        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        cut = len(self._held) - keep
-        sent, self._held = self._held[:cut], self._held[cut:]
-        return sent
+            start, _, stop = min(found)
+            return self._take(start) + (stop if self._include else "")
+        return self._take(cut)
 
     def flush(self) -> str:
         """The text held back when the completion ends without a stop string."""
-        rest, self._held = ("" if self.found else self._held), ""
-        return rest
+        return "" if self.found else self._take(len(self._held))
+
+    def _take(self, count: int) -> str:
+        """The first `count` held characters, as they are sent."""
+        taken = "".join(c for c, sent in zip(self._held[:count], self._sent, strict=False) if sent)
+        self._held, self._sent = self._held[count:], self._sent[count:]
+        return taken
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -80,7 +80,9 @@ def test_logprobs_have_one_entry_a_token(server: Server) -> None:
     logprobs = choice["logprobs"]
     # "x" and the two bytes of "é" the wrong way round, then end-of-text.
     assert logprobs["tokens"] == ["x", "bytes:\\xa9", "bytes:\\xc3", "<|endoftext|>"]
-    assert logprobs["text_offset"] == [0, 1, 1, 1], "half a character has no place of its own"
+    assert logprobs["text_offset"] == [0, 1, 2, 2], (
+        "a byte that begins no character is read as U+FFFD at once"
+    )
     for position, value in enumerate(logprobs["token_logprobs"]):
         top = logprobs["top_logprobs"][position]
         assert value == pytest.approx(-0.6931, abs=1e-3)

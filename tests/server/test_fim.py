@@ -51,8 +51,10 @@ def test_suffix_asks_for_the_hole(server: Server) -> None:
     assert answer.json()["usage"]["prompt_tokens"] == len(AROUND)
     assert server.backend.options is not None
     assert {END, PREFIX, SUFFIX, MIDDLE, FILENAME} == set(server.backend.options.end_token_ids)
-    server.complete(prompt=BEFORE, suffix="", max_tokens=20)
-    assert seen(server) == list(BEFORE.encode()), "an empty suffix is none"
+    server.complete(prompt=BEFORE + "<fim_middle>", suffix="", max_tokens=20)
+    assert seen(server) == [PREFIX, *BEFORE.encode(), *b"<fim_middle>", SUFFIX, MIDDLE], "a hole at the end"
+    server.complete(prompt=[97], suffix="", max_tokens=20)
+    assert seen(server) == [97], "an empty suffix is none where there can be no hole"
 
 
 def test_echo_with_logprobs_shows_what_the_model_got(server: Server) -> None:
@@ -252,10 +254,11 @@ def test_a_model_without_fim_tokens_says_so(tmp_path: Path, monkeypatch: pytest.
     for answer in (
         server.complete(suffix="x"),
         server.post("/v1/fim/completions", prompt="x"),
-        server.post("/infill", input_prefix="", input_suffix=""),
+        server.post("/infill"),
     ):
         assert answer.status_code == 400
         assert "fill-in-the-middle" in answer.json()["error"]["message"]
+    assert server.complete(suffix="").status_code == 200, "an empty suffix is none"
     assert not server.client.get("/v1/models").json()["data"][0]["fim"]
     server.engine.close()
 

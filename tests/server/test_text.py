@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from support.scripted import byte_tokenizer
 from tokenizers import Tokenizer, decoders, models
 
+from pangu_server.pieces import Pieces
 from pangu_server.text import Detokenizer, StopStrings
 
 BYTES = byte_tokenizer()
@@ -52,14 +53,14 @@ def test_the_earliest_of_several_stops_cuts() -> None:
     prompt=st.text(max_size=8).map(lambda text: BYTES.encode(text).ids),
 )
 def test_pieces_join_to_the_whole_decoding(ids: list[int], prompt: list[int]) -> None:
-    detokenizer = Detokenizer(BYTES, prompt)
+    detokenizer = Detokenizer(Pieces(BYTES), prompt)
     sent = "".join(detokenizer.push(token_id) for token_id in ids) + detokenizer.flush()
     assert sent == BYTES.decode(ids, skip_special_tokens=True)
 
 
 @given(st.text(max_size=20))
 def test_no_piece_ends_inside_a_character(text: str) -> None:
-    detokenizer = Detokenizer(BYTES, [])
+    detokenizer = Detokenizer(Pieces(BYTES), [])
     pieces = [detokenizer.push(token_id) for token_id in BYTES.encode(text).ids]
     if "\ufffd" not in text:
         assert not any("\ufffd" in piece for piece in pieces)
@@ -67,12 +68,12 @@ def test_no_piece_ends_inside_a_character(text: str) -> None:
 
 
 def test_a_character_comes_when_its_last_byte_does() -> None:
-    detokenizer = Detokenizer(BYTES, BYTES.encode("say ").ids)
+    detokenizer = Detokenizer(Pieces(BYTES), BYTES.encode("say ").ids)
     assert [detokenizer.push(byte) for byte in "🙂".encode()] == ["", "", "", "🙂"]
 
 
 def test_a_prompt_that_ends_inside_a_character_does_not_show() -> None:
-    detokenizer = Detokenizer(BYTES, list("abcé".encode())[:-1])
+    detokenizer = Detokenizer(Pieces(BYTES), list("abcé".encode())[:-1])
     assert detokenizer.push(ord("x")) + detokenizer.flush() == "x"
 
 
@@ -83,5 +84,5 @@ def test_a_leading_space_is_kept_inside_a_text(prompt: list[int], expected: str)
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    detokenizer = Detokenizer(tokenizer, prompt)
+    detokenizer = Detokenizer(Pieces(tokenizer), prompt)
     assert detokenizer.push(2) + detokenizer.flush() == expected

@@ -29,7 +29,7 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def scripted_artifact(folder: Path) -> Artifact:
+def scripted_artifact(folder: Path, end: int = END) -> Artifact:
     """An artifact with a tokenizer and nothing to run."""
     byte_tokenizer().save(str(folder / "tokenizer.json"))
     (folder / "model.bin").write_bytes(b"no weights")
@@ -42,8 +42,8 @@ def scripted_artifact(folder: Path) -> Artifact:
         dtype="float32",
         weight_files=["model.bin"],
         context_length=CONTEXT_LENGTH,
-        end_token_ids=[END],
-        source=Source(name="scripted", sha256="0" * 64),
+        end_token_ids=[end],
+        source=Source(name="scripted-checkpoint", sha256="0" * 64),
     )
     return read_artifact(folder)
 
@@ -83,6 +83,7 @@ class ScriptedBackend:
         self.script = script
         self.gate = threading.Event()
         self.gate.set()
+        self.reads = True  # a prompt that nothing is asked of, too
         self.emitted: list[int] = []
         self.prompts: list[Sequence[int]] = []
         self.logits = logits
@@ -115,6 +116,7 @@ class ScriptedBackend:
         )
 
     def _generate(self, ticket: Ticket) -> None:
+        ticket.read = self.reads
         if ticket.prompt_due:
             ticket.listener.on_prompt([None, *[TokenLogprobs(-1.0)] * (ticket.prompt_tokens - 1)])
         if not ticket.options.max_tokens:

@@ -9,23 +9,29 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
+from tokenizers import Tokenizer
 
 from pangu_server.app import create_app
 from pangu_server.engine import Engine
 from pangu_server.metrics import Metrics
-from support.scripted import ScriptedBackend, byte_tokenizer, scripted_artifact
+from support.scripted import END, ScriptedBackend, byte_tokenizer, scripted_artifact
 
 
 class Server:
     """An app over a scripted backend, and a client of it."""
 
     def __init__(
-        self, folder: Path, script: Callable[[Sequence[int]], Iterable[int]], **options: Any
+        self,
+        folder: Path,
+        script: Callable[[Sequence[int]], Iterable[int]],
+        tokenizer: Tokenizer | None = None,
+        end: int = END,
+        **options: Any,
     ) -> None:
         self.backend = ScriptedBackend(script)
         self.metrics = Metrics("scripted")
-        artifact = scripted_artifact(folder)
-        self.engine = Engine(artifact, byte_tokenizer(), self.metrics, **options)
+        artifact = scripted_artifact(folder, end)
+        self.engine = Engine(artifact, tokenizer or byte_tokenizer(), self.metrics, **options)
         # An exception inside the app must become a response, as it does in production.
         self.client = TestClient(create_app(self.engine), raise_server_exceptions=False)
 

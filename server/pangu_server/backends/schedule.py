@@ -22,6 +22,7 @@ class Ticket:
         self.cancelled = False
         self.started = False
         self.cached_tokens = self.drafted = self.accepted = 0
+        self.read = False  # its prompt has been computed, or found in the cache
         self.prompt_due = options.prompt_logprobs is not None  # its log-probabilities are still to be told
         self._sampler: Sampler | None = None
 
@@ -54,6 +55,7 @@ class Ticket:
 
     def tell(self, token_id: int, logprobs: TokenLogprobs | None) -> bool:
         """The same for a token whose log-probabilities are known, where they are asked for."""
+        self.read = True
         if self.cancelled:
             return True
         self.tokens.append(token_id)

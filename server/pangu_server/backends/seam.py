@@ -105,6 +105,7 @@ class Submitted(Protocol):
     cached_tokens: int  # prompt tokens whose keys and values were in the cache
     drafted: int  # tokens that were guessed for it
     accepted: int  # of them those that became part of its answer
+    read: bool  # whether the prompt has been computed, or found in the cache
 
 
 class Listener(Protocol):

@@ -5,32 +5,27 @@ would change the answer in a way we cannot are refused unless their value is neu
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from pangu_server.backends.seam import SamplingOptions
-from pangu_server.engine import Engine, Generation, GenerationOptions
+from pangu_server.engine import Engine, Generation, GenerationOptions, Prompt
 from pangu_server.errors import ModelNotFound, RequestError, ServerError
 from pangu_server.fim import SourceFile
+from pangu_server.protocol.fields import Integer as Integer
+from pangu_server.protocol.fields import TokenFields, answer_room
 
 GREEDY_BELOW = 1e-5  # a temperature this low is an argmax; dividing by it would overflow
 SEEDS = 2**64
-
-
-def _integral(value: Any) -> Any:
-    """JSON has no integers of its own: editors in Lua and JavaScript may write 56.0."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Integer = Annotated[int, BeforeValidator(_integral)]
+RANDOM_SEED = -1  # clients' word for none
 
 
 class StreamOptions(BaseModel):
     """OpenAI's `stream_options`, and vLLM's `continuous_usage_stats`."""
 
-    include_usage: bool = False
-    continuous_usage_stats: bool = Field(default=False, description="A usage in every chunk")
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = Field(default=None, description="A usage in every chunk")
 
 
 class TextPart(BaseModel):
@@ -52,22 +47,20 @@ class Prediction(BaseModel):
     content: str | list[TextPart]
 
 
-class GenerationRequest(BaseModel):
+class GenerationRequest(TokenFields):
     """Fields of every endpoint that generates. Null is the default."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
     # Field -> its neutral values, which change nothing. Any other value is a 400.
     refused: ClassVar[dict[str, tuple[Any, ...]]] = {}
     silent: ClassVar[tuple[str, ...]] = ("user",)  # says who asks, not what
 
-    model: str | None = None
+    model: str | None = Field(default=None, description="Empty: the model that is served")
     temperature: float | None = Field(default=None, ge=0, le=2, description="0 is greedy")
     top_p: float | None = Field(default=None, ge=0, le=1)
     top_k: Integer | None = Field(default=None, ge=-1, description="0 and -1: all tokens")
     min_p: float | None = Field(default=None, ge=0, le=1)
     n: Integer | None = Field(default=None, ge=1)
-    seed: Integer | None = Field(default=None, description="The same seed draws the same tokens")
-    stop: str | list[str] | None = None
+    seed: Integer | None = Field(default=None, description="The same seed draws the same tokens; -1: none")
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
@@ -90,7 +83,7 @@ class GenerationRequest(BaseModel):
         self,
         engine: Engine,
         *,
-        max_tokens: int,
+        max_tokens: int,  # below 0: what the context has room for
         best_of: int | None = None,
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
@@ -119,13 +112,13 @@ class GenerationRequest(BaseModel):
         if temperature < GREEDY_BELOW or top_p == 0:  # a nucleus of nothing but the best token
             temperature, top_p = 0.0, 1.0
         sampling = SamplingOptions(
-            max_tokens=max_tokens,
+            max_tokens=engine.context_length if max_tokens < 0 else max_tokens,
             min_tokens=self.min_tokens or 0,
             temperature=temperature,
             top_p=top_p,
             top_k=max(0, self.top_k or 0),
             min_p=self.min_p or 0.0,
-            seed=None if self.seed is None else self.seed % SEEDS,
+            seed=None if self.seed in (None, RANDOM_SEED) else self.seed % SEEDS,
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
             repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
@@ -138,7 +131,9 @@ class GenerationRequest(BaseModel):
             sampling=sampling,
             n=n,
             best_of=best_of,
-            stop=self._stops(engine.limits.max_stop_strings),
+            fit=max_tokens < 0 or engine.limits.clamp_max_tokens,
+            text=self.text_options(engine),
+            stop_token_ids=self._stop_token_ids(engine),
             ignore_eos=bool(self.ignore_eos),
             stream=bool(self.stream),
             decode_seconds=decode_seconds,
@@ -156,6 +151,8 @@ class GenerationRequest(BaseModel):
     ) -> list[int]:
         """The ids that ask for the hole between `prefix` and `suffix`, cut to what `max_tokens` leaves room for.
 
+        `max_tokens` below 0, or one that `--clamp-max-tokens` may lower, takes half of the context at most.
+
         Raises:
             RequestError: the model has no FIM tokens, or `prefix` is not a text; names the field `param`.
             ContextLengthExceeded: there is no room around the hole.
@@ -168,14 +165,17 @@ class GenerationRequest(BaseModel):
             )
         if not isinstance(prefix, str):
             raise RequestError(f"{param} needs a prompt that is text", param=param)
-        room = engine.context_length - max_tokens
+        room = engine.context_length - answer_room(engine, max_tokens)
+        if self.truncate_prompt_tokens is not None:
+            room = len(self.cut_prompt(range(room), engine, max_tokens))
         return engine.fim.prompt(
             prefix,
             suffix,
             room,
             files=files,
             parse_special=bool(self.parse_special),
-            line="\n" in self._stops(engine.limits.max_stop_strings),
+            add_special=self.add_special_tokens is not False,
+            line="\n" in self._stops(engine),
         )
 
     def ignored_fields(self) -> list[str]:
@@ -183,12 +183,13 @@ class GenerationRequest(BaseModel):
         return sorted(name for name in self.model_extra or {} if name not in {*self.refused, *self.silent})
 
     def _check(self, engine: Engine) -> None:
-        names = engine.model_names
-        if self.model is not None and self.model not in names:
+        if self.model and not engine.answers_to(self.model):
+            names = ", ".join(engine.model_names)
             raise ModelNotFound(
-                f"The model {self.model!r} does not exist; this server has {', '.join(names)}", param="model"
+                f"The model {self.model!r} does not exist; this server has {names}", param="model"
             )
-        if self.stream_options is not None and not self.stream:
+        usage = self.stream_options is not None and self.stream_options.include_usage
+        if usage and not self.stream:
             raise RequestError("stream_options needs stream=true", param="stream_options")
         extra = self.model_extra or {}
         for name, neutral in self.refused.items():
@@ -200,14 +201,6 @@ class GenerationRequest(BaseModel):
             return ()
         text = text_of(self.prediction.content)
         return tuple(engine.encoder.text(text, parse_special=bool(self.parse_special), param="prediction"))
-
-    def _stops(self, max_stop_strings: int) -> tuple[str, ...]:
-        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        if len(stops) > max_stop_strings or "" in stops:
-            raise RequestError(
-                f"stop takes up to {max_stop_strings} strings, none of them empty", param="stop"
-            )
-        return stops
 
     def _logit_bias(self, vocabulary_size: int) -> tuple[tuple[int, float], ...]:
         pairs = []
@@ -223,6 +216,18 @@ class GenerationRequest(BaseModel):
                 raise RequestError("logit_bias: values go from -100 to 100", param="logit_bias")
             pairs.append((int(key), bias))
         return tuple(pairs)
+
+
+class TokenIds:
+    """What an answer tells of its prompts' ids when a request has `return_token_ids`: once for each choice."""
+
+    def __init__(self, prompts: Sequence[Prompt], n: int) -> None:
+        self._untold = {index: prompts[index // n].ids for index in range(n * len(prompts))}
+
+    def of_prompt(self, index: int) -> list[int] | None:
+        """The ids of the prompt of choice `index`; None when they have been told."""
+        ids = self._untold.pop(index, None)
+        return None if ids is None else list(ids)
 
 
 class PromptTokensDetails(BaseModel):

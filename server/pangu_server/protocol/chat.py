@@ -10,7 +10,8 @@ from pangu_server.completion import Delta, FinishReason, Token
 from pangu_server.encoding import Encoder
 from pangu_server.engine import Engine, GenerationOptions, Prompt
 from pangu_server.errors import RequestError
-from pangu_server.protocol.base import GenerationRequest, Integer, TextPart, Usage, text_of
+from pangu_server.pieces import written
+from pangu_server.protocol.base import GenerationRequest, Integer, TextPart, TokenIds, Usage, text_of
 
 DEFAULT_FIM_TOKENS = 128
 
@@ -41,10 +42,10 @@ class ChatRequest(GenerationRequest):
 
     messages: list[Message] = Field(min_length=1)
     max_tokens: Integer | None = Field(
-        default=None, ge=0, description="Default: what the context has room for"
+        default=None, ge=-1, description="Default, and -1: what the context has room for"
     )
     max_completion_tokens: Integer | None = Field(
-        default=None, ge=0, description="The same, by its newer name"
+        default=None, ge=-1, description="The same, by its newer name"
     )
     logprobs: bool | None = None
     top_logprobs: Integer | None = Field(default=None, ge=0)
@@ -60,19 +61,25 @@ class ChatRequest(GenerationRequest):
         messages = [message.plain() for message in self.messages]
         for message in messages:
             engine.encoder.check_unicode(message["role"] + message["content"], "messages")
-        return Prompt(engine.chat.prompt(messages, engine.encoder, parse_special=bool(self.parse_special)))
+        ids = engine.chat.prompt(messages, engine.encoder, parse_special=bool(self.parse_special))
+        start = engine.encoder.start_ids if self.add_special_tokens else []
+        return Prompt(self.cut_prompt([*start, *ids], engine, self._most()))
 
     def generation_options(self, engine: Engine, prompt_tokens: int) -> GenerationOptions:
         """See `GenerationRequest.options`."""
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs=true", param="top_logprobs")
-        asked = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         room = max(1, engine.context_length - prompt_tokens)
+        asked = self._most()
         return self.options(
             engine,
-            max_tokens=room if asked is None else asked,
+            max_tokens=room if asked < 0 else asked,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )
+
+    def _most(self) -> int:
+        asked = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        return -1 if asked is None else asked
 
 
 class FimRequest(GenerationRequest):
@@ -80,7 +87,7 @@ class FimRequest(GenerationRequest):
 
     prompt: str = Field(description="The code before the hole")
     suffix: str | None = Field(default=None, description="The code after the hole")
-    max_tokens: Integer | None = Field(default=None, ge=0)
+    max_tokens: Integer | None = Field(default=None, ge=-1, description="-1: what the context has room for")
 
     def generation(self, engine: Engine) -> tuple[Prompt, GenerationOptions]:
         """The prompt around the hole and how to fill it.
@@ -118,17 +125,15 @@ class ChatLogprobs(BaseModel):
         content = []
         for token in tokens:
             assert token.logprobs is not None  # only a prompt's first token has none
-            top = [_top(encoder, id, value) for id, value in token.logprobs.top]
-            content.append(
-                TokenLogprob(**_top(encoder, token.id, token.logprobs.logprob).model_dump(), top_logprobs=top)
-            )
+            top = [_top(encoder, id, value, first=token.first) for id, value in token.logprobs.top]
+            own = _top(encoder, token.id, token.logprobs.logprob, first=token.first)
+            content.append(TokenLogprob(**own.model_dump(), top_logprobs=top))
         return cls(content=content)
 
 
-def _top(encoder: Encoder, token_id: int, logprob: float) -> TopLogprob:
-    text = encoder.token_text(token_id)
-    raw = encoder.token_bytes(token_id)
-    return TopLogprob(token=text, logprob=logprob, bytes=None if raw is None else list(raw))
+def _top(encoder: Encoder, token_id: int, logprob: float, *, first: bool) -> TopLogprob:
+    raw = encoder.pieces.of(token_id, first=first)
+    return TopLogprob(token=written(raw), logprob=logprob, bytes=list(raw))
 
 
 class AssistantMessage(BaseModel):
@@ -145,6 +150,7 @@ class ChatChoice(BaseModel):
     message: AssistantMessage
     logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason | None = None
+    token_ids: list[int] | None = Field(default=None, exclude_if=lambda ids: ids is None)
 
 
 class ChatChunkChoice(BaseModel):
@@ -154,6 +160,7 @@ class ChatChunkChoice(BaseModel):
     delta: AssistantMessage
     logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason | None = None
+    token_ids: list[int] | None = Field(default=None, exclude_if=lambda ids: ids is None)
 
 
 class ChatResponse(BaseModel):
@@ -165,6 +172,7 @@ class ChatResponse(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: Usage | None = None
+    prompt_token_ids: list[int] | None = Field(default=None, exclude_if=lambda ids: ids is None)
 
 
 class ChatChunk(BaseModel):
@@ -176,14 +184,24 @@ class ChatChunk(BaseModel):
     model: str
     choices: list[ChatChunkChoice]
     usage: Usage | None = Field(default=None, exclude_if=lambda usage: usage is None)
+    prompt_token_ids: list[int] | None = Field(default=None, exclude_if=lambda ids: ids is None)
 
 
 class ChatForm:
     """Writes deltas as chat completions."""
 
-    def __init__(self, id: str, created: int, model: str, encoder: Encoder, *, logprobs: bool) -> None:
+    def __init__(
+        self,
+        id: str,
+        created: int,
+        model: str,
+        encoder: Encoder,
+        *,
+        logprobs: bool,
+        token_ids: TokenIds | None = None,
+    ) -> None:
         self._head = {"id": f"chatcmpl-{id}", "created": created, "model": model}
-        self._encoder, self._logprobs = encoder, logprobs
+        self._encoder, self._logprobs, self._token_ids = encoder, logprobs, token_ids
         self._begun: set[int] = set()
 
     def body(self, deltas: Sequence[Delta], usage: Usage | None) -> ChatResponse:
@@ -194,10 +212,11 @@ class ChatForm:
                 message=AssistantMessage(content=delta.text),
                 logprobs=self._logprobs_of(delta),
                 finish_reason=delta.finish_reason,
+                token_ids=self._ids_of(delta),
             )
             for delta in deltas
         ]
-        return ChatResponse(**self._head, choices=choices, usage=usage)  # type: ignore[arg-type]
+        return ChatResponse(**self._head, choices=choices, usage=usage, prompt_token_ids=self._prompt_ids())  # type: ignore[arg-type]
 
     def chunk(self, deltas: Sequence[Delta], usage: Usage | None) -> ChatChunk:
         """An event. The first of each choice says who speaks."""
@@ -211,9 +230,16 @@ class ChatForm:
                     delta=AssistantMessage(role=role, content=delta.text),
                     logprobs=self._logprobs_of(delta),
                     finish_reason=delta.finish_reason,
+                    token_ids=self._ids_of(delta),
                 )
             )
-        return ChatChunk(**self._head, choices=choices, usage=usage)  # type: ignore[arg-type]
+        return ChatChunk(**self._head, choices=choices, usage=usage, prompt_token_ids=self._prompt_ids())  # type: ignore[arg-type]
+
+    def _prompt_ids(self) -> list[int] | None:
+        return self._token_ids.of_prompt(0) if self._token_ids else None
+
+    def _ids_of(self, delta: Delta) -> list[int] | None:
+        return list(delta.token_ids) if self._token_ids else None
 
     def _logprobs_of(self, delta: Delta) -> ChatLogprobs | None:
         return ChatLogprobs.of(delta.tokens, self._encoder) if self._logprobs else None

@@ -1,17 +1,23 @@
 """OpenAI's text completions: `POST /v1/completions`."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from pangu_server.completion import Delta, FinishReason, Token
 from pangu_server.encoding import Encoder
 from pangu_server.engine import Engine, GenerationOptions, Prompt
 from pangu_server.errors import RequestError
-from pangu_server.protocol.base import GenerationRequest, Integer, Usage
+from pangu_server.pieces import unique_names
+from pangu_server.protocol.base import GenerationRequest, Integer, TokenIds, Usage
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
+
+
+def _not_false(value: Any) -> Any:
+    """`logprobs: false` is chat's word for none."""
+    return None if value is False else value
 
 
 class CompletionRequest(GenerationRequest):
@@ -20,23 +26,33 @@ class CompletionRequest(GenerationRequest):
     prompt: str | list[int] | list[str] | list[list[int]] = Field(
         description="Text or token ids, one prompt or a list of them"
     )
-    suffix: str | None = Field(default=None, description="The text after the hole that is to be filled")
-    max_tokens: Integer | None = Field(default=None, ge=0, description="0 only looks at the prompt: see echo")
+    suffix: str | None = Field(
+        default=None,
+        description="The text after the hole that is to be filled. An empty one: the hole is at the end, if the model "
+        "has tokens for that",
+    )
+    max_tokens: Integer | None = Field(
+        default=None,
+        ge=-1,
+        description="0 only looks at the prompt: see echo. -1: what the context has room for",
+    )
     best_of: Integer | None = Field(default=None, ge=0)
-    logprobs: Integer | None = Field(default=None, ge=0, description="Alternatives to report for each token")
+    logprobs: Annotated[Integer | None, BeforeValidator(_not_false)] = Field(
+        default=None, ge=0, description="Alternatives to report for each token"
+    )
     echo: bool | None = Field(default=None, description="Begin the answer with the prompt")
 
     def generation_options(self, engine: Engine) -> GenerationOptions:
         """See `GenerationRequest.options`."""
         return self.options(
             engine,
-            max_tokens=DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens,
+            max_tokens=self._most(),
             best_of=self.best_of,
             logprobs=self.logprobs,
             prompt_logprobs=self.logprobs if self.echo else None,
         )
 
-    def prompts(self, engine: Engine, max_tokens: int) -> list[Prompt]:
+    def prompts(self, engine: Engine) -> list[Prompt]:
         """The prompts as token ids.
 
         Raises:
@@ -46,14 +62,22 @@ class CompletionRequest(GenerationRequest):
         listed = self._listed()
         if not listed:
             raise RequestError("prompt is an empty list: give at least one", param="prompt")
-        if self.suffix:
-            return [self._around_hole(prompt, self.suffix, engine, max_tokens) for prompt in listed]
-        encoder, parse_special = engine.encoder, self.parse_special is not False
-        encoded = [encoder.prompt(prompt, parse_special=parse_special) for prompt in listed]
+        prompts = [self._ids(prompt, engine) for prompt in listed]
         return [
-            Prompt(ids, self._echoed(prompt, ids, encoder))
-            for prompt, ids in zip(listed, encoded, strict=True)
+            Prompt(ids, self._echoed(prompt, ids, engine.encoder))
+            for prompt, ids in zip(listed, prompts, strict=True)
         ]
+
+    def _most(self) -> int:
+        return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+
+    def _ids(self, prompt: str | list[int], engine: Engine) -> list[int]:
+        """An empty suffix asks for a hole at the end where that can be; else it is none."""
+        if self.suffix or (self.suffix == "" and engine.fim is not None and isinstance(prompt, str)):
+            return self.around_hole(engine, prompt, self.suffix, self._most(), param="suffix")
+        parse_special, add_special = self.parse_special is not False, self.add_special_tokens is not False
+        ids = engine.encoder.prompt(prompt, parse_special=parse_special, add_special=add_special)
+        return self.cut_prompt(ids, engine, self._most())
 
     def _listed(self) -> Sequence[str | list[int]]:
         prompt = self.prompt
@@ -68,12 +92,8 @@ class CompletionRequest(GenerationRequest):
             return None
         # With log-probabilities text and tokens must match, so the text is the tokens' own: around a hole all
         # that the model got.
-        exact = isinstance(prompt, str) and self.logprobs is None
+        exact = isinstance(prompt, str) and self.logprobs is None and self.truncate_prompt_tokens is None
         return prompt if exact else encoder.decode(ids)  # type: ignore[return-value]
-
-    def _around_hole(self, prompt: str | list[int], suffix: str, engine: Engine, max_tokens: int) -> Prompt:
-        ids = self.around_hole(engine, prompt, suffix, max_tokens, param="suffix")
-        return Prompt(ids, self._echoed(prompt, ids, engine.encoder))
 
 
 class Logprobs(BaseModel):
@@ -87,18 +107,23 @@ class Logprobs(BaseModel):
     @classmethod
     def of(cls, tokens: Sequence[Token], encoder: Encoder) -> "Logprobs":
         """OpenAI's form of `tokens`."""
-        text = encoder.token_text
         entries = [token.logprobs for token in tokens]
         return cls(
-            tokens=[text(token.id) for token in tokens],
+            tokens=[encoder.token_text(token.id, first=token.first) for token in tokens],
             token_logprobs=[entry.logprob if entry else None for entry in entries],
-            top_logprobs=[
-                # The token itself is always among them, as with OpenAI.
-                {text(id): value for id, value in (*entry.top, (token.id, entry.logprob))} if entry else None
-                for token, entry in zip(tokens, entries, strict=True)
-            ],
+            top_logprobs=[_likeliest(token, encoder) for token in tokens],
             text_offset=[token.offset for token in tokens],
         )
+
+
+def _likeliest(token: Token, encoder: Encoder) -> dict[str, float] | None:
+    """Log-probabilities by text, the best first. The token itself is always among them, as with OpenAI."""
+    if token.logprobs is None:
+        return None
+    values = {token.id: token.logprobs.logprob, **dict(token.logprobs.top)}
+    texts = [(token_id, encoder.token_text(token_id, first=token.first)) for token_id in values]
+    named = zip(unique_names(texts), values.values(), strict=True)
+    return dict(sorted(named, key=lambda pair: pair[1], reverse=True))
 
 
 class Choice(BaseModel):
@@ -108,6 +133,8 @@ class Choice(BaseModel):
     text: str
     logprobs: Logprobs | None = None
     finish_reason: FinishReason | None = None
+    prompt_token_ids: list[int] | None = Field(default=None, exclude_if=lambda ids: ids is None)
+    token_ids: list[int] | None = Field(default=None, exclude_if=lambda ids: ids is None)
 
 
 class CompletionResponse(BaseModel):
@@ -124,9 +151,18 @@ class CompletionResponse(BaseModel):
 class CompletionForm:
     """Writes deltas as text completions."""
 
-    def __init__(self, id: str, created: int, model: str, encoder: Encoder, *, logprobs: bool) -> None:
+    def __init__(
+        self,
+        id: str,
+        created: int,
+        model: str,
+        encoder: Encoder,
+        *,
+        logprobs: bool,
+        token_ids: TokenIds | None = None,
+    ) -> None:
         self._head = CompletionResponse(id=f"cmpl-{id}", created=created, model=model, choices=[])
-        self._encoder, self._logprobs = encoder, logprobs
+        self._encoder, self._logprobs, self._token_ids = encoder, logprobs, token_ids
 
     def body(self, deltas: Sequence[Delta], usage: Usage | None) -> CompletionResponse:
         """A whole answer, or a chunk of one."""
@@ -140,4 +176,6 @@ class CompletionForm:
             text=delta.text,
             logprobs=Logprobs.of(delta.tokens, self._encoder) if self._logprobs else None,
             finish_reason=delta.finish_reason,
+            prompt_token_ids=self._token_ids.of_prompt(delta.index) if self._token_ids else None,
+            token_ids=list(delta.token_ids) if self._token_ids else None,
         )

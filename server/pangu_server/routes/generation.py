@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request, Response
 
 from pangu_server.engine import Engine, Generation, GenerationOptions, Prompt
-from pangu_server.protocol.base import GenerationRequest
+from pangu_server.protocol.base import GenerationRequest, TokenIds
 from pangu_server.protocol.chat import ChatForm, ChatRequest, ChatResponse, FimRequest
 from pangu_server.protocol.completion import CompletionForm, CompletionRequest, CompletionResponse
-from pangu_server.protocol.infill import InfillForm, InfillRequest, InfillResponse
+from pangu_server.protocol.infill import InfillForm, InfillRequest, InfillResponse, InfillResponses
 from pangu_server.streaming import respond
 
 INLINE_BYTES = 32 << 10  # of a body: tokenizing it takes a few milliseconds
@@ -56,8 +56,9 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Complete prompts, or fill the hole before `suffix`. `stream` answers with server-sent events."""
         options = await encode(request, body.generation_options, engine)
-        prompts = await encode(request, body.prompts, engine, options.sampling.max_tokens)
-        form = CompletionForm(**head(body, request), logprobs=body.logprobs is not None)
+        prompts = await encode(request, body.prompts, engine)
+        token_ids = TokenIds(prompts, options.n) if body.return_token_ids else None
+        form = CompletionForm(**head(body, request), logprobs=body.logprobs is not None, token_ids=token_ids)
         return await respond(submit(prompts, options), form, body, request)
 
     @router.post("/v1/chat/completions", response_model=ChatResponse)
@@ -65,22 +66,26 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
         """Answer a conversation by the checkpoint's chat template."""
         prompt = await encode(request, body.prompt, engine)
         options = await encode(request, body.generation_options, engine, len(prompt.ids))
-        form = ChatForm(**head(body, request), logprobs=bool(body.logprobs))
+        token_ids = TokenIds([prompt], 1) if body.return_token_ids else None
+        form = ChatForm(**head(body, request), logprobs=bool(body.logprobs), token_ids=token_ids)
         return await respond(submit([prompt], options), form, body, request)
 
     @router.post("/v1/fim/completions", response_model=ChatResponse)
     async def fim(body: FimRequest, request: Request) -> Response:
         """Fill in the middle, in Mistral's form."""
         prompt, options = await encode(request, body.generation, engine)
-        form = ChatForm(**head(body, request), logprobs=False)
+        token_ids = TokenIds([prompt], 1) if body.return_token_ids else None
+        form = ChatForm(**head(body, request), logprobs=False, token_ids=token_ids)
         return await respond(submit([prompt], options), form, body, request)
 
-    @router.post("/infill", response_model=InfillResponse)
+    @router.post("/infill", response_model=InfillResponse | InfillResponses)
     async def infill(body: InfillRequest, request: Request) -> Response:
         """Fill in the middle, in llama.cpp's form."""
         prompt, options = await encode(request, body.generation, engine)
         generation = submit([prompt], options)
-        form = InfillForm(body.model or engine.model_names[0], generation)
+        form = InfillForm(
+            body.model or engine.model_names[0], generation, token_ids=bool(body.return_token_ids)
+        )
         return await respond(generation, form, body, request, done=False)
 
     return router

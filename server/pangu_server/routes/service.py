@@ -32,7 +32,7 @@ def service_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter:
     @router.get("/v1/models/{model:path}", responses={**wrong, 404: errors[404]})
     async def model(model: str) -> ModelCard:
         """The served model."""
-        if model not in engine.model_names:
+        if not engine.answers_to(model):
             raise ModelNotFound(f"The model {model!r} does not exist", param="model")
         return ModelCard.of(engine, model)
 

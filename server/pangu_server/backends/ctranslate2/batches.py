@@ -217,7 +217,7 @@ class BatchSchedule(Schedule):
             following = zip(logits[:-1], ticket.tokens[1:], strict=True)
             scored = (token_logprobs(row, token_id, top) for row, token_id in following)
             ticket.listener.on_prompt([None, *scored])
-            ticket.prompt_due = False
+            ticket.prompt_due, ticket.read = False, True
             ended = ended or ticket.take(ticket.choose(logits[-1]), logits[-1])
         if ended:
             self.finish(ticket)

@@ -132,15 +132,14 @@ class ContinuousSchedule(Schedule):
         running = list(self._rows.running)
         guesses = self._guesses([row for row in running if row.pending == 1 and row.draws and not row.flying])
         for row in running:
-            if row.ended or row.pending > 1 or (row.flying and row.ticket.remaining <= row.flying):
-                continue  # it gave way to an older one, has a prompt, or its last token under way
+            if row.ended or row.pending != 1 or (row.flying and row.ticket.remaining <= row.flying):
+                continue  # it gave way to an older one, has a prompt, or the last of its work under way
             guess = guesses.get(row, [])
             if self._make_room(row, row.computed + 1 + len(guess), parts):
                 parts.append(Part.of(row, 1 + len(guess), guess))
         prompts = [row for row in self._rows.running if row.pending > 1]
         while new := self._admit():
-            if not self._end_without_work(new):
-                prompts.append(new)
+            prompts.append(new)
         for row, count in shares(prompts, PREFILL_TOKENS[self._runner.device.type]).items():
             if count and not row.ended and self._make_room(row, row.computed + count, parts):
                 parts.append(Part.of(row, count))
@@ -175,13 +174,6 @@ class ContinuousSchedule(Schedule):
             self._queries += head.prompt_tokens
             self._hits += head.cached_tokens
         return row
-
-    def _end_without_work(self, row: Row) -> bool:
-        """Whether nothing is asked of this row, which then has ended."""
-        if row.ticket.remaining > 0 or row.ticket.prompt_due:
-            return False
-        self._leave(row)
-        return True
 
     def _make_room(self, row: Row, tokens: int, parts: list[Part]) -> bool:
         """Pages for the first `tokens` tokens of `row`; the newest rows give theirs back. False if it had to itself."""
@@ -283,6 +275,7 @@ class ContinuousSchedule(Schedule):
             if not part.last:
                 self._rows.share(row)
                 continue
+            ticket.read = True
             try:
                 if ticket.prompt_due:
                     ticket.prompt_due = False

@@ -1,0 +1,184 @@
+"""Whatever a client writes into any field of any endpoint that generates, it gets an answer that the docs promise.
+
+The endpoints and their fields are read from the application: a new one is tried without being named here. Run longer
+with PANGU_TEST_EXAMPLES=5000.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support import EXAMPLES
+from support.scripted import CONTEXT_LENGTH, END, SPECIAL, VOCABULARY_SIZE
+from support.served import Server, wait_for
+
+from pangu_server.chat import ChatTemplate
+from pangu_server.limits import Limits
+
+ERRORS = {400: "invalid_request_error", 404: "invalid_request_error", 503: "server_error"}
+# Text with halves of characters, names of special tokens, ends of lines.
+ANSWER = [*b"def f():\n  return 1", 0xF0, 260, *"é😀".encode(), 0xC3, END, *b" # and on\n"]
+TEMPLATE = "{% for m in messages %}<fim_prefix>{{ m['role'] }}\n{{ m['content'] }}{% endfor %}<fim_middle>"
+
+TEXTS = st.sampled_from(
+    ["", "x", "def f():\n", "é😀", *SPECIAL, "\ud800", "\x00", "\n", "a" * 300, "*", "scripted"]
+)
+NUMBERS = st.sampled_from([0, -1, 1, 2, 3, 7, 16, 0.5, 1.0, 2.0, -0.0, 1e-9, -2, 10**6]) | st.sampled_from(
+    [CONTEXT_LENGTH, 2**31, 2**53, 2**63, 2**64 - 1, -(2**63), 10**30, 1e300, math.inf, -math.inf, math.nan]
+)
+SCALARS = st.none() | st.booleans() | NUMBERS | TEXTS
+NAMES = TEXTS | st.sampled_from(["type", "text", "content", "role", "include_usage", "filename", "5", "-1"])
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=5,
+)
+IDS = st.integers(0, VOCABULARY_SIZE - 1)
+BIAS = st.dictionaries(st.sampled_from(["0", "97", "260", "256", "foo"]), st.floats(-100, 100), max_size=3)
+# What a client means, by field; any other field gets values of its schema's type.
+SENSIBLE: dict[str, st.SearchStrategy[Any]] = {
+    "model": st.sampled_from(["scripted", "", "scripted-checkpoint", "alias"]),
+    "prompt": TEXTS | st.lists(IDS, max_size=5) | st.lists(TEXTS, max_size=3),
+    "messages": st.lists(
+        st.fixed_dictionaries({"role": st.just("user"), "content": TEXTS}), min_size=1, max_size=2
+    ),
+    "temperature": st.sampled_from([0, 0.0, 0.2, 1, 2]),
+    "top_p": st.sampled_from([0, 0.5, 1]),
+    "min_p": st.sampled_from([0, 0.5, 1]),
+    "top_k": st.sampled_from([-1, 0, 1, 40]),
+    "n": st.integers(1, 4),
+    "best_of": st.integers(0, 4),
+    "max_tokens": st.integers(-1, 60),
+    "max_completion_tokens": st.integers(-1, 60),
+    "n_predict": st.integers(-1, 60),
+    "logprobs": st.integers(0, 20) | st.booleans(),
+    "top_logprobs": st.integers(0, 20),
+    "stop": TEXTS | st.lists(TEXTS, max_size=4),
+    "stop_token_ids": st.lists(IDS, max_size=3),
+    "truncate_prompt_tokens": st.integers(-1, 20),
+    "seed": st.integers(-1, 3),
+    "presence_penalty": st.floats(-2, 2),
+    "frequency_penalty": st.floats(-2, 2),
+    "repetition_penalty": st.floats(0.01, 100),
+    "logit_bias": BIAS,
+    "min_tokens": st.integers(0, 60),
+    "prediction": st.fixed_dictionaries({"type": st.just("content"), "content": TEXTS}),
+    "stream_options": st.dictionaries(
+        st.sampled_from(["include_usage", "continuous_usage_stats"]), st.booleans() | st.none(), max_size=2
+    ),
+    "input_extra": st.lists(
+        st.fixed_dictionaries({"text": TEXTS, "filename": TEXTS | st.none()}), max_size=2
+    ),
+}
+UNKNOWN = ("zorp\ud800", "user", "tools", "response_format")
+BY_TYPE: dict[str, st.SearchStrategy[Any]] = {
+    "boolean": st.booleans(),
+    "integer": st.integers(-1, 9),
+    "number": st.floats(0, 1),
+    "string": TEXTS,
+    "null": st.none(),
+}
+
+
+def generating(server: Server) -> dict[str, dict[str, Any]]:
+    """Path -> schema of the body of each endpoint that generates, as clients can read it."""
+    api = server.client.get("/openapi.json").json()
+    found = {}
+    for path, methods in api["paths"].items():
+        if body := methods.get("post", {}).get("requestBody"):
+            name = body["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[-1]
+            schema = api["components"]["schemas"][name]
+            if "temperature" in schema["properties"]:
+                found[path] = schema
+    return found
+
+
+def bodies(schema: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """What is required, mostly right, and a few of the other fields."""
+    known = {}
+    for name, field in schema["properties"].items():
+        kinds = {kind.get("type", "null") for kind in field.get("anyOf", [field])}
+        by_type = st.one_of(*(BY_TYPE.get(kind, st.none()) for kind in sorted(kinds)))
+        usual = SENSIBLE.get(name, by_type)
+        known[name] = st.one_of(usual, usual, usual, st.none(), SCALARS, ANYTHING)
+    known |= dict.fromkeys(UNKNOWN, ANYTHING)
+    required = {name: SENSIBLE[name] for name in schema.get("required", [])}
+    names = st.lists(st.sampled_from(sorted(known)), max_size=7, unique=True)
+    return names.flatmap(
+        lambda chosen: st.fixed_dictionaries({**required, **{name: known[name] for name in chosen}})
+    )
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["strict", "clamping"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    limits = Limits(max_choices=8, clamp_max_tokens=request.param)
+    folder = tmp_path_factory.mktemp("any")
+    server = Server(folder, lambda _: [*ANSWER, *b"x" * CONTEXT_LENGTH], limits=limits, model_names=["alias"])
+    server.engine.chat = ChatTemplate(TEMPLATE, {})
+    server.engine.load(server.backend)
+    yield server
+    server.engine.close()
+
+
+@pytest.fixture(scope="module")
+def strategies(server: Server) -> dict[str, st.SearchStrategy[dict[str, Any]]]:
+    return {path: bodies(schema) for path, schema in generating(server).items()}
+
+
+PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/fim/completions", "/infill")
+
+
+def test_every_endpoint_that_generates_is_tried(server: Server) -> None:
+    assert set(generating(server)) >= set(PATHS)
+
+
+@settings(max_examples=EXAMPLES * 2, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(data=st.data())
+def test_an_answer_is_what_the_docs_promise(
+    server: Server, strategies: dict[str, st.SearchStrategy[dict[str, Any]]], data: st.DataObject
+) -> None:
+    path = data.draw(st.sampled_from(sorted(strategies)))
+    body = data.draw(strategies[path])
+    answer = server.client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
+    hypothesis.event(f"{path} {answer.status_code}")
+    if answer.status_code != 200:
+        assert answer.status_code in ERRORS, answer.text
+        error = answer.json()["error"]
+        assert (error["type"], set(error)) == (
+            ERRORS[answer.status_code],
+            {"message", "type", "param", "code"},
+        )
+        assert error["message"]
+    elif answer.headers["content-type"].startswith("text/event-stream"):
+        events = [event.removeprefix("data: ") for event in answer.text.split("\n\n") if event]
+        if path != "/infill":
+            assert events.pop() == "[DONE]"
+        check([json.loads(event) for event in events], path)
+    else:
+        whole = answer.json()
+        check(whole if isinstance(whole, list) else [whole], path)
+    wait_for(lambda: server.engine.load_count.running == server.engine.load_count.waiting == 0)
+
+
+def check(events: list[dict[str, Any]], path: str) -> None:
+    """A choice ends once, with its last piece, for a reason that the docs have."""
+    ends: dict[int, bool] = {}
+    for event in events:
+        assert "error" not in event, event
+        for choice in event["choices"] if path != "/infill" else [event]:
+            index = choice["index"]
+            assert not ends.get(index), "nothing comes behind its end"
+            if path == "/infill":
+                ends[index] = choice["stop"]
+                assert choice["stop_type"] in ({"eos", "limit"} if choice["stop"] else {"none"})
+            else:
+                ends[index] = choice["finish_reason"] is not None
+                assert choice["finish_reason"] in (None, "stop", "length")
+    assert ends, "an answer has a choice"
+    assert all(ends.values())
+    assert sorted(ends) == list(range(len(ends)))

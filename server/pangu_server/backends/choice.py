@@ -33,7 +33,9 @@ def choose_engine(artifact: Artifact, options: LoadOptions) -> tuple[EngineName,
     """
     manifest = artifact.manifest
     if options.adapters and options.engine == "ctranslate2":
-        raise ArtifactError("--lora needs the torch engine: leave --engine out, or merge with pangu-convert import")
+        raise ArtifactError(
+            "--lora needs the torch engine: leave --engine out, or merge with pangu-convert import"
+        )
     facts = Facts(
         name=str(artifact.path),
         format=manifest.format,

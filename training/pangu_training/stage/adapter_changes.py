@@ -175,7 +175,7 @@ class _Collected:
                 "give the adapter's own base, or export the adapter again"
             )
 
-    def by_stored_name(self) -> dict[str, MakeChange]:
+    def by_stored_name(self, base: Located) -> dict[str, MakeChange]:
         """The changes, by the names of the tensors in the base's files."""
         self._require_tied()
         changes: dict[str, MakeChange] = {}

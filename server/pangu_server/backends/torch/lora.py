@@ -19,15 +19,13 @@ from pangu_training.stage.adapter_changes import pairs_of, read_floats
 
 logger = logging.getLogger(__name__)
 
-Places = torch.Tensor | None  # of a step's tokens, int64; None: all of them
-
 
 class Selection:
     """Whose tokens the current step computes. All adapted modules of a model read the same one."""
 
     def __init__(self) -> None:
         self.tokens = 0
-        self.places: list[tuple[str, Places]] = []
+        self.places: list[tuple[str, torch.Tensor | None]] = []  # adapter, int64 places; None: all tokens
 
 
 class Adapted(nn.Module):  # type: ignore[misc]
@@ -36,7 +34,9 @@ class Adapted(nn.Module):  # type: ignore[misc]
     def __init__(self, inner: nn.Module, selection: Selection) -> None:
         super().__init__()
         self.inner, self._selection = inner, selection
-        self.pairs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # A^T (inputs, r), scale * B^T (r, outputs)
+        self.pairs: dict[
+            str, tuple[torch.Tensor, torch.Tensor]
+        ] = {}  # A^T (inputs, r), scale * B^T (r, outputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """As the module inside, for the step's tokens one after the other."""

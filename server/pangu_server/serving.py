@@ -74,6 +74,7 @@ def serve(
         read_tokenizer(artifact),
         metrics,
         model_names=options.served_model_name,
+        adapters=[name for name, _ in options.lora],
         limits=limits,
         fim_order=None if options.fim_order == "auto" else options.fim_order,
     )
@@ -127,6 +128,7 @@ def load_options(options: ServeOptions, metrics: Metrics) -> LoadOptions:
         cache_bytes=options.cache_bytes,
         draft=options.draft,
         graphs=options.graphs,
+        adapters=options.lora,
         on_batch=metrics.batch_size.observe,
     )
 

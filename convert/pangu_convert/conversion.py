@@ -9,6 +9,7 @@ from typing import Any
 
 from pangu_convert.architectures import require_supported
 from pangu_convert.artifact import Artifact, Format, Source, read_artifact, seal
+from pangu_convert.chat_template import template_fault
 from pangu_convert.inspection import summary
 from pangu_training.stage.checkpoint import CONFIG, TOKENIZER, Checkpoint, read_checkpoint
 from pangu_training.stage.identity import checkpoint_hash
@@ -127,6 +128,11 @@ def cautions(checkpoint: Checkpoint) -> Iterator[str]:
         yield (
             f"the tokenizer has {len(beyond)} tokens more than the model's {checkpoint.vocabulary_size}, the first is "
             f"{beyond[0]!r}: a prompt that holds one of them will be refused"
+        )
+    if fault := template_fault(checkpoint.path):
+        yield (
+            f"the chat template cannot be used ({fault}): chats will be refused and completions served; repair it and "
+            "convert again, or remove it"
         )
 
 

@@ -1,104 +1,94 @@
-"""The checkpoint's chat template: from messages to a prompt. Rendered as transformers renders it."""
+"""The artifact's chat template: from messages to a prompt. Rendered as transformers renders it, in other processes."""
 
 import json
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pangu_convert.artifact import ArtifactError
+from pangu_convert.chat_template import ChatTemplates, UnusableTemplate, read_chat_templates
 from pangu_server.encoding import Encoder
-from pangu_server.errors import RequestError
-from pangu_training.stage.files import is_there, read_bytes, read_object
+from pangu_server.errors import NotReady, RequestError
+from pangu_server.rendering import Renderers, RenderingFailed
 
 NO_TEMPLATE = "this model has no chat template: use /v1/completions"
 
 
 class ChatTemplate:
-    """A Jinja template that comes with the artifact, run in a sandbox."""
+    """What comes with the artifact. `fault`: why it can never be used; completions can be served all the same."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        from jinja2.exceptions import TemplateError
-        from jinja2.ext import Extension, loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        class Generation(Extension):
-            """transformers' tag for what an assistant says, which it marks for training: here only what it holds."""
-
-            tags = {"generation"}  # noqa: RUF012
-
-            def parse(self, parser: Any) -> Any:
-                next(parser.stream)
-                return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-        def raise_exception(message: str) -> None:
-            raise TemplateError(message)
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=[loopcontrols, Generation],
-            optimized=False,  # else constants are computed here, however large they come out
-        )
-        environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-            value, ensure_ascii=False, indent=indent
-        )
-        environment.globals["raise_exception"] = raise_exception
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        self._error = TemplateError
-        try:
-            self._template = environment.from_string(source)
-        except (TemplateError, RecursionError) as error:
-            raise ArtifactError(
-                f"the chat template cannot be used ({error}): repair it, and convert again"
-            ) from None
-        self._special_tokens = special_tokens
+    def __init__(self, templates: ChatTemplates | None, fault: str | None = None) -> None:
+        self.fault = fault
+        self._sources = " ".join(templates.sources.values()) if templates is not None else ""
+        self._renderers = Renderers(templates) if templates is not None else None
 
     @classmethod
     def load(cls, folder: Path) -> "ChatTemplate | None":
-        """The template of an artifact, if it has one; `ArtifactError` if it cannot be used."""
-        config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-        file = config_file
+        """That of an artifact, if it has one; `ArtifactError` if a file cannot be read."""
         try:
-            config = read_object(config_file) if is_there(config_file) else {}
-            file = template_file
-            source = read_bytes(file).decode() if is_there(file) else config.get("chat_template")
+            templates = read_chat_templates(folder)
+        except UnusableTemplate as error:
+            return cls(None, str(error))
         except ValueError as error:
-            raise ArtifactError(f"{file} cannot be read ({error}): convert the checkpoint again") from None
-        if isinstance(source, list):  # several by name
-            named = [entry for entry in source if isinstance(entry, dict) and entry.get("name") == "default"]
-            source = named[0].get("template") if named else None
-        if not source:
-            return None
-        if not isinstance(source, str):
-            raise ArtifactError(f"chat_template in {config_file} is not a text: repair it, and convert again")
-        tokens = {name: config.get(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
-        texts = {
-            name: token.get("content") if isinstance(token, dict) else token for name, token in tokens.items()
-        }
-        return cls(source, {name: text for name, text in texts.items() if isinstance(text, str) and text})
+            raise ArtifactError(f"{error}: convert the checkpoint again") from None
+        return None if templates is None else cls(templates)
 
-    def prompt(
-        self, messages: Sequence[Mapping[str, Any]], encoder: Encoder, *, parse_special: bool
-    ) -> list[int]:
-        """The ids of a conversation up to where the assistant answers.
+    def try_out(self) -> str | None:
+        """What keeps it from rendering a user's message, if anything does. The first request finds a process ready."""
+        if self._renderers is None:
+            return self.fault
+        try:
+            self._renderers.render({"messages": [{"role": "user", "content": "Hello, world"}]})
+        except RenderingFailed as error:
+            return str(error)
+        except NotReady:
+            pass
+        return None
 
-        Without `parse_special` the names of special tokens in the messages stay text; the template's own are
-        always tokens.
+    def close(self) -> None:
+        """End the processes that render; what they are at is refused."""
+        if self._renderers is not None:
+            self._renderers.close()
+
+    def text(self, conversation: Mapping[str, Any], encoder: Encoder, *, parse_special: bool) -> str:
+        """What the template makes of a conversation, given by the parameters of `Renderer.render`. Blocks.
+
+        Without `parse_special` the names of special tokens in it stay text, which `Encoder.guarded_text` sees to; the
+        template's own are always tokens. So is markup such as `<think>` in an answer, if the template knows it.
 
         Raises:
-            RequestError: the template refuses the messages (their roles, or their order).
+            RequestError: the template refuses the conversation, or cannot be used.
+            NotReady: it is closed.
         """
-        guarded = (
-            messages
-            if parse_special
-            else [{**message, "content": encoder.guard(message["content"])} for message in messages]
-        )
+        if self._renderers is None:
+            raise RequestError(f"messages: {self.fault}: repair it, and convert again", param="messages")
         try:
-            text = self._template.render(messages=guarded, add_generation_prompt=True, **self._special_tokens)
-        except (self._error, TypeError, KeyError) as error:
-            raise RequestError(
-                f"messages: the chat template refuses them: {error}", param="messages"
-            ) from None
-        # The template writes the start-of-text token itself.
-        return encoder.guarded_text(text)
+            encoder.check_unicode(json.dumps(conversation, ensure_ascii=False), "messages")
+            if not parse_special:
+                conversation = self._guarded(conversation, encoder)
+            return self._renderers.render(conversation)
+        except RenderingFailed as error:
+            why = "the chat template refuses them: " if error.param == "messages" else ""
+            raise RequestError(f"{error.param}: {why}{error}", param=error.param) from None
+        except RecursionError:
+            raise RequestError("messages: nested too deeply", param="messages") from None
+
+    def _guarded(self, conversation: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
+        known = frozenset(name for name in encoder.markup if name in self._sources)
+
+        def guarded(value: Any, keep: frozenset[str] = frozenset()) -> Any:
+            if isinstance(value, str):
+                return encoder.guard(value, keep)
+            if isinstance(value, list):
+                return [guarded(item, keep) for item in value]
+            if isinstance(value, dict):
+                return {encoder.guard(key): guarded(item, keep) for key, item in value.items()}
+            return value
+
+        rest = {name: guarded(value) for name, value in conversation.items() if name != "messages"}
+        return rest | {
+            "messages": [
+                guarded(message, known if message["role"] == "assistant" else frozenset())
+                for message in conversation["messages"]
+            ]
+        }

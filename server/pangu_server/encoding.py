@@ -3,7 +3,7 @@
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pangu_convert.artifact import Artifact, ArtifactError
@@ -36,7 +36,8 @@ def without_prefix(tokenizer: "Tokenizer") -> "Tokenizer":
             return [drop(one) for one in part if not (isinstance(one, dict) and one.get("type") == "Prepend")]
         if not isinstance(part, dict):
             return part
-        never = {"prepend_scheme": "never"} if part.get("type") == "Metaspace" else {}
+        never: dict[str, Any] = {"prepend_scheme": "never"} if part.get("type") == "Metaspace" else {}
+        never |= {"add_prefix_space": False} if "add_prefix_space" in part else {}
         return {name: drop(value) for name, value in part.items()} | never
 
     for name in ("normalizer", "pre_tokenizer"):
@@ -54,12 +55,15 @@ class Encoder:
         self._document_start = end_token_ids[-1]
         self.start_ids: list[int] = tokenizer.encode("").ids  # what the tokenizer puts before every text
         # Whitespace runs are added tokens in some vocabularies, and control nothing.
-        controls = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
-        names = sorted((re.escape(name) for name in controls if name.strip()), key=len, reverse=True)
-        self._control = re.compile(f"(?={'|'.join(names)})" if names else "(?!)")
+        added = [token for token in tokenizer.get_added_tokens_decoder().values() if token.content.strip()]
+        names = sorted((re.escape(token.content) for token in added), key=len, reverse=True)
+        self._control = re.compile(f"(?=({'|'.join(names)}))" if names else "(?!)()")
+        # Added tokens that decoding shows: `<think>` and `<tool_call>` are written by models, and read by programs.
+        self.markup = frozenset(token.content for token in added if not token.special)
         begins_with = self.pieces.of(next(iter(self._ids(".")), -1))
         self._continuing = without_prefix(tokenizer) if begins_with.startswith(b" ") else None
-        self._mark = f"\ue000{secrets.token_hex(8)}\ue000"  # nobody can write it into a request
+        # Nobody can write it into a request, and a template's `tojson` and `upper` leave it as it is.
+        self._mark = f"{secrets.randbelow(10**30):030}"
 
     def token_id(self, token: str) -> int | None:
         """The id of a token by its name, if the vocabulary has it."""
@@ -116,9 +120,9 @@ class Encoder:
                     param=param,
                 )
 
-    def guard(self, text: str) -> str:
-        """`text` with a mark in each name of a special token: it will be read as plain characters."""
-        cuts = [match.start() + 1 for match in self._control.finditer(text)]
+    def guard(self, text: str, keep: Collection[str] = ()) -> str:
+        """`text` with a mark in each name of a special token but those to `keep`: read as plain characters."""
+        cuts = [match.start() + 1 for match in self._control.finditer(text) if match[1] not in keep]
         return self._mark.join(text[start:end] for start, end in zip([0, *cuts], [*cuts, None], strict=True))
 
     def guarded_text(self, text: str, *, begins: bool = True) -> list[int]:

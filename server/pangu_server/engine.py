@@ -61,12 +61,14 @@ class Engine:
         metrics: Metrics,
         *,
         model_names: Sequence[str] = (),
+        adapters: Sequence[str] = (),
         limits: Limits | None = None,
         fim_order: FimOrder | None = None,
     ) -> None:
         self.artifact, self.metrics, self.limits = artifact, metrics, limits or Limits()
         self.model_names = (artifact.manifest.name, *(name for name in model_names if name != ANY_NAME))
         self._any_name = ANY_NAME in model_names
+        self.adapters = tuple(adapters)  # each is a model to a client
         self.encoder = Encoder(tokenizer, artifact.manifest.end_token_ids)
         self.fim = FillInMiddle.find(self.encoder, fim_order, metrics.prompts_cut.inc)
         self.chat = ChatTemplate.load(artifact.path)
@@ -77,7 +79,8 @@ class Engine:
 
     def answers_to(self, name: str) -> bool:
         """Whether a request may call the model so: also by the name of the checkpoint it was made of."""
-        return self._any_name or name in self.model_names or name == self.artifact.manifest.source.name
+        names = (*self.model_names, *self.adapters, self.artifact.manifest.source.name)
+        return self._any_name or name in names
 
     @property
     def ready(self) -> bool:
@@ -114,6 +117,8 @@ class Engine:
     def close(self) -> None:
         """Cancel what still runs and release the model."""
         self.draining = True
+        if self.chat is not None:
+            self.chat.close()
         if self.backend is not None:
             self.backend.close()
 

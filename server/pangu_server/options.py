@@ -34,6 +34,14 @@ def byte_size(text: str) -> int:
     return size
 
 
+def named_folder(text: str) -> tuple[str, Path]:
+    """An argument's type: a name and a folder."""
+    name, given, folder = text.partition("=")
+    if not (name.strip() and given and folder):
+        raise ArgumentTypeError(f"{text!r} is not NAME=FOLDER")
+    return name, Path(folder)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeOptions:
     """How to serve an artifact."""
@@ -70,6 +78,12 @@ class ServeOptions:
         "how the code around a gap is written to the model; auto is what its family does best", "auto"
     )
     served_model_name: tuple[str, ...] = option("more model ids to answer to", (), metavar="NAME")
+    lora: tuple[tuple[str, Path], ...] = option(
+        "LoRA adapters of the model, which requests choose by NAME as `model`; on the torch engine",
+        (),
+        type=named_folder,
+        metavar="NAME=FOLDER",
+    )
     skip_verify: bool = option("do not check the artifact's hashes before loading", False)
     api_key_file: Path | None = option("API keys, one a line; also $PANGU_API_KEYS, by commas", None)
     cors_origin: tuple[str, ...] = option(

@@ -74,6 +74,7 @@ def serve(
         read_tokenizer(artifact),
         metrics,
         model_names=options.served_model_name,
+        adapters=[name for name, _ in options.lora],
         limits=limits,
         fim_order=None if options.fim_order == "auto" else options.fim_order,
     )
@@ -96,6 +97,8 @@ def serve(
             if not options.skip_verify:
                 verify(artifact)
             engine.load(load_backend(artifact, load_options(options, metrics)))
+            if engine.chat is not None and (fault := engine.chat.try_out()):
+                logger.warning("chats will be refused: the chat template cannot be used (%s)", fault)
             announce(engine, listener, options)
         except Exception as error:  # handed to the main thread, which raises it
             failure.append(error)
@@ -125,6 +128,7 @@ def load_options(options: ServeOptions, metrics: Metrics) -> LoadOptions:
         cache_bytes=options.cache_bytes,
         draft=options.draft,
         graphs=options.graphs,
+        adapters=options.lora,
         on_batch=metrics.batch_size.observe,
     )
 

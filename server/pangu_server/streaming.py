@@ -24,8 +24,8 @@ class Form(Protocol):
     def body(self, deltas: Sequence[Delta], usage: Usage | None) -> BaseModel:
         """A whole answer: one delta a choice."""
 
-    def chunk(self, deltas: Sequence[Delta], usage: Usage | None) -> BaseModel:
-        """An event: one delta, or none and the usage."""
+    def chunk(self, deltas: Sequence[Delta], usage: Usage | None) -> BaseModel | Sequence[BaseModel]:
+        """An event: one delta, or none and the usage. A delta may also make several, or none."""
 
 
 async def respond(
@@ -99,8 +99,9 @@ class EventStream(StreamingResponse):
             yield "data: [DONE]\n\n"
 
 
-def _event(chunk: BaseModel) -> str:
-    return f"data: {chunk.model_dump_json()}\n\n"
+def _event(chunk: BaseModel | Sequence[BaseModel]) -> str:
+    chunks = (chunk,) if isinstance(chunk, BaseModel) else chunk
+    return "".join(f"data: {one.model_dump_json()}\n\n" for one in chunks)
 
 
 async def _collect(generation: Generation, request: Request) -> list[Delta]:

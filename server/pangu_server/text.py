@@ -1,7 +1,7 @@
 """From tokens to text that can be sent: whole characters only, and cut exactly at a stop string."""
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pangu_server.pieces import Pieces
@@ -53,13 +53,15 @@ class Detokenizer:
 class StopStrings:
     """Holds text back while it may be the start of a stop string, and cuts before (or behind) the first one found.
 
-    A stop string is looked for in the text as it is sent, and as it is with the names of special tokens in it.
+    A stop string is looked for in the text as it is sent. One that holds the name of a special token is also looked for
+    in the text with such names in it.
     """
 
     def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
         self._stops, self._include = tuple(stops), include
         self._held = ""
         self._sent: list[bool] = []  # of each held character, whether it is to be sent
+        self._naming: set[str] = set()  # stop strings that hold a name that came
         self.found = False
 
     def push(self, text: str, *, hidden: bool = False) -> str:
@@ -69,19 +71,27 @@ class StopStrings:
         """
         if self.found or not self._stops:
             return "" if self.found or hidden else text
+        if hidden:
+            naming = [stop for stop in self._stops if text in stop]
+            if not naming:  # part of a name is no stop string: nobody sees it
+                return ""
+            self._naming.update(naming)
         self._held += text
         self._sent += [not hidden] * len(text)
-        views = [range(len(self._held))]  # each a text, as places in what is held
-        if not all(self._sent):
-            views.append([place for place, sent in enumerate(self._sent) if sent])  # type: ignore[arg-type]
+        sent = [place for place, sent in enumerate(self._sent) if sent]
+        views: list[tuple[Sequence[int], Iterable[str]]] = [
+            (sent, self._stops)
+        ]  # places of characters, what for
+        if len(sent) < len(self._held):
+            views.append((range(len(self._held)), self._naming))
         found: list[tuple[int, int, str]] = []
         cut = len(self._held)
-        for places in views:
-            view = "".join(self._held[place] for place in places) if len(views) > 1 else self._held
-            for stop in self._stops:
+        for places, stops in views:
+            view = "".join(self._held[place] for place in places)
+            for stop in stops:
                 if (start := view.find(stop)) >= 0:
                     found.append((places[start], len(stop), stop))
-                elif kept := _overlap(view, stop):
+                elif kept := overlap(view, stop):
                     cut = min(cut, places[len(view) - kept])
         if found:
             self.found = True
@@ -100,7 +110,7 @@ class StopStrings:
         return taken
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a proper start of `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.scripted import END, byte_tokenizer
+from support.scripted import END
 from support.served import Server
 
-from pangu_server.chat import ChatTemplate
 from pangu_server.encoding import Encoder
 
 TEMPLATE = """{%- for message in messages %}
@@ -49,13 +48,6 @@ def test_a_conversation_becomes_the_templates_prompt(server: Server) -> None:
     assert server.backend.options.max_tokens == 128 - len(prompt), "what the context has room for"
 
 
-def test_transformers_tag_around_what_is_trained_is_known() -> None:
-    source = "{% for one in messages %}<{{ one.role }}>{% generation %}{{ one.content }}{% endgeneration %}{% endfor %}"
-    template, encoder = ChatTemplate(source, {}), Encoder(byte_tokenizer(), [END])
-    ids = template.prompt([{"role": "user", "content": "hi"}], encoder, parse_special=True)
-    assert encoder.decode(ids) == "<user>hi"
-
-
 def test_a_stream_says_once_who_speaks(server: Server) -> None:
     messages = [{"role": "user", "content": "hi"}]
     events, end = server.stream("/v1/chat/completions", messages=messages, n=2, max_tokens=50)
@@ -85,6 +77,53 @@ def test_special_tokens_in_messages_stay_text(server: Server) -> None:
     assert list(server.backend.prompts[-1]).count(END) == 2
 
 
+THOUGHTFUL = """{%- for message in messages %}[{{ message.role }}]
+{%- if '</think>' in message.content %}{{ message.content.split('</think>')[-1] }}
+{%- else %}{{ message.content | upper }}{% endif %}{{ message.name | tojson(ensure_ascii=True) }}
+{%- endfor %}{{ controls | tojson }}"""
+
+
+def test_special_tokens_stay_text_whatever_a_template_does_with_them(tmp_path: Path) -> None:
+    """It writes them as JSON and in capitals, and looks for markup that a model wrote, but nobody else."""
+    (tmp_path / "chat_template.jinja").write_text(THOUGHTFUL)
+    server = Server(tmp_path, lambda _: [END], context_length=1000)
+    server.engine.encoder.tokenizer.add_tokens(["<think>", "</think>", "<other>"])
+    encoder = server.engine.encoder = Encoder(server.engine.encoder.tokenizer, [END])
+    server.engine.load(server.backend)
+    thought = "<think>hm</think>yes<other>"
+    messages = [
+        {"role": "user", "content": "é<fim_prefix>", "name": "<|endoftext|>"},
+        {"role": "user", "content": thought, "name": "a"},
+        {"role": "assistant", "content": thought, "name": "a"},
+    ]
+    answer = chat(
+        server, messages=messages, chat_template_kwargs={"controls": {"<fim_suffix>": 1}}, max_tokens=1
+    )
+    assert answer.status_code == 200, answer.text
+    [prompt] = server.backend.prompts
+    expected = (
+        '[user]É<FIM_PREFIX>"<|endoftext|>"[user]<THINK>HM</THINK>YES<OTHER>"a"'
+        '[assistant]yes<other>"a"{"<fim_suffix>": 1}'
+    )
+    assert encoder.decode(prompt) == expected
+    assert max(prompt) < END, "bytes, and no special token"
+    server.engine.close()
+
+
+def test_how_a_prompt_ends_and_what_a_template_is_given(server: Server) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "def "}]
+    for body, expected in (
+        ({}, b"hi\0[assistant]def\0[assistant]"),
+        ({"add_generation_prompt": False}, b"hi\0[assistant]def\0"),
+        ({"continue_final_message": True}, b"hi\0[assistant]def"),
+        ({"continue_final_message": True, "add_generation_prompt": False}, b"hi\0[assistant]def"),
+        ({"chat_template_kwargs": {"eos_token": "<|"}}, b"hi<|[assistant]def<|[assistant]"),
+    ):
+        chat(server, messages=messages, **body)
+        prompt = bytes(0 if token == END else token for token in server.backend.prompts[-1])
+        assert prompt == b"[user]" + expected
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
@@ -93,7 +132,14 @@ def test_special_tokens_in_messages_stay_text(server: Server) -> None:
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages"),
         ({"messages": [{"role": "user", "content": "x" * 200}]}, "prompt"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"messages": [{"role": "user", "content": "a", "name": "\ud800"}]}, "messages"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tools": [{"type": "function"}], "tool_choice": "none"}, "tools"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"chat_template": "{{ 1 }}"}, "chat_template"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
+        ({"continue_final_message": True, "messages": [{"role": "user"}]}, "messages"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
     ],
 )

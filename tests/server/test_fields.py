@@ -150,6 +150,18 @@ def test_a_model_that_answers_to_every_name(tmp_path: Path) -> None:
     server.engine.close()
 
 
+def test_an_adapter_is_a_model_of_its_own(tmp_path: Path) -> None:
+    server = serve(tmp_path, [END], model_names=["*"], adapters=["review"])
+    for model, adapter in (("review", "review"), ("scripted", None), ("any", None)):
+        assert server.complete(model=model).json()["model"] == model
+        assert server.backend.options is not None
+        assert server.backend.options.adapter == adapter
+    rows = {row["id"]: row["parent"] for row in server.client.get("/v1/models").json()["data"]}
+    assert rows == {"scripted": None, "review": "scripted"}
+    assert server.client.get("/v1/models/review").json()["parent"] == "scripted"
+    server.engine.close()
+
+
 @pytest.mark.parametrize("max_tokens", [0, 8])
 def test_a_request_that_never_began_is_an_error(tmp_path: Path, max_tokens: int) -> None:
     server = serve(tmp_path, [*b"xy", END])

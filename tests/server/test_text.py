@@ -86,3 +86,12 @@ def test_a_leading_space_is_kept_inside_a_text(prompt: list[int], expected: str)
     )
     detokenizer = Detokenizer(Pieces(tokenizer), prompt)
     assert detokenizer.push(2) + detokenizer.flush() == expected
+
+
+def test_part_of_the_name_of_a_special_token_is_no_stop_string() -> None:
+    stops = StopStrings(["ff", "x<fim_suffix>"])
+    assert stops.push("a") + stops.push("<fim_suffix>", hidden=True) + stops.push("b") == "ab"
+    assert not stops.found
+    assert stops.push("x") == ""
+    assert stops.push("<fim_suffix>", hidden=True) == ""
+    assert stops.found

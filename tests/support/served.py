@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from pangu_server.app import create_app
 from pangu_server.engine import Engine
 from pangu_server.metrics import Metrics
-from support.scripted import END, ScriptedBackend, byte_tokenizer, scripted_artifact
+from support.scripted import CONTEXT_LENGTH, END, ScriptedBackend, byte_tokenizer, scripted_artifact
 
 
 class Server:
@@ -26,11 +26,12 @@ class Server:
         script: Callable[[Sequence[int]], Iterable[int]],
         tokenizer: Tokenizer | None = None,
         end: int = END,
+        context_length: int = CONTEXT_LENGTH,
         **options: Any,
     ) -> None:
         self.backend = ScriptedBackend(script)
         self.metrics = Metrics("scripted")
-        artifact = scripted_artifact(folder, end)
+        artifact = scripted_artifact(folder, end, context_length)
         self.engine = Engine(artifact, tokenizer or byte_tokenizer(), self.metrics, **options)
         # An exception inside the app must become a response, as it does in production.
         self.client = TestClient(create_app(self.engine), raise_server_exceptions=False)

@@ -32,6 +32,10 @@ def choose_engine(artifact: Artifact, options: LoadOptions) -> tuple[EngineName,
         MissingExtra: it is not installed.
     """
     manifest = artifact.manifest
+    if options.adapters and options.engine == "ctranslate2":
+        raise ArtifactError(
+            "--lora needs the torch engine: leave --engine out, or merge with pangu-convert import"
+        )
     facts = Facts(
         name=str(artifact.path),
         format=manifest.format,
@@ -46,6 +50,8 @@ def choose_engine(artifact: Artifact, options: LoadOptions) -> tuple[EngineName,
         facts = replace(facts, gpu=gpu, torch_gpu=torch_gpu)
     if facts.torch and facts.format == "ctranslate2" and options.engine == "auto" and not facts.gpu:
         facts = replace(facts, kernel=has_kernel())
+    if options.adapters:
+        return choose(facts, "torch")[0], "it alone takes LoRA adapters"
     return choose(facts, options.engine)
 
 

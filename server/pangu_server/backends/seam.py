@@ -5,6 +5,7 @@ A backend owns its scheduling and runs on threads of its own. No HTTP, no text a
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -34,6 +35,7 @@ class SamplingOptions:
     prediction: tuple[
         int, ...
     ] = ()  # tokens that the answer is likely to hold: drafts, never part of the answer
+    adapter: str | None = None  # one of `LoadOptions.adapters`; None: the model as it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class LoadOptions:
         None  # for keys and values; None: what the device has left, a share of it on a CPU
     )
     graphs: bool = True  # capture decode steps as CUDA graphs
+    adapters: tuple[tuple[str, Path], ...] = ()  # LoRA adapters that requests can name: (name, folder)
     draft: Draft = "prompt"  # guess tokens from the prompt and verify several in one step
     on_batch: Callable[[int], None] = lambda rows: None  # told the rows of each batch or step that runs
 

@@ -126,6 +126,7 @@ class GenerationRequest(TokenFields):
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             prediction=self._prediction(engine),
+            adapter=self.model if self.model in engine.adapters else None,
         )
         return GenerationOptions(
             sampling=sampling,
@@ -184,7 +185,7 @@ class GenerationRequest(TokenFields):
 
     def _check(self, engine: Engine) -> None:
         if self.model and not engine.answers_to(self.model):
-            names = ", ".join(engine.model_names)
+            names = ", ".join((*engine.model_names, *engine.adapters))
             raise ModelNotFound(
                 f"The model {self.model!r} does not exist; this server has {names}", param="model"
             )

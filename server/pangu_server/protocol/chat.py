@@ -1,19 +1,21 @@
-"""OpenAI's chat completions, and Mistral's fill-in-the-middle completions, which answer in the same form."""
+"""The bodies of OpenAI's chat completions, and of Mistral's fill-in-the-middle completions."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pangu_server.chat import NO_TEMPLATE
-from pangu_server.completion import Delta, FinishReason, Token
-from pangu_server.encoding import Encoder
 from pangu_server.engine import Engine, GenerationOptions, Prompt
 from pangu_server.errors import RequestError
-from pangu_server.pieces import written
-from pangu_server.protocol.base import GenerationRequest, Integer, TextPart, TokenIds, Usage, text_of
+from pangu_server.protocol.base import GenerationRequest, Integer, TextPart, text_of
+from pangu_server.protocol.tools import offered, with_arguments
 
 DEFAULT_FIM_TOKENS = 128
+OWN_VARIABLES = {
+    *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message"),
+    *("chat_template", "tokenize"),
+}
 
 
 class Message(BaseModel):
@@ -25,22 +27,43 @@ class Message(BaseModel):
     content: str | list[TextPart] | None = None
 
     def plain(self) -> dict[str, Any]:
-        """As templates take it."""
-        return {"role": self.role, "content": text_of(self.content or "")}
+        """As templates take it, with every field that came; raises `RequestError` for tool calls of no known form."""
+        fields: dict[str, Any] = {"role": self.role, **(self.model_extra or {})}
+        if self.content is not None:
+            fields["content"] = text_of(self.content)
+        if fields.get("tool_calls") is not None:
+            fields["tool_calls"] = with_arguments(fields["tool_calls"])
+        return fields
 
 
 class ChatRequest(GenerationRequest):
     """Body of `POST /v1/chat/completions`."""
 
     refused: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "tools": (None, []),
         "functions": (None, []),
+        "function_call": (None, "none", "auto"),
         "response_format": (None, {"type": "text"}),
         "modalities": (None, ["text"]),
         "audio": (None,),
+        "chat_template": (None,),
     }
 
     messages: list[Message] = Field(min_length=1)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Any = Field(default=None, description="none or auto")
+    parallel_tool_calls: bool | None = Field(
+        default=None, description="False: of an answer's calls only the first is given"
+    )
+    add_generation_prompt: bool | None = Field(
+        default=None, description="Whether the prompt ends where an assistant begins to speak. Default: yes"
+    )
+    continue_final_message: bool | None = Field(
+        default=None, description="Go on with the last message, whose end the prompt leaves open"
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None, description="Variables for the chat template, such as enable_thinking"
+    )
+    documents: list[dict[str, Any]] | None = Field(default=None, description="For templates that take them")
     max_tokens: Integer | None = Field(
         default=None, ge=-1, description="Default, and -1: what the context has room for"
     )
@@ -50,20 +73,54 @@ class ChatRequest(GenerationRequest):
     logprobs: bool | None = None
     top_logprobs: Integer | None = Field(default=None, ge=0)
 
-    def prompt(self, engine: Engine) -> Prompt:
-        """The conversation by the model's chat template.
+    @property
+    def calls(self) -> bool:
+        """Whether tool calls are to be looked for in the answer."""
+        return offered(self.tools, self.tool_choice) is not None
+
+    def text(self, engine: Engine) -> str:
+        """The conversation by the model's chat template, with marks of the encoder. Blocks while it is rendered.
 
         Raises:
-            RequestError: it has none, or the template refuses the messages.
+            RequestError: there is no template, it refuses the messages, or fields contradict each other.
         """
         if engine.chat is None:
             raise RequestError(f"messages: {NO_TEMPLATE}", param="messages")
-        messages = [message.plain() for message in self.messages]
-        for message in messages:
-            engine.encoder.check_unicode(message["role"] + message["content"], "messages")
-        ids = engine.chat.prompt(messages, engine.encoder, parse_special=bool(self.parse_special))
+        conversation = {
+            "messages": [message.plain() for message in self.messages],
+            "tools": offered(self.tools, self.tool_choice),
+            "documents": self.documents,
+            **self._ending(),
+            "variables": self._variables(),
+        }
+        return engine.chat.text(conversation, engine.encoder, parse_special=bool(self.parse_special))
+
+    def prompt(self, text: str, engine: Engine) -> Prompt:
+        """The ids of what `text` gave."""
         start = engine.encoder.start_ids if self.add_special_tokens else []
-        return Prompt(self.cut_prompt([*start, *ids], engine, self._most()))
+        return Prompt(self.cut_prompt([*start, *engine.encoder.guarded_text(text)], engine, self._most()))
+
+    def _ending(self) -> dict[str, bool]:
+        if self.continue_final_message and self.add_generation_prompt:
+            raise RequestError(
+                "continue_final_message goes on with the last message, add_generation_prompt begins a new one: "
+                "only one of them can be true",
+                param="continue_final_message",
+            )
+        goes_on = bool(self.continue_final_message)
+        return {
+            "continue_final_message": goes_on,
+            "add_generation_prompt": not goes_on and self.add_generation_prompt is not False,
+        }
+
+    def _variables(self) -> Mapping[str, Any]:
+        variables = self.chat_template_kwargs or {}
+        if own := sorted(variables.keys() & OWN_VARIABLES):
+            raise RequestError(
+                f"chat_template_kwargs: {own[0]} is not the template's to give: use the field of the request",
+                param="chat_template_kwargs",
+            )
+        return variables
 
     def generation_options(self, engine: Engine, prompt_tokens: int) -> GenerationOptions:
         """See `GenerationRequest.options`."""
@@ -98,148 +155,3 @@ class FimRequest(GenerationRequest):
         max_tokens = DEFAULT_FIM_TOKENS if self.max_tokens is None else self.max_tokens
         ids = self.around_hole(engine, self.prompt, self.suffix or "", max_tokens, param="prompt")
         return Prompt(ids), self.options(engine, max_tokens=max_tokens)
-
-
-class TopLogprob(BaseModel):
-    """A token that could have been here."""
-
-    token: str
-    logprob: float
-    bytes: list[int] | None = None
-
-
-class TokenLogprob(TopLogprob):
-    """A token that is here."""
-
-    top_logprobs: list[TopLogprob]
-
-
-class ChatLogprobs(BaseModel):
-    """Log-probabilities of a choice's tokens."""
-
-    content: list[TokenLogprob]
-
-    @classmethod
-    def of(cls, tokens: Sequence[Token], encoder: Encoder) -> "ChatLogprobs":
-        """OpenAI's form of `tokens`."""
-        content = []
-        for token in tokens:
-            assert token.logprobs is not None  # only a prompt's first token has none
-            top = [_top(encoder, id, value, first=token.first) for id, value in token.logprobs.top]
-            own = _top(encoder, token.id, token.logprobs.logprob, first=token.first)
-            content.append(TokenLogprob(**own.model_dump(), top_logprobs=top))
-        return cls(content=content)
-
-
-def _top(encoder: Encoder, token_id: int, logprob: float, *, first: bool) -> TopLogprob:
-    raw = encoder.pieces.of(token_id, first=first)
-    return TopLogprob(token=written(raw), logprob=logprob, bytes=list(raw))
-
-
-class AssistantMessage(BaseModel):
-    """The answer, or a piece of it."""
-
-    role: Literal["assistant"] | None = Field(default="assistant", exclude_if=lambda role: role is None)
-    content: str
-
-
-class ChatChoice(BaseModel):
-    """One whole answer."""
-
-    index: int
-    message: AssistantMessage
-    logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
-    token_ids: list[int] | None = Field(default=None, exclude_if=lambda ids: ids is None)
-
-
-class ChatChunkChoice(BaseModel):
-    """A piece of an answer."""
-
-    index: int
-    delta: AssistantMessage
-    logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
-    token_ids: list[int] | None = Field(default=None, exclude_if=lambda ids: ids is None)
-
-
-class ChatResponse(BaseModel):
-    """Response of `POST /v1/chat/completions` and `/v1/fim/completions`."""
-
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage | None = None
-    prompt_token_ids: list[int] | None = Field(default=None, exclude_if=lambda ids: ids is None)
-
-
-class ChatChunk(BaseModel):
-    """An event of their streams."""
-
-    id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    choices: list[ChatChunkChoice]
-    usage: Usage | None = Field(default=None, exclude_if=lambda usage: usage is None)
-    prompt_token_ids: list[int] | None = Field(default=None, exclude_if=lambda ids: ids is None)
-
-
-class ChatForm:
-    """Writes deltas as chat completions."""
-
-    def __init__(
-        self,
-        id: str,
-        created: int,
-        model: str,
-        encoder: Encoder,
-        *,
-        logprobs: bool,
-        token_ids: TokenIds | None = None,
-    ) -> None:
-        self._head = {"id": f"chatcmpl-{id}", "created": created, "model": model}
-        self._encoder, self._logprobs, self._token_ids = encoder, logprobs, token_ids
-        self._begun: set[int] = set()
-
-    def body(self, deltas: Sequence[Delta], usage: Usage | None) -> ChatResponse:
-        """A whole answer."""
-        choices = [
-            ChatChoice(
-                index=delta.index,
-                message=AssistantMessage(content=delta.text),
-                logprobs=self._logprobs_of(delta),
-                finish_reason=delta.finish_reason,
-                token_ids=self._ids_of(delta),
-            )
-            for delta in deltas
-        ]
-        return ChatResponse(**self._head, choices=choices, usage=usage, prompt_token_ids=self._prompt_ids())  # type: ignore[arg-type]
-
-    def chunk(self, deltas: Sequence[Delta], usage: Usage | None) -> ChatChunk:
-        """An event. The first of each choice says who speaks."""
-        choices = []
-        for delta in deltas:
-            role: Literal["assistant"] | None = None if delta.index in self._begun else "assistant"
-            self._begun.add(delta.index)
-            choices.append(
-                ChatChunkChoice(
-                    index=delta.index,
-                    delta=AssistantMessage(role=role, content=delta.text),
-                    logprobs=self._logprobs_of(delta),
-                    finish_reason=delta.finish_reason,
-                    token_ids=self._ids_of(delta),
-                )
-            )
-        return ChatChunk(**self._head, choices=choices, usage=usage, prompt_token_ids=self._prompt_ids())  # type: ignore[arg-type]
-
-    def _prompt_ids(self) -> list[int] | None:
-        return self._token_ids.of_prompt(0) if self._token_ids else None
-
-    def _ids_of(self, delta: Delta) -> list[int] | None:
-        return list(delta.token_ids) if self._token_ids else None
-
-    def _logprobs_of(self, delta: Delta) -> ChatLogprobs | None:
-        return ChatLogprobs.of(delta.tokens, self._encoder) if self._logprobs else None

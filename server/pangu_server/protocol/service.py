@@ -27,6 +27,7 @@ class ModelCard(BaseModel):
     architecture: str
     source: str
     source_commit: str | None = Field(description="Of the hub repository that the source was imported from")
+    parent: str | None = Field(description="Of a LoRA adapter: the model that it is added to")
     sha256: str = Field(description="Of the artifact's files: two models of one name and size are told apart")
     fim: bool = Field(description="Whether it can fill in the middle")
     chat: bool = Field(description="Whether it has a chat template")
@@ -50,6 +51,7 @@ class ModelCard(BaseModel):
             architecture=manifest.architecture,
             source=manifest.source.name,
             source_commit=_commit(manifest.source.provenance),
+            parent=manifest.name if name in engine.adapters else None,
             sha256=manifest.sha256,
             fim=engine.fim is not None,
             chat=engine.chat is not None,

@@ -11,9 +11,11 @@ from fastapi import APIRouter, Request, Response
 
 from pangu_server.engine import Engine, Generation, GenerationOptions, Prompt
 from pangu_server.protocol.base import GenerationRequest, TokenIds
-from pangu_server.protocol.chat import ChatForm, ChatRequest, ChatResponse, FimRequest
+from pangu_server.protocol.chat import ChatRequest, FimRequest
+from pangu_server.protocol.chat_answer import ChatForm, ChatResponse
 from pangu_server.protocol.completion import CompletionForm, CompletionRequest, CompletionResponse
 from pangu_server.protocol.infill import InfillForm, InfillRequest, InfillResponse, InfillResponses
+from pangu_server.rendering import MOST_WORKERS
 from pangu_server.streaming import respond
 
 INLINE_BYTES = 32 << 10  # of a body: tokenizing it takes a few milliseconds
@@ -30,6 +32,7 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
     router = APIRouter(responses={**errors, 200: STREAM})
     # One for all: tokenizing takes some 250 bytes of memory for each byte of text.
     encoder_thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
+    template_threads = ThreadPoolExecutor(MOST_WORKERS, thread_name_prefix="template")
 
     async def encode(request: Request, function: Callable[..., T], *arguments: Any) -> T:
         """`function(*arguments)`, off the event loop when the body is so large that it takes a while."""
@@ -64,10 +67,21 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
     @router.post("/v1/chat/completions", response_model=ChatResponse)
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation by the checkpoint's chat template."""
-        prompt = await encode(request, body.prompt, engine)
+        # Always off the loop: a template computes as long as it likes, up to its bounds.
+        loop = asyncio.get_running_loop()
+        text = await loop.run_in_executor(template_threads, body.text, engine)
+        if len(text) <= INLINE_BYTES:
+            prompt = body.prompt(text, engine)
+        else:  # of any body: a template may write more than it gets
+            prompt = await loop.run_in_executor(encoder_thread, body.prompt, text, engine)
         options = await encode(request, body.generation_options, engine, len(prompt.ids))
-        token_ids = TokenIds([prompt], 1) if body.return_token_ids else None
-        form = ChatForm(**head(body, request), logprobs=bool(body.logprobs), token_ids=token_ids)
+        form = ChatForm(
+            **head(body, request),
+            logprobs=bool(body.logprobs),
+            token_ids=TokenIds([prompt], 1) if body.return_token_ids else None,
+            calls=body.calls,
+            most_calls=1 if body.parallel_tool_calls is False else None,
+        )
         return await respond(submit([prompt], options), form, body, request)
 
     @router.post("/v1/fim/completions", response_model=ChatResponse)

@@ -27,7 +27,8 @@ def service_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter:
     @router.get("/v1/models", responses={401: errors[401]})
     async def models() -> ModelList:
         """What is served, under each of its names."""
-        return ModelList(data=[ModelCard.of(engine, name) for name in engine.model_names])
+        names = (*engine.model_names, *engine.adapters)
+        return ModelList(data=[ModelCard.of(engine, name) for name in names])
 
     @router.get("/v1/models/{model:path}", responses={**wrong, 404: errors[404]})
     async def model(model: str) -> ModelCard:

@@ -123,6 +123,21 @@ def test_cached_tokens_are_counted(rig: Rig) -> None:
     assert (counts.prefix_queries, counts.prefix_hits) == (202, 100)
 
 
+@pytest.mark.parametrize("length", [1, 2, PAGE_TOKENS, 300])
+def test_a_prompt_that_nothing_is_asked_of_is_in_the_cache(rig: Rig, length: int) -> None:
+    prompt = prompt_of(length)
+    company = rig.submit(prompt_of(9, seed=2), max_tokens=20)
+    listener = Collector()
+    warmed = rig.schedule.submit(prompt, SamplingOptions(max_tokens=0), listener)
+    assert finished(listener).tokens == []
+    assert warmed.read
+    finished(company)
+    listener = Collector()
+    asked = rig.schedule.submit([*prompt, 5], SamplingOptions(max_tokens=3, temperature=0), listener)
+    assert finished(listener).tokens == rig.expected([*prompt, 5], 3)
+    assert asked.cached_tokens == length
+
+
 def test_a_full_cache_puts_the_newest_back_and_fails_nobody(folder: Path) -> None:
     """Pages for one request of full context and a little more, for four that each want most of it."""
     rig = Rig(folder, pages=CONTEXT_TOKENS // PAGE_TOKENS + 2)

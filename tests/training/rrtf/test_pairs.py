@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from pangu_server.chat import ChatTemplate
-from pangu_server.encoding import Encoder
+from pangu_convert.rendering import Renderer
 from pangu_training.data.ranked import RankedRow
 from pangu_training.evaluation.prompt import chat_template, format_prompt
 from pangu_training.rrtf.loss import PairLosses
@@ -120,15 +119,11 @@ MESSAGES = [
 ]
 
 
-def test_the_chat_template_is_the_training_prompt(starcoder: Tokenizer) -> None:
-    template = ChatTemplate(chat_template("", "<|endoftext|>"), {})
-    encoder = Encoder(starcoder, [0])
-    one = template.prompt(MESSAGES[1:2], encoder, parse_special=False)
-    assert one == starcoder.encode(format_prompt(MESSAGES[1]["content"])).ids
-    assert starcoder.decode(one) == "\"\"\"\nAdd '''two''' numbers.\n\"\"\"\n"
-    conversation = starcoder.decode(
-        template.prompt(MESSAGES, encoder, parse_special=False), skip_special_tokens=False
-    )
+def test_the_chat_template_is_the_training_prompt() -> None:
+    template = Renderer({"default": chat_template("", "<|endoftext|>")}, {})
+    assert template.render(MESSAGES[1:2]) == format_prompt(MESSAGES[1]["content"])
+    assert template.render(MESSAGES[1:2]) == "\"\"\"\nAdd '''two''' numbers.\n\"\"\"\n"
+    conversation = template.render(MESSAGES)
     first = format_prompt("Write Python.\n\n" + MESSAGES[1]["content"])
     assert conversation == first + MESSAGES[2]["content"] + "<|endoftext|>" + format_prompt("Now three.")
 

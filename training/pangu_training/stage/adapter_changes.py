@@ -4,6 +4,7 @@ Every tensor of the adapter is used once and has the shape that its base asks fo
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from pangu_training.stage.rewriting import Change, Changes
 from pangu_training.stage.tensors import FLOATING, StoredTensor
 
 MakeChange = Callable[[], Change]
+LINEAR = torch.nn.Linear | Conv1D
 
 
 def changes_of(adapter: Adapter, base: Located) -> Changes:
@@ -27,22 +29,55 @@ def changes_of(adapter: Adapter, base: Located) -> Changes:
     Raises:
         CheckpointError: the adapter and the base do not fit together, or what comes out is not one plain model.
     """
-    collected = _Collected(adapter, base)
+    collected = _Collected(adapter, base.model)
     collected.pairs()
     collected.saved_modules()
     collected.trained_tokens()
     collected.embeddings()
     collected.require_empty()
-    return collected.by_stored_name()
+    return collected.by_stored_name(base)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """What an adapter adds to a linear module: scale * B (A x)."""
+
+    module: str
+    a: StoredTensor  # (rank, inputs)
+    b: StoredTensor  # (outputs, rank)
+    scale: float
+
+
+def pairs_of(adapter: Adapter, model: Any) -> list[Pair]:
+    """The pairs of an adapter that is nothing but pairs, for modules inside the blocks of `model`.
+
+    Raises:
+        CheckpointError: it changes something else too, or does not fit the model.
+    """
+    collected = _Collected(adapter, model)
+    collected.pairs()
+    head = model.get_output_embeddings()
+    linear = {name for name, one in model.named_modules() if isinstance(one, LINEAR) and one is not head}
+    changed = (name.rpartition(".")[0] for name in (*collected._added, *collected._whole))
+    more = [name for name in changed if name not in linear] + list(adapter.saved)
+    more += ["rows of the embedding"] * bool(adapter.tokens) + ["biases"] * adapter.with_bias
+    if more:
+        raise CheckpointError(
+            f"{adapter.path} changes {more[0]}, and while it is served only pairs of matrices inside the blocks can be "
+            "added: pangu-convert import merges the others"
+        )
+    collected.require_empty()
+    return collected.linear
 
 
 class _Collected:
     """The changes so far, by the names of the model's state, and the adapter's tensors that are not used yet."""
 
-    def __init__(self, adapter: Adapter, base: Located) -> None:
-        self._adapter, self._base, self._model = adapter, base, base.model
-        self._modules: dict[str, Any] = dict(base.model.named_modules())
-        self._shapes = {name: tuple(one.shape) for name, one in base.model.state_dict().items()}
+    def __init__(self, adapter: Adapter, model: Any) -> None:
+        self._adapter, self._model = adapter, model
+        self._modules: dict[str, Any] = dict(model.named_modules())
+        self._shapes = {name: tuple(one.shape) for name, one in model.state_dict().items()}
+        self.linear: list[Pair] = []
         self._left = dict(adapter.tensors)
         self._added: dict[str, MakeChange] = {}  # to a weight
         self._whole: dict[str, StoredTensor] = {}  # in a weight's place
@@ -64,7 +99,7 @@ class _Collected:
             count, width = module.weight.shape
             a = self._take(f"{name}.lora_embedding_A", (rank, count))
             b = self._take(f"{name}.lora_embedding_B", (width, rank))
-        elif isinstance(module, torch.nn.Linear | Conv1D):
+        elif isinstance(module, LINEAR):
             outputs, inputs = (
                 module.weight.shape if isinstance(module, torch.nn.Linear) else module.weight.shape[::-1]
             )
@@ -81,6 +116,7 @@ class _Collected:
         ) in module.state_dict().items():  # of embedding and head peft keeps the base's weights too
             if (kept := f"{name}.base_layer.{key}") in self._left:
                 self._whole[f"{name}.{key}"] = self._take(kept, tuple(value.shape))
+        self.linear.append(Pair(module=name, a=a, b=b, scale=scale))
         transposed = not isinstance(module, torch.nn.Linear)
         self._added[weight] = partial(_product, a, b, scale, transposed)
         if self._adapter.with_bias:
@@ -139,7 +175,7 @@ class _Collected:
                 "give the adapter's own base, or export the adapter again"
             )
 
-    def by_stored_name(self) -> dict[str, MakeChange]:
+    def by_stored_name(self, base: Located) -> dict[str, MakeChange]:
         """The changes, by the names of the tensors in the base's files."""
         self._require_tied()
         changes: dict[str, MakeChange] = {}
@@ -148,7 +184,7 @@ class _Collected:
                 raise CheckpointError(
                     f"{self._adapter.path} trains {name} in two ways, as tokens and as a module: {MERGE_ELSEWHERE}"
                 )
-            if name not in self._base.tensors:
+            if name not in base.tensors:
                 raise CheckpointError(
                     f"{self._adapter.path} changes {name}, which its base stores an expert at a time: {MERGE_ELSEWHERE}"
                 )
@@ -156,7 +192,7 @@ class _Collected:
                 [partial(replaced_by, self._whole[name])] if name in self._whole else []
             )
             makers += [more[name] for more in (self._added, self._rows) if name in more]
-            changes[self._base.tensors[name].name] = partial(_chain, makers)
+            changes[base.tensors[name].name] = partial(_chain, makers)
         return changes
 
     def _require_tied(self) -> None:
@@ -203,11 +239,11 @@ class _Collected:
 
 def replaced_by(tensor: StoredTensor) -> Change:
     """The weight gives way to a stored one. No more than a block of it is read at a time."""
-    return lambda block, start: _read(tensor, start, start + len(block))
+    return lambda block, start: read_floats(tensor, start, start + len(block))
 
 
-def _read(tensor: StoredTensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
-    """Some of its rows, or all of them, in float32."""
+def read_floats(tensor: StoredTensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
+    """Some of a stored tensor's rows, or all of them, in float32; `CheckpointError` if one is no number."""
     rows, *rest = tensor.shape
     stop = rows if stop is None else stop
     row_bytes = tensor.num_bytes // rows if rows else 0
@@ -226,7 +262,7 @@ def _read(tensor: StoredTensor, start: int = 0, stop: int | None = None) -> torc
 
 def _product(a: StoredTensor, b: StoredTensor, scale: float, transposed: bool) -> Change:
     """A [r, in] and B [out, r] of a weight [out, in], or `transposed` [in, out]."""
-    first, second = _read(a), _read(b)
+    first, second = read_floats(a), read_floats(b)
 
     def change(block: torch.Tensor, start: int) -> torch.Tensor:
         rows = slice(start, start + len(block))
@@ -237,12 +273,12 @@ def _product(a: StoredTensor, b: StoredTensor, scale: float, transposed: bool) -
 
 
 def _sum(bias: StoredTensor, scale: float) -> Change:
-    values = _read(bias)
+    values = read_floats(bias)
     return lambda block, start: block + values[start : start + len(block)] * scale
 
 
 def _replace_rows(tensor: StoredTensor, ids: Iterable[int]) -> Change:
-    values, places = _read(tensor), torch.tensor(list(ids))
+    values, places = read_floats(tensor), torch.tensor(list(ids))
 
     def change(block: torch.Tensor, start: int) -> torch.Tensor:
         here = (places >= start) & (places < start + len(block))

@@ -73,12 +73,25 @@ def main() -> int:
 
 
 def _limit(most_seconds: int) -> None:
+    limit_seconds(most_seconds)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit_bytes(MOST_BYTES)
+
+
+def limit_seconds(most_seconds: int) -> None:
+    """From now on this process may compute that long, give or take a second; then SIGXCPU ends it."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(used.ru_utime + used.ru_stime) + most_seconds
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds if hard < 0 else min(seconds, hard), hard))
+
+
+def limit_bytes(most_bytes: int) -> None:
+    """From now on this process may take that much memory more than it has."""
     held = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + MOST_BYTES, held + MOST_BYTES))
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = held + most_bytes if hard < 0 else min(held + most_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 if __name__ == "__main__":

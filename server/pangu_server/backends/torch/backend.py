@@ -16,6 +16,7 @@ from pangu_server.backends.torch.choosing import Choosing, choosing_for
 from pangu_server.backends.torch.continuous import ContinuousSchedule
 from pangu_server.backends.torch.drafting import Costs
 from pangu_server.backends.torch.loading import Load, load_model, memory_bytes
+from pangu_server.backends.torch.lora import Adapters
 from pangu_server.backends.torch.prefill import PREFILL_TOKENS
 from pangu_server.backends.torch.rows import Part, Row
 from pangu_server.backends.torch.runner import Runner, heads_of
@@ -41,11 +42,12 @@ class TorchBackend(ContinuousSchedule):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         loaded = load(artifact, device)
         model = loaded.model
+        adapters = Adapters(model, artifact, options.adapters)
         gc.collect()
         # Before the cache, which takes the rest of a GPU's memory.
         vocabulary_size = model.config.get_text_config().vocab_size
         choosing = choosing_for(vocabulary_size, options.max_batch, model.device)
-        runner = Runner(model, _cache(model, artifact, options))
+        runner = Runner(model, _cache(model, artifact, options), adapters.select)
         costs = Costs()
         super().__init__(
             runner,
@@ -61,7 +63,7 @@ class TorchBackend(ContinuousSchedule):
             device=device,
             compute_type=loaded.compute_type,
             kernel=loaded.kernel,
-            weight_bytes=memory_bytes(model) + loaded.quantized_bytes,
+            weight_bytes=memory_bytes(model) + loaded.quantized_bytes + adapters.nbytes,
             threads=options.threads,
             max_batch=options.max_batch,
             vocabulary_size=vocabulary_size,

@@ -36,7 +36,7 @@ class Pages:
 
     def __init__(self, count: int, page_tokens: int) -> None:
         self.count, self.page_tokens = count, page_tokens
-        self._root = Page(index=-1)
+        self._roots: dict[str | None, Page] = {}  # by adapter: with another one keys and values differ
         self._free = list(range(count - 1, -1, -1))
         self._kept: OrderedDict[Page, None] = (
             OrderedDict()
@@ -57,9 +57,9 @@ class Pages:
         """Pages that sequences hold."""
         return self.count - self.available
 
-    def find(self, tokens: Sequence[int]) -> Match:
+    def find(self, tokens: Sequence[int], adapter: str | None = None) -> Match:
         """The longest known beginning of `tokens`. Hold its pages before anything else is taken."""
-        node, size = self._root, self.page_tokens
+        node, size = self._root(adapter), self.page_tokens
         whole: list[Page] = []
         while True:
             at = len(whole) * size
@@ -87,13 +87,15 @@ class Pages:
             self._forget(next(iter(self._kept)))
         return Page(index=self._free.pop(), references=1)
 
-    def keep(self, page: Page, parent: Page | None, tokens: Sequence[int]) -> Page:
+    def keep(
+        self, page: Page, parent: Page | None, tokens: Sequence[int], adapter: str | None = None
+    ) -> Page:
         """Let others find `page`, which holds `tokens` behind those of `parent` (None: the first ones).
 
         `parent` is whole and in the tree. Returns the page to go on with: another one where these tokens are known
         already, held in the place of `page`, which is free then.
         """
-        node, known = parent or self._root, tuple(tokens)
+        node, known = parent or self._root(adapter), tuple(tokens)
         siblings = node.children.setdefault(known[0], [])
         for sibling in list(siblings):
             if sibling.tokens[: len(known)] == known:
@@ -106,6 +108,9 @@ class Pages:
         page.tokens, page.parent = known, node
         siblings.append(page)
         return page
+
+    def _root(self, adapter: str | None) -> Page:
+        return self._roots.setdefault(adapter, Page(index=-1))
 
     def release(self, pages: Sequence[Page]) -> None:
         """A sequence that held these, in its order, needs them no more."""

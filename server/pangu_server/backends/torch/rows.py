@@ -91,7 +91,7 @@ class Rows:
         self._admitted += 1
         self.running.append(row)
         # The last token is always computed, and all are when their log-probabilities are asked for.
-        match = self.pages.find([] if ticket.prompt_due else ticket.tokens[:-1])
+        match = self.pages.find([] if ticket.prompt_due else ticket.tokens[:-1], ticket.options.adapter)
         for page in (*match.whole, *([match.partial] if match.partial else [])):
             self.pages.hold(page)
         self._append(row, match.whole)
@@ -108,9 +108,12 @@ class Rows:
         """Whether a row computes right now what `ticket` could find in the cache a turn later."""
         if ticket.prompt_due:
             return False
-        known = len(self.pages.find(ticket.tokens[:-1]).whole)
+        adapter = ticket.options.adapter
+        known = len(self.pages.find(ticket.tokens[:-1], adapter).whole)
         return any(
-            row.pending > 1 and _common_pages(row.ticket.tokens, ticket.tokens[:-1]) > known
+            row.pending > 1
+            and row.ticket.options.adapter == adapter
+            and _common_pages(row.ticket.tokens, ticket.tokens[:-1]) > known
             for row in self.running
         )
 
@@ -145,7 +148,8 @@ class Rows:
         index = row.listed
         parent = row.pages[index - 1] if index else None
         first = index * PAGE_TOKENS
-        page = self.pages.keep(row.pages[index], parent, row.ticket.tokens[first : first + count])
+        tokens, adapter = row.ticket.tokens[first : first + count], row.ticket.options.adapter
+        page = self.pages.keep(row.pages[index], parent, tokens, adapter)
         row.pages[index] = page
         self.cache.give(row.slot, index, [page.index])
         row.listed += 1

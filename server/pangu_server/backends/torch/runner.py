@@ -1,6 +1,6 @@
 """One forward of the model for a flat batch: the tokens of all rows one after the other, over the paged cache."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from pangu_server.backends.torch.device_choosing import upload
 from pangu_server.backends.torch.rows import Part
 
 GRAPH_TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)  # sizes of captured steps
+Select = Callable[[Sequence[Part]], bool]
 UNREAD = -1  # in the place of a token that the device has chosen and the host has not read
 
 
@@ -82,8 +83,9 @@ class _Captured:
 class Runner:
     """A transformers model over `cache`."""
 
-    def __init__(self, model: Any, cache: PagedCache) -> None:
-        self.model, self.cache = model, cache
+    def __init__(self, model: Any, cache: PagedCache, select: Select = lambda parts: False) -> None:
+        """`select` is told of the parts of each forward; whether any has an adapter, which no graph holds."""
+        self.model, self.cache, self._select = model, cache, select
         self.device: torch.device = model.device
         self._captured: dict[int, _Captured] = {}
         self._chosen = torch.zeros(len(cache.tables), dtype=torch.long, device=self.device)
@@ -99,8 +101,9 @@ class Runner:
         Returns the logits (kept tokens, vocabulary) in the model's type, part after part.
         """
         tokens = Tokens.of(parts, self.cache)
+        adapted = self._select(parts)
         if self.cache.on_device:
-            return self._on_device(tokens)
+            return self._on_device(tokens, graphs=not adapted)
         few = np.flatnonzero(tokens.few)
         flat = Flat(
             places=torch.from_numpy(tokens.places),
@@ -171,13 +174,13 @@ class Runner:
             tables=self.cache.rows(slots),
         )
 
-    def _on_device(self, tokens: Tokens) -> torch.Tensor:
+    def _on_device(self, tokens: Tokens, *, graphs: bool) -> torch.Tensor:
         self.cache.update_tables()
         count = len(tokens.ids)
         numbers = np.stack(tokens[:4])
         size = (
             min((size for size in self._captured if size >= count), default=None)
-            if not tokens.segments
+            if graphs and not tokens.segments
             else None
         )
         if size is None:

@@ -14,7 +14,7 @@ from pangu_server.errors import Overloaded, ServerError
 from pangu_server.limits import Limits
 from pangu_server.text import TextOptions
 from support.scripted import CONTEXT_LENGTH, END, logits
-from support.simulated import CONTEXT, MAX_BATCH, Clock, Simulated, script, simulated
+from support.simulated import ADAPTERS, CONTEXT, MAX_BATCH, Clock, Simulated, script, simulated
 
 assert CONTEXT <= CONTEXT_LENGTH
 # What the ledger and the metrics both count
@@ -108,6 +108,7 @@ class History:
                 seed=draw.randrange(100) if drawn else None,
                 prompt_logprobs=1 if scored else None,
                 logprobs=2 if draw.random() < 0.2 else None,
+                adapter=draw.choice([None, *ADAPTERS]),
             ),
             n=count,
             best_of=count,

@@ -30,6 +30,7 @@ from support.scripted import END, VOCABULARY_SIZE, logits
 CONTEXT = 96  # tokens
 MAX_BATCH = 3
 STEP_SECONDS = 0.1
+ADAPTERS = (None, "one", "other")
 
 
 def script(context: Sequence[int]) -> int:
@@ -124,19 +125,21 @@ class Lock:
 
 
 class TokenCache(PagedCache):
-    """Keeps of a token its id: what a row reads there must be what it wrote, or another one with the same text."""
+    """Keeps of a token its id and adapter: what a row reads must be what it, or another with the same text, wrote."""
 
     def __init__(self, pages: int, *, on_device: bool) -> None:
         super().__init__([], pages, MAX_BATCH, CONTEXT // PAGE_TOKENS + 1, torch.float32, torch.device("cpu"))
         self.on_device = on_device
         self.ids = np.full((pages, PAGE_TOKENS), UNREAD)
+        self.adapters = np.zeros((pages, PAGE_TOKENS), np.int64)
 
     def _tensors(self) -> Sequence[Any]:
-        return [self.ids]
+        return [self.ids, self.adapters]
 
-    def text(self, slot: int, length: int) -> list[int]:
+    def text(self, slot: int, length: int, adapter: int) -> list[int]:
         """The first `length` tokens of the row in `slot`."""
         pages = self.tables[slot, : -(-length // PAGE_TOKENS)]
+        assert (self.adapters[pages].ravel()[:length] == adapter).all(), "another adapter's keys and values"
         ids: list[int] = self.ids[pages].ravel()[:length].tolist()
         return ids
 
@@ -159,13 +162,13 @@ class ScriptedRunner:
         self._clock.advance(STEP_SECONDS)
         unread = np.flatnonzero(tokens.ids == UNREAD)
         tokens.ids[unread] = [self._chosen[slot] for slot in tokens.slots[unread].tolist()]
+        adapters = np.concatenate(
+            [[ADAPTERS.index(part.row.ticket.options.adapter)] * part.count for part in parts]
+        )
         self.cache.ids.reshape(-1)[tokens.places] = tokens.ids
-        rows = [
-            logits(script(self.cache.text(slot, position + 1)))
-            for slot, position in zip(
-                tokens.slots[tokens.kept].tolist(), tokens.positions[tokens.kept].tolist(), strict=True
-            )
-        ]
+        self.cache.adapters.reshape(-1)[tokens.places] = adapters
+        kept = np.stack([tokens.slots, tokens.positions + 1, adapters])[:, tokens.kept].T
+        rows = [logits(script(self.cache.text(*place))) for place in kept.tolist()]
         self._clock.may_fail()
         return torch.from_numpy(np.stack(rows or [logits(0)]))
 

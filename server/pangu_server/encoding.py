@@ -1,18 +1,22 @@
 """From text to token ids. Special tokens in a user's code can be kept from becoming control tokens."""
 
-import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pangu_convert.artifact import Artifact, ArtifactError
-from pangu_server.errors import RequestError
+from pangu_server.errors import ContextLengthExceeded, RequestError
 from pangu_training.stage.checkpoint import TOKENIZER
 from pangu_training.stage.errors import CheckpointError
 from pangu_training.stage.vocabulary import read_tokenizer as read_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+
+# Tokenizing takes some 100 bytes of memory for each character.
+LEAST_CHARACTERS, CHARACTERS_PER_TOKEN = 1 << 20, 16
+FEW = 64  # token ids, whose text takes microseconds
 
 
 def read_tokenizer(artifact: Artifact) -> "Tokenizer":
@@ -26,16 +30,19 @@ def read_tokenizer(artifact: Artifact) -> "Tokenizer":
 class Encoder:
     """The artifact's tokenizer as requests need it."""
 
-    def __init__(self, tokenizer: "Tokenizer", end_token_ids: Sequence[int]) -> None:
+    def __init__(
+        self, tokenizer: "Tokenizer", end_token_ids: Sequence[int], *, context_length: int | None = None
+    ) -> None:
+        """Without `context_length` texts of any length are read."""
         self.tokenizer = tokenizer
+        self.context_length = context_length
         self.vocabulary_size: int = 1 + max(tokenizer.get_vocab().values(), default=-1)  # ids may be skipped
         # An empty prompt starts a document: after end-of-text, which checkpoints name last.
         self._document_start = end_token_ids[-1]
         self.start_ids: list[int] = tokenizer.encode("").ids  # what the tokenizer puts before every text
         # Whitespace runs are added tokens in some vocabularies, and control nothing.
         controls = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
-        names = sorted((re.escape(name) for name in controls if name.strip()), key=len, reverse=True)
-        self._control = re.compile(f"(?={'|'.join(names)})" if names else "(?!)")
+        self._controls = [name for name in controls if name.strip()]
         self._mark = f"\ue000{secrets.token_hex(8)}\ue000"  # nobody can write it into a request
 
     def token_id(self, token: str) -> int | None:
@@ -65,7 +72,7 @@ class Encoder:
         the characters it is written with.
         """
         self.check_unicode(text, param)
-        return self.guarded_text(text if parse_special else self.guard(text))
+        return self.guarded_text(text if parse_special else self.guard(text), param=param)
 
     def check_unicode(self, text: str, param: str) -> None:
         """Raise `RequestError` for half of a surrogate pair, which JSON can hold and no tokenizer takes."""
@@ -87,17 +94,37 @@ class Encoder:
 
     def guard(self, text: str) -> str:
         """`text` with a mark in each name of a special token: it will be read as plain characters."""
-        cuts = [match.start() + 1 for match in self._control.finditer(text)]
+        starts = {start for name in self._controls for start in _found(name, text)}
+        cuts = [start + 1 for start in sorted(starts)]
         return self._mark.join(text[start:end] for start, end in zip([0, *cuts], [*cuts, None], strict=True))
 
-    def guarded_text(self, text: str) -> list[int]:
-        """The ids of a text that has guarded parts."""
+    def guarded_text(self, text: str, *, param: str = "messages") -> list[int]:
+        """The ids of a text that has guarded parts.
+
+        Raises:
+            RequestError: it is so long that it cannot be meant; names the field `param`.
+        """
+        if self.context_length is not None and len(text) > self.most_characters:
+            raise ContextLengthExceeded(
+                f"{param} holds a text of {len(text)} characters; this server reads up to {self.most_characters} at "
+                f"once for its context of {self.context_length} tokens: shorten it",
+                param=param,
+            )
         # Cut behind its first character, a name is not a special token's any more, and the text stays the same.
-        encode = self.tokenizer.encode
-        return [id for piece in text.split(self._mark) for id in encode(piece, add_special_tokens=False).ids]
+        # A batch, even of one, leaves the interpreter to others meanwhile.
+        encode = self.tokenizer.encode_batch_fast
+        pieces = encode(text.split(self._mark), add_special_tokens=False)
+        return [id for piece in pieces for id in piece.ids]
+
+    @property
+    def most_characters(self) -> int:
+        """Of a text that is tokenized: many times what the context can hold of any real one."""
+        return max(LEAST_CHARACTERS, CHARACTERS_PER_TOKEN * (self.context_length or 0))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these ids, special tokens by name."""
+        if len(ids) > FEW:  # a batch leaves the interpreter to others meanwhile
+            return str(self.tokenizer.decode_batch([list(ids)], skip_special_tokens=False)[0])
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False)
         return text
 
@@ -114,6 +141,14 @@ class Encoder:
         if not all(character in BYTE_OF for character in token):
             return None
         return bytes(BYTE_OF[character] for character in token)
+
+
+def _found(name: str, text: str) -> Iterator[int]:
+    """Where `name` begins in `text`. Many short searches: none keeps other threads waiting, as a pattern of all would."""
+    start = text.find(name)
+    while start >= 0:
+        yield start
+        start = text.find(name, start + 1)
 
 
 def _bytes_of_characters() -> dict[str, int]:

@@ -13,6 +13,7 @@ from pangu_server.backends.seam import SamplingOptions
 from pangu_server.engine import Engine, Generation, GenerationOptions
 from pangu_server.errors import ModelNotFound, RequestError, ServerError
 from pangu_server.fim import SourceFile
+from pangu_server.protocol.lists import Listed
 
 GREEDY_BELOW = 1e-5  # a temperature this low is an argmax; dividing by it would overflow
 SEEDS = 2**64
@@ -49,7 +50,7 @@ class Prediction(BaseModel):
     """OpenAI's `prediction`: what the answer is likely to hold, such as the file that is to be changed."""
 
     type: Literal["content"]
-    content: str | list[TextPart]
+    content: str | Listed[TextPart]
 
 
 class GenerationRequest(BaseModel):
@@ -67,7 +68,7 @@ class GenerationRequest(BaseModel):
     min_p: float | None = Field(default=None, ge=0, le=1)
     n: Integer | None = Field(default=None, ge=1)
     seed: Integer | None = Field(default=None, description="The same seed draws the same tokens")
-    stop: str | list[str] | None = None
+    stop: str | Listed[str] | None = None
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)

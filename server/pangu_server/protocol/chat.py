@@ -11,6 +11,7 @@ from pangu_server.encoding import Encoder
 from pangu_server.engine import Engine, GenerationOptions, Prompt
 from pangu_server.errors import RequestError
 from pangu_server.protocol.base import GenerationRequest, Integer, TextPart, Usage, text_of
+from pangu_server.protocol.lists import Listed
 
 DEFAULT_FIM_TOKENS = 128
 
@@ -21,7 +22,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
     role: str
-    content: str | list[TextPart] | None = None
+    content: str | Listed[TextPart] | None = None
 
     def plain(self) -> dict[str, Any]:
         """As templates take it."""
@@ -39,7 +40,7 @@ class ChatRequest(GenerationRequest):
         "audio": (None,),
     }
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Listed[Message] = Field(min_length=1)
     max_tokens: Integer | None = Field(
         default=None, ge=0, description="Default: what the context has room for"
     )

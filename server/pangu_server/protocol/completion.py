@@ -10,6 +10,7 @@ from pangu_server.encoding import Encoder
 from pangu_server.engine import Engine, GenerationOptions, Prompt
 from pangu_server.errors import RequestError
 from pangu_server.protocol.base import GenerationRequest, Integer, Usage
+from pangu_server.protocol.lists import Listed
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
@@ -17,7 +18,7 @@ DEFAULT_MAX_TOKENS = 16  # OpenAI's
 class CompletionRequest(GenerationRequest):
     """Body of `POST /v1/completions`."""
 
-    prompt: str | list[int] | list[str] | list[list[int]] = Field(
+    prompt: str | Listed[int] | Listed[str] | Listed[Listed[int]] = Field(
         description="Text or token ids, one prompt or a list of them"
     )
     suffix: str | None = Field(default=None, description="The text after the hole that is to be filled")

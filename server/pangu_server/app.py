@@ -28,7 +28,7 @@ def create_app(engine: Engine) -> FastAPI:
         docs_url=None,  # FastAPI's pages load scripts from elsewhere; ours is at /
         redoc_url=None,
     )
-    app.state.aside = Aside()
+    app.state.engine, app.state.aside = engine, Aside()
     app.add_exception_handler(ServerError, _server_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)

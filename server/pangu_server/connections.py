@@ -16,7 +16,7 @@ from uvicorn.server import ServerState
 HEAD_BYTES = 16 << 10  # of the request line and the headers
 MOST_HEADERS = 100
 HEAD_SECONDS = 20.0  # for them to come
-# A client that has closed its side may still read. What is gone answers a write with a reset; the second write meets it.
+# A client that has closed its side may still read. One that is gone resets the first write, and the second meets that.
 PROBE_SECONDS = (0.0, 0.1, 1.0, 5.0)
 RESERVED_FILES = 128  # descriptors for all that is not a connection: the model, the log, the page
 WANTED_FILES = 65536
@@ -133,7 +133,7 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def _probe(self, times: int) -> None:
-        """Write what means nothing: a client that is gone, and not only silent, is noticed and its request cancelled."""
+        """Write what means nothing: a client that is gone is noticed by it, and its request cancelled."""
         if self.idle or self.transport.is_closing():
             return
         comment = self.scope["state"].get(COMMENT)
@@ -183,4 +183,6 @@ class LoopErrors:
             loop.default_exception_handler(context)
         elif time.monotonic() - self._said > QUIET_SECONDS:
             self._said = time.monotonic()
-            logger.warning("cannot accept connections: %s. Raise LimitNOFILE or lower --max-connections", error)
+            logger.warning(
+                "cannot accept connections: %s. Raise LimitNOFILE or lower --max-connections", error
+            )

@@ -6,7 +6,7 @@ from pangu_server.backends.seam import SamplingOptions
 
 # Bytes in this process, measured and rounded up: of a prompt's token in one choice, of a generated token, of a token
 # that is reported with its log-probability, and of each alternative to it.
-PROMPT_TOKEN, NEW_TOKEN, REPORTED, ALTERNATIVE = 8, 72, 1200, 500
+PROMPT_TOKEN, NEW_TOKEN, REPORTED, ALTERNATIVE = 8, 72, 700, 360
 CHOICE = 16 << 10  # of a choice itself: its text decoder, its place in the queue
 
 

@@ -144,7 +144,7 @@ class Encoder:
 
 
 def _found(name: str, text: str) -> Iterator[int]:
-    """Where `name` begins in `text`. Many short searches: none keeps other threads waiting, as a pattern of all would."""
+    """Where `name` begins in `text`. Searches for one name are short; one for all would keep other threads waiting."""
     start = text.find(name)
     while start >= 0:
         yield start

@@ -57,7 +57,9 @@ class Lines(logging.Handler):
             try:
                 self._put(line)
                 if self._lines.empty() and self.dropped > self._told:
-                    self._put(f"{self.dropped - self._told} lines of the log were dropped: nobody reads stderr")
+                    self._put(
+                        f"{self.dropped - self._told} lines of the log were dropped: nobody reads stderr"
+                    )
                     self._told = self.dropped
             except OSError:  # nobody will ever read it
                 self.dropped += 1

@@ -39,7 +39,9 @@ class ServeOptions:
     port: int = option("0 takes a free one", 8000, type=whole_number(0, 65535))
     uds: Path | None = option("listen on this Unix socket, not on a port", None, metavar="PATH")
     ssl_certfile: Path | None = option("certificate chain, PEM: answer https", None, metavar="FILE")
-    ssl_keyfile: Path | None = option("its key, if the certificate's file does not hold it", None, metavar="FILE")
+    ssl_keyfile: Path | None = option(
+        "its key, if the certificate's file does not hold it", None, metavar="FILE"
+    )
     device: Device = option("what to compute on", "auto")
     engine: EngineChoice = option("what computes; auto: what measures best here", "auto")
     threads: int | None = counted(

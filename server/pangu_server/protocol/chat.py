@@ -1,7 +1,8 @@
 """OpenAI's chat completions, and Mistral's fill-in-the-middle completions, which answer in the same form."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,7 +12,7 @@ from pangu_server.encoding import Encoder
 from pangu_server.engine import Engine, GenerationOptions, Prompt
 from pangu_server.errors import RequestError
 from pangu_server.protocol.base import GenerationRequest, Integer, TextPart, Usage, text_of
-from pangu_server.protocol.lists import Listed
+from pangu_server.protocol.lists import Listed, made_when_written
 
 DEFAULT_FIM_TOKENS = 128
 
@@ -111,19 +112,18 @@ class TokenLogprob(TopLogprob):
 class ChatLogprobs(BaseModel):
     """Log-probabilities of a choice's tokens."""
 
-    content: list[TokenLogprob]
+    content: list[Annotated[TokenLogprob, made_when_written(TokenLogprob)]]
 
     @classmethod
     def of(cls, tokens: Sequence[Token], encoder: Encoder) -> "ChatLogprobs":
         """OpenAI's form of `tokens`."""
-        content = []
-        for token in tokens:
-            assert token.logprobs is not None  # only a prompt's first token has none
-            top = [_top(encoder, id, value) for id, value in token.logprobs.top]
-            content.append(
-                TokenLogprob(**_top(encoder, token.id, token.logprobs.logprob).model_dump(), top_logprobs=top)
-            )
-        return cls(content=content)
+        return cls.model_construct(content=[partial(_entry, token, encoder) for token in tokens])
+
+
+def _entry(token: Token, encoder: Encoder) -> TokenLogprob:
+    assert token.logprobs is not None  # only a prompt's first token has none
+    top = [_top(encoder, id, value) for id, value in token.logprobs.top]
+    return TokenLogprob(**_top(encoder, token.id, token.logprobs.logprob).model_dump(), top_logprobs=top)
 
 
 def _top(encoder: Encoder, token_id: int, logprob: float) -> TopLogprob:

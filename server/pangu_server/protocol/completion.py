@@ -1,16 +1,18 @@
 """OpenAI's text completions: `POST /v1/completions`."""
 
 from collections.abc import Sequence
-from typing import Literal
+from functools import partial
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from pangu_server.backends.seam import TokenLogprobs
 from pangu_server.completion import Delta, FinishReason, Token
 from pangu_server.encoding import Encoder
 from pangu_server.engine import Engine, GenerationOptions, Prompt
 from pangu_server.errors import RequestError
 from pangu_server.protocol.base import GenerationRequest, Integer, Usage
-from pangu_server.protocol.lists import Listed
+from pangu_server.protocol.lists import Listed, made_when_written
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
@@ -82,7 +84,7 @@ class Logprobs(BaseModel):
 
     tokens: list[str]
     token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None]
+    top_logprobs: list[Annotated[dict[str, float], made_when_written(dict[str, float])] | None]
     text_offset: list[int] = Field(description="Where each token begins, in characters of `text`")
 
     @classmethod
@@ -90,16 +92,20 @@ class Logprobs(BaseModel):
         """OpenAI's form of `tokens`."""
         text = encoder.token_text
         entries = [token.logprobs for token in tokens]
-        return cls(
+        return cls.model_construct(  # nothing to check
             tokens=[text(token.id) for token in tokens],
             token_logprobs=[entry.logprob if entry else None for entry in entries],
             top_logprobs=[
-                # The token itself is always among them, as with OpenAI.
-                {text(id): value for id, value in (*entry.top, (token.id, entry.logprob))} if entry else None
+                partial(_alternatives, token.id, entry, encoder) if entry else None
                 for token, entry in zip(tokens, entries, strict=True)
             ],
             text_offset=[token.offset for token in tokens],
         )
+
+
+def _alternatives(token_id: int, entry: TokenLogprobs, encoder: Encoder) -> dict[str, float]:
+    """The token itself is always among them, as with OpenAI."""
+    return {encoder.token_text(id): value for id, value in (*entry.top, (token_id, entry.logprob))}
 
 
 class Choice(BaseModel):

@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from pangu_server.aside import Aside
 from pangu_server.engine import Engine
 from pangu_server.errors import ModelNotFound, NotReady, RequestError
 from pangu_server.parsing import BodyRequest, BodyRoute
@@ -41,7 +42,8 @@ def service_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter:
     @router.post("/tokenize", response_model=TokenizeResponse, responses=wrong)
     async def tokenize(body: TokenizeRequest, request: BodyRequest) -> Response:
         """The tokens of a text."""
-        return await request.app.state.aside(request.size, tokens_of, body)
+        aside: Aside = request.app.state.aside
+        return await aside(request.size, tokens_of, body)
 
     def tokens_of(body: TokenizeRequest) -> Response:
         text = body.content if body.prompt is None else body.prompt
@@ -56,7 +58,8 @@ def service_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter:
     @router.post("/detokenize", response_model=DetokenizeResponse, responses=wrong)
     async def detokenize(body: DetokenizeRequest, request: BodyRequest) -> Response:
         """The text of tokens."""
-        return await request.app.state.aside(request.size, text_of, body)
+        aside: Aside = request.app.state.aside
+        return await aside(request.size, text_of, body)
 
     def text_of(body: DetokenizeRequest) -> Response:
         engine.encoder.check_ids(body.tokens, "tokens")

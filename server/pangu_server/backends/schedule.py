@@ -23,6 +23,7 @@ class Ticket:
         self.started = False
         self.cached_tokens = self.drafted = self.accepted = 0
         self.prompt_due = options.prompt_logprobs is not None  # its log-probabilities are still to be told
+        self.scored: list[TokenLogprobs | None] = []  # those that are known already
         self._sampler: Sampler | None = None
 
     @property

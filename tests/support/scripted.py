@@ -29,7 +29,7 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def scripted_artifact(folder: Path) -> Artifact:
+def scripted_artifact(folder: Path, context_length: int = CONTEXT_LENGTH) -> Artifact:
     """An artifact with a tokenizer and nothing to run."""
     byte_tokenizer().save(str(folder / "tokenizer.json"))
     (folder / "model.bin").write_bytes(b"no weights")
@@ -41,7 +41,7 @@ def scripted_artifact(folder: Path) -> Artifact:
         quantization="int8",
         dtype="float32",
         weight_files=["model.bin"],
-        context_length=CONTEXT_LENGTH,
+        context_length=context_length,
         end_token_ids=[END],
         source=Source(name="scripted", sha256="0" * 64),
     )

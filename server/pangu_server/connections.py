@@ -118,6 +118,8 @@ class Connection(H11Protocol):
         super().on_response_complete()
         if self._half_closed and self.idle:
             self.transport.close()
+        elif self.idle and self.conn.trailing_data[0]:  # the next head has begun
+            self._start_head_timer()
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """The client will send no more. If a whole request is being answered, it gets its answer."""
@@ -146,6 +148,7 @@ class Connection(H11Protocol):
         self.loop.call_later(seconds, self._probe, times + 1)
 
     def _start_head_timer(self) -> None:
+        self._stop_head_timer()
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
 
     def _stop_head_timer(self) -> None:

@@ -6,7 +6,6 @@ PANGU_HARM_EXAMPLES sets how many histories are tried: 2 by default, thousands f
 import os
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -46,9 +45,7 @@ def test_no_client_harms_the_others(servers: tuple[Victim, Victim]) -> None:
 
         @rule(attack=ATTACKS)
         def meanwhile(self, attack: Attack) -> None:
-            thread = threading.Thread(
-                target=lambda: self.statuses.append((attack, attack.run(victim)))
-            )
+            thread = threading.Thread(target=lambda: self.statuses.append((attack, attack.run(victim))))
             thread.start()
             self.running.append((attack, thread))
 
@@ -78,7 +75,9 @@ def test_no_client_harms_the_others(servers: tuple[Victim, Victim]) -> None:
             self.pulse.stop()
             assert victim.behaves(), "it was not answered right"
             allowed = LOOP_SECONDS + 5 * self.pulse.worst_calm
-            assert self.pulse.worst < allowed, f"/health took {self.pulse.worst:.2f} s, elsewhere {allowed:.2f}"
+            assert self.pulse.worst < allowed, (
+                f"/health took {self.pulse.worst:.2f} s, elsewhere {allowed:.2f}"
+            )
 
     run_state_machine_as_test(
         Clients,

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,13 @@ FINE = {200, 400, 404, 405, 408, 413, 429, 503}
 class Victim:
     """A server process that is never done with an answer by itself."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, *flags: str, stderr: int | None = None) -> None:
         artifact = scripted_artifact(folder, CONTEXT_LENGTH).path
         self.log = (folder / "stderr").open("w+")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "support.serve_scripted", "0", "0", artifact, "--port", "0", *flags],
             stdout=subprocess.PIPE,
-            stderr=self.log,
+            stderr=self.log if stderr is None else stderr,
             text=True,
             cwd=TESTS,
         )
@@ -55,11 +55,13 @@ class Victim:
         assert status == 200
         return time.perf_counter() - started
 
-    def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, bytes]:
         """Status and body of an answer."""
         client = http.client.HTTPConnection(*self.address, timeout=HUNG_SECONDS)
         with contextlib.closing(client):
-            client.request(method, path, body)
+            client.request(method, path, body, headers or {})
             answer = client.getresponse()
             return answer.status, answer.read()
 
@@ -89,6 +91,12 @@ class Victim:
         code = self.process.wait(HUNG_SECONDS)
         self.log.seek(0)
         return code, self.log.read()
+
+    def close(self) -> None:
+        """Kill it, if it still lives."""
+        self.process.kill()
+        self.process.communicate()
+        self.log.close()
 
 
 class Pulse:
@@ -136,28 +144,62 @@ class Attack:
             client.settimeout(self.seconds)
             while piece := client.recv(1 << 16):
                 received = received or piece
-        lines = re.findall(rb"HTTP/1.1 (\d+) ", received)
+        lines = re.findall(rb"HTTP/1.1 ([2-5]\d\d) ", received)
         return int(lines[-1]) if lines else None
 
 
 SIZES = st.sampled_from([10, 3_000, 60_000, 300_000, 1_000_000, MOST_BYTES - 500])
-UNITS = ["a", " ", "\n", "\\", '"', "é", "😀", "ab ", "<|endoftext|>", "<fim_middle>", "def f(x):\n\treturn x\n"]
-PATHS = ["/v1/completions", "/v1/chat/completions", "/v1/fim/completions", "/infill", "/tokenize", "/detokenize"]
+UNITS = [
+    "a",
+    " ",
+    "\n",
+    "\\",
+    '"',
+    "é",
+    "😀",
+    "ab ",
+    "<|endoftext|>",
+    "<fim_middle>",
+    "def f(x):\n\treturn x\n",
+]
+PATHS = [
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/fim/completions",
+    "/infill",
+    "/tokenize",
+    "/detokenize",
+]
 # Where a text, and where a list, can be in a body: `%s` is it.
 TEXTS = {
-    "/v1/completions": ['{"prompt":%s}', '{"prompt":"a","suffix":%s}', '{"prompt":"a","stop":%s}']
-    + ['{"prompt":"a","prediction":{"type":"content","content":%s}}', '{"prompt":[%s,"b"],"echo":true}']
-    + ['{"prompt":"a","model":%s}', '{"prompt":"a",%s:1}', '{"prompt":%s,"echo":true,"logprobs":20,"max_tokens":0}'],
+    "/v1/completions": [
+        '{"prompt":%s}',
+        '{"prompt":"a","suffix":%s}',
+        '{"prompt":"a","stop":%s}',
+        '{"prompt":"a","prediction":{"type":"content","content":%s}}',
+        '{"prompt":[%s,"b"],"echo":true}',
+        '{"prompt":"a","model":%s}',
+        '{"prompt":"a",%s:1}',
+        '{"prompt":%s,"echo":true,"logprobs":20,"max_tokens":0}',
+    ],
     "/v1/chat/completions": ['{"messages":[{"role":"user","content":%s}]}', '{"messages":[{"role":%s}]}'],
     "/v1/fim/completions": ['{"prompt":%s}', '{"prompt":"a","suffix":%s}'],
-    "/infill": ['{"input_prefix":%s,"input_suffix":"b"}', '{"input_prefix":"a","input_suffix":%s}']
-    + ['{"input_prefix":"a","input_suffix":"b","input_extra":[{"text":%s,"filename":"c"}]}'],
+    "/infill": [
+        '{"input_prefix":%s,"input_suffix":"b"}',
+        '{"input_prefix":"a","input_suffix":%s}',
+        '{"input_prefix":"a","input_suffix":"b","input_extra":[{"text":%s,"filename":"c"}]}',
+    ],
     "/tokenize": ['{"prompt":%s}', '{"content":%s,"parse_special":false}'],
     "/detokenize": ['{"tokens":%s}'],
 }
 LISTS = {
-    "/v1/completions": ['{"prompt":%s}', '{"prompt":"a","stop":%s}', '{"prompt":"a","unknown":%s}']
-    + ['{"prompt":"a","prediction":{"type":"content","content":%s}}', '{"prompt":[%s]}'],
+    "/v1/completions": [
+        '{"prompt":%s}',
+        '{"prompt":"a","stop":%s}',
+        '{"prompt":"a","unknown":%s}',
+        '{"prompt":"a","prediction":{"type":"content","content":%s}}',
+        '{"prompt":[%s]}',
+    ],
     "/v1/chat/completions": ['{"messages":%s}', '{"messages":[{"role":"user","content":%s}]}'],
     "/v1/fim/completions": ['{"prompt":"a","stop":%s}'],
     "/infill": ['{"input_prefix":"a","input_suffix":"b","input_extra":%s}'],
@@ -243,7 +285,9 @@ def connections(draw: st.DrawFn) -> Attack:
         "absolute": b"GET http://a/health HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
     }
     name = draw(st.sampled_from(sorted(raws)))
-    return Attack(name, raw=raws[name], half_closed=draw(st.booleans()), seconds=draw(st.sampled_from([0.1, 1.0])))
+    return Attack(
+        name, raw=raws[name], half_closed=draw(st.booleans()), seconds=draw(st.sampled_from([0.1, 1.0]))
+    )
 
 
 ATTACKS = st.one_of(long_texts(), long_lists(), objects(), numbers(), connections())
@@ -260,7 +304,4 @@ def victims(folder: Path) -> Iterator[tuple[Victim, Victim]]:
         yield found[0], found[1]
     finally:
         for one in found:
-            one.process.kill()
-            one.process.wait()
-            one.log.close()
-
+            one.close()

@@ -101,8 +101,7 @@ def test_company_and_interruptions_change_no_token(
         assert collector.tokens == (engine.alone(prompt, options) if options.max_tokens else [])
         if (top := options.prompt_logprobs) is not None:
             scored = (
-                token_logprobs(engine.logits(prompt[:end]), prompt[end], top)
-                for end in range(1, len(prompt))
+                token_logprobs(engine.logits(prompt[:end]), prompt[end], top) for end in range(1, len(prompt))
             )
             assert collector.prompt_logprobs == [None, *scored]
     assert not engine.waiting

@@ -25,7 +25,7 @@ def create_app(engine: Engine) -> FastAPI:
     app = FastAPI(
         title="pangu-coder2",
         description="OpenAI-style completion over a quantized code model",
-        docs_url=None,  # FastAPI's pages load scripts from elsewhere; ours is at /
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere; this server's page is at /
         redoc_url=None,
     )
     app.state.engine, app.state.aside = engine, Aside()

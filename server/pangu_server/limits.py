@@ -52,7 +52,7 @@ class Limits:
     max_stop_strings: int = counted("stop strings of one request", 16, least=0, metavar=None)
     max_logprobs: int = counted("likeliest tokens a request may ask for", 20, least=0, metavar=None)
     sse_keep_alive: float = option(
-        "a stream that is silent for so many seconds sends a comment, so that proxies keep it; 0: never",
+        "seconds of silence after which a stream sends a comment, so that proxies keep it; 0: never",
         15,
         type=seconds,
     )

@@ -130,6 +130,10 @@ class Attack:
     raw: bytes | None = field(repr=False, default=None)  # instead of a request
     half_closed: bool = False
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """How hypothesis tells of it."""
+        printer.text(f"Attack({self.name}, {self.path})")
+
     def run(self, victim: Victim) -> int | None:
         """The status of the answer, None without any."""
         head = (

@@ -18,7 +18,7 @@ from pangu_server.protocol.completion import CompletionForm, CompletionRequest, 
 from pangu_server.protocol.infill import InfillForm, InfillRequest, InfillResponse
 from pangu_server.streaming import respond
 
-CHOICE_WORK = 256  # to begin a choice takes as long as to copy so many token ids
+CHOICE_WORK = 256  # token ids that can be copied while a choice begins
 T = TypeVar("T")
 EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
 STREAM: dict[str, Any] = {

@@ -90,7 +90,8 @@ class Keys:
             logger.error("the API keys stay as they were: %s", error)
             return
         self.access = access
-        logger.info("read %d API keys again", len(access.key_hashes))
+        if not access.open:
+            logger.info("read %d API keys again", len(access.key_hashes))
 
 
 class RequireKey:

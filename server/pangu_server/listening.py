@@ -25,8 +25,13 @@ def listening(host: str, port: int, path: Path | None) -> Iterator[socket.socket
         try:
             yield listener
         finally:
-            if path is not None:
-                path.unlink(missing_ok=True)
+            forget(path)
+
+
+def forget(path: Path | None) -> None:
+    """Remove a Unix socket's file."""
+    if path is not None:
+        path.unlink(missing_ok=True)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -27,7 +27,7 @@ from pangu_server.backends.seam import LoadOptions
 from pangu_server.connections import Connection, LoopErrors, allowed_connections
 from pangu_server.encoding import read_tokenizer
 from pangu_server.engine import Engine
-from pangu_server.listening import is_loopback, url
+from pangu_server.listening import forget, is_loopback, url
 from pangu_server.logs import configure
 from pangu_server.metrics import Metrics
 from pangu_server.options import ServeOptions
@@ -136,6 +136,7 @@ def serve(
     server.run(sockets=[listener])
     if loader.is_alive() and not failure:
         log.flush()
+        forget(options.uds)
         os._exit(0)  # a library that loads cannot be interrupted, and nobody was promised anything yet
     loader.join()
     deadline.cancel()

@@ -94,9 +94,9 @@ class Connection(H11Protocol):
         """See `asyncio.Protocol`."""
         super().connection_made(transport)
         self._start_head_timer()
-        others = [one for one in self.connections if isinstance(one, Connection) and one is not self]
-        if len(others) < self._max_connections:
+        if len(self.connections) <= self._max_connections:
             return
+        others = [one for one in self.connections if isinstance(one, Connection) and one is not self]
         waiting = [one for one in others if one.waits and not one.transport.is_closing()]
         if waiting:
             min(waiting, key=lambda one: one._waits_since).transport.abort()

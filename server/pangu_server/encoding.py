@@ -104,17 +104,18 @@ class Encoder:
         Raises:
             RequestError: it is so long that it cannot be meant; names the field `param`.
         """
-        if self.context_length is not None and len(text) > self.most_characters:
+        pieces = text.split(self._mark)
+        length = sum(map(len, pieces))
+        if self.context_length is not None and length > self.most_characters:
             raise ContextLengthExceeded(
-                f"{param} holds a text of {len(text)} characters; this server reads up to {self.most_characters} at "
+                f"{param} holds a text of {length} characters; this server reads up to {self.most_characters} at "
                 f"once for its context of {self.context_length} tokens: shorten it",
                 param=param,
             )
         # Cut behind its first character, a name is not a special token's any more, and the text stays the same.
         # A batch, even of one, leaves the interpreter to others meanwhile.
         encode = self.tokenizer.encode_batch_fast
-        pieces = encode(text.split(self._mark), add_special_tokens=False)
-        return [id for piece in pieces for id in piece.ids]
+        return [id for piece in encode(pieces, add_special_tokens=False) for id in piece.ids]
 
     @property
     def most_characters(self) -> int:

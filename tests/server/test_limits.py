@@ -123,6 +123,28 @@ def test_a_text_that_no_context_holds_is_not_tokenized() -> None:
     assert Encoder(byte_tokenizer(), [END], context_length=1 << 20).most_characters == 16 << 20
 
 
+def test_a_file_that_no_context_holds_is_cut_as_any_other(server: Server) -> None:
+    most = server.engine.encoder.most_characters
+    for path, body in {
+        "/v1/fim/completions": {
+            "prompt": "a" * (most + 5) + "b",
+            "suffix": "c" + "d" * most,
+            "max_tokens": 3,
+        },
+        "/infill": {
+            "input_prefix": "b",
+            "input_suffix": "c",
+            "input_extra": [{"text": "e" * most}],
+            "n_predict": 3,
+        },
+    }.items():
+        assert server.post(path, **body).status_code == 200
+        prompt = bytes(token for token in server.backend.prompts[-1] if token < 256).decode()
+        assert "b" in prompt
+        assert "c" in prompt
+        assert "e" not in prompt
+
+
 def test_a_guarded_text_is_the_same_characters() -> None:
     encoder = Encoder(byte_tokenizer(), [END])
     text = "a<|endoftext|><|endoftext|>b<fim_prefix<fim_prefix>"

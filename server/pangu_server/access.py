@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import logging
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,14 +73,35 @@ def read_access(file: Path | None, environment: Mapping[str, str]) -> Access:
     return Access.of(keys)
 
 
+class Keys:
+    """The access that holds now. `read` gives it anew, as when the server started."""
+
+    def __init__(self, read: Callable[[], Access]) -> None:
+        self._read = read
+        self.access = read()
+
+    def reload(self) -> None:
+        """Read them again. Keys that cannot be used leave the old ones in force, and no reload opens the server."""
+        try:
+            access = self._read()
+            if access.open is not self.access.open:
+                raise AccessError("keys cannot be introduced or taken away while the server runs: restart it")
+        except (AccessError, OSError) as error:
+            logger.error("the API keys stay as they were: %s", error)
+            return
+        self.access = access
+        if not access.open:
+            logger.info("read %d API keys again", len(access.key_hashes))
+
+
 class RequireKey:
     """Passes on what carries a key (`Authorization: Bearer KEY` or `X-Api-Key: KEY`) or needs none; 401 else.
 
     Probes, metrics and the page's files need none. They say what runs and never what was asked.
     """
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self._app, self._access = app, access
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        self._app, self._keys = app, keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or self._may_pass(scope):
@@ -100,7 +121,7 @@ class RequireKey:
         sent = [headers.get("x-api-key", "")]
         if scheme.lower() == "bearer":
             sent.append(credentials.strip())
-        return any(self._access.allows(key.encode("latin-1")) for key in sent)
+        return any(self._keys.access.allows(key.encode("latin-1")) for key in sent)
 
 
 def _checked(entries: Mapping[str, str], source: str) -> list[str]:

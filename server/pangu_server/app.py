@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from pangu_server.aside import Aside
 from pangu_server.engine import Engine
 from pangu_server.errors import GenerationFailed, RequestError, ServerError
 from pangu_server.page import add_page
@@ -17,17 +18,17 @@ from pangu_server.routes.generation import generation_routes
 from pangu_server.routes.service import service_routes
 
 logger = logging.getLogger(__name__)
-# pydantic reports each member of a union by itself; this says it in one sentence
-UNION_FIELDS = {
-    "prompt": "Input should be a string, a list of strings, or lists of token ids",
-    "stop": "Input should be a string or a list of strings",
-    "prediction": 'Input should be {"type": "content", "content": a string or a list of text parts}',
-}
 
 
 def create_app(engine: Engine) -> FastAPI:
     """The application that serves `engine`."""
-    app = FastAPI(title="pangu-coder2", description="OpenAI-style completion over a quantized code model")
+    app = FastAPI(
+        title="pangu-coder2",
+        description="OpenAI-style completion over a quantized code model",
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere; this server's page is at /
+        redoc_url=None,
+    )
+    app.state.engine, app.state.aside = engine, Aside()
     app.add_exception_handler(ServerError, _server_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -48,15 +49,8 @@ async def _server_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        message = f"the body is not valid JSON ({first.get('ctx', {}).get('error', 'cannot be parsed')})"
-        return error_response(RequestError(message))
-    # loc is ("body", field, …); the members of a union add their own names behind the field
-    field = str(first["loc"][1]) if len(first["loc"]) > 1 else None
-    missing = first["loc"] == ("body", field) and first["type"] == "missing"
-    message = first["msg"] if missing else UNION_FIELDS.get(field or "", first["msg"])
-    return error_response(RequestError(f"{field or 'body'}: {message}", param=field))
+    first = error.errors()[0]  # of a path: bodies are read by `parsing`
+    return error_response(RequestError(f"{first['loc'][-1]}: {first['msg']}"))
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

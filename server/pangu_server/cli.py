@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pangu_convert.artifact import read_artifact
 from pangu_server.environment import EnvironmentParser
-from pangu_server.listening import listen
+from pangu_server.listening import check_certificate, listening
 from pangu_server.options import ServeOptions
 from pangu_server.sources import artifact_folder
 from pangu_training.stage import command
@@ -19,12 +19,14 @@ def serve(options: ServeOptions) -> None:
         ArtifactError: the artifact is not whole or does not load.
         PanguError: there is none, and none can be made; see `artifact_folder`.
         AccessError: the API keys cannot be used.
-        ServeError: the address cannot be listened on.
+        ServeError: the address cannot be listened on, or the certificate not be used.
     """
     # Read when a framework loads OpenMP: compute threads that wait leave their CPU to others.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     artifact = read_artifact(artifact_folder(options))
-    with listen(options.host, options.port) as listener:
+    if options.ssl_certfile is not None:
+        check_certificate(options.ssl_certfile, options.ssl_keyfile)
+    with listening(options.host, options.port, options.uds) as listener:
         from pangu_server import serving
 
         serving.serve(artifact, listener, options, os.environ)

@@ -44,10 +44,10 @@ Publish = Callable[[Delta | Exception], None]
 
 
 class Load:
-    """How many completions wait and run."""
+    """How many completions wait and run, and the memory they may take."""
 
     def __init__(self) -> None:
-        self.waiting = self.running = 0
+        self.waiting = self.running = self.held_bytes = 0
         self._lock = threading.Lock()
 
     def add(self, *, waiting: int, running: int) -> None:
@@ -55,6 +55,11 @@ class Load:
         with self._lock:
             self.waiting += waiting
             self.running += running
+
+    def hold(self, held_bytes: int) -> None:
+        """Adjust the memory that requests in flight may take; from any thread."""
+        with self._lock:
+            self.held_bytes += held_bytes
 
 
 class Completion:

@@ -14,6 +14,7 @@ from pangu_convert.infilling import FimOrder
 from pangu_server.backends.seam import Backend, SamplingOptions
 from pangu_server.chat import ChatTemplate
 from pangu_server.completion import Completion, Delta, Load
+from pangu_server.cost import memory_bytes
 from pangu_server.encoding import Encoder
 from pangu_server.errors import ContextLengthExceeded, NotReady, Overloaded, RequestError
 from pangu_server.fim import FillInMiddle
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 
 ANY_NAME = "*"  # among the model's names: it answers to every one
+# The requests in flight may take this many times the memory that one may.
+BUDGETS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +72,9 @@ class Engine:
         self.model_names = (artifact.manifest.name, *(name for name in model_names if name != ANY_NAME))
         self._any_name = ANY_NAME in model_names
         self.adapters = tuple(adapters)  # each is a model to a client
-        self.encoder = Encoder(tokenizer, artifact.manifest.end_token_ids)
+        self.encoder = Encoder(
+            tokenizer, artifact.manifest.end_token_ids, context_length=artifact.manifest.context_length
+        )
         self.fim = FillInMiddle.find(self.encoder, fim_order, metrics.prompts_cut.inc)
         self.chat = ChatTemplate.load(artifact.path)
         self.backend: Backend | None = None
@@ -122,11 +127,17 @@ class Engine:
         if self.backend is not None:
             self.backend.close()
 
-    def submit(self, prompts: Sequence[Prompt], options: GenerationOptions) -> "Generation":
-        """Queue the completions of a request. Call it on the event loop that will read the result.
+    def submit(
+        self,
+        prompts: Sequence[Prompt],
+        options: GenerationOptions,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> "Generation":
+        """Queue the completions of a request. `loop` reads the result; by default the one that calls.
 
         Raises:
-            RequestError: too many choices, or a token that the model does not have.
+            RequestError: too many choices, too much memory, or a token that the model does not have.
             ContextLengthExceeded: a prompt and `max_tokens` do not fit the context.
             NotReady, Overloaded: no model yet, shutting down, or the queue is full.
         """
@@ -149,10 +160,27 @@ class Engine:
             self._check_context(len(prompt.ids), min(most, 1) if options.fit else most)
             self._check_tokens(prompt.ids, "prompt")
         self._check_tokens(options.sampling.prediction, "prediction")
+        held = self._memory(prompts, options)
         if self.load_count.waiting >= self.limits.max_queued:
             self.metrics.rejected("queue_full")
             raise Overloaded(f"{self.load_count.waiting} requests are waiting already: try again in a moment")
-        return Generation(self, self.backend, prompts, options)
+        if self.load_count.held_bytes + held > BUDGETS * self.limits.max_request_bytes:
+            self.metrics.rejected("memory")
+            raise Overloaded("other requests take the memory for this one: try again in a moment")
+        return Generation(self, self.backend, prompts, options, held, loop or asyncio.get_running_loop())
+
+    def _memory(self, prompts: Sequence[Prompt], options: GenerationOptions) -> int:
+        """Bytes that the request may take; `RequestError` when that is too much for one."""
+        lengths = [len(prompt.ids) for prompt in prompts]
+        room = self.context_length - min(lengths, default=0)
+        sampling = replace(options.sampling, max_tokens=min(options.sampling.max_tokens, room))
+        held, most = memory_bytes(lengths, options.best_of, sampling), self.limits.max_request_bytes
+        if held > most:
+            raise RequestError(
+                f"this request may take {held >> 20} MiB of memory; this server gives one up to {most >> 20} MiB "
+                "(--max-request-memory): lower max_tokens, n or logprobs, or send fewer prompts at once"
+            )
+        return held
 
     def _check_tokens(self, ids: Sequence[int], param: str) -> None:
         """A tokenizer may have tokens that nobody has taught the model: it has no row for them to look up."""
@@ -181,12 +209,20 @@ class Generation:
     """
 
     def __init__(
-        self, engine: Engine, backend: Backend, prompts: Sequence[Prompt], options: GenerationOptions
+        self,
+        engine: Engine,
+        backend: Backend,
+        prompts: Sequence[Prompt],
+        options: GenerationOptions,
+        held_bytes: int,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.options = options
         self.prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
-        self._backend = backend
-        self._loop = asyncio.get_running_loop()
+        self._backend, self._over = backend, False
+        self._loop = loop
+        self._load, self._held_bytes = engine.load_count, held_bytes
+        self._load.hold(held_bytes)
         self._events: asyncio.Queue[Delta | Exception] = asyncio.Queue()
         seed = options.sampling.seed
         self.completions = [
@@ -217,7 +253,8 @@ class Generation:
         engine.load_count.add(waiting=len(self.completions), running=0)
         for completion in self.completions:
             completion.ticket = backend.submit(completion.prompt_ids, completion.sampling, completion)
-        self._timer = self._loop.call_later(engine.limits.max_request_seconds, self._expire)
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop.call_soon_threadsafe(self._start_timer, engine.limits.max_request_seconds)
 
     @property
     def completion_tokens(self) -> int:
@@ -286,10 +323,17 @@ class Generation:
 
     def cancel(self) -> None:
         """Stop what has not ended. Frees the timer too."""
-        self._timer.cancel()
+        self._load.hold(-self._held_bytes)
+        self._held_bytes, self._over = 0, True
+        if self._timer is not None:
+            self._timer.cancel()
         for completion in self.completions:
             if not completion.ended:
                 self._backend.cancel(completion.ticket)
+
+    def _start_timer(self, seconds: float) -> None:
+        if not self._over:
+            self._timer = self._loop.call_later(seconds, self._expire)
 
     def _expire(self) -> None:
         for completion in self.completions:

@@ -84,6 +84,10 @@ class FillInMiddle:
             RequestError: no valid Unicode.
         """
         encoder = self._encoder
+        most = encoder.most_characters
+        if len(prefix) > most:  # far more than can be kept: not worth to be tokenized
+            prefix = prefix[_whole_steps(len(prefix) - most, most // CUT_SHARE) :]
+        suffix = suffix[:most]
         before: Sequence[int] = encoder.text(prefix, parse_special=parse_special, param="prompt")
         after: Sequence[int] = encoder.text(suffix, parse_special=parse_special, param="suffix", begins=False)
         start = encoder.start_ids if add_special else []
@@ -100,6 +104,8 @@ class FillInMiddle:
         room -= len(before) + len(after)
         context: list[int] = []
         for file in reversed(files):
+            if len(file.name) + len(file.text) > most - 2:
+                break
             ids = self._file(file, parse_special)
             if len(context) + len(ids) > room:
                 break

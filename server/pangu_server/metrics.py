@@ -79,6 +79,9 @@ class Metrics:
         self.prompts_cut = self._counter(
             "pangu_prompts_cut", "Prompts around a gap that were cut: the file is longer than the context."
         )
+        self.log_dropped = self._gauge(
+            "pangu_log_lines_dropped", "Lines of the log that were lost because nobody read stderr."
+        )
         self._running = self._gauge("vllm:num_requests_running", "Completions being generated.")
         self._waiting = self._gauge("vllm:num_requests_waiting", "Completions in the queue.")
         self._cache_usage = self._gauge(
@@ -123,6 +126,10 @@ class Metrics:
         self.registry.register(self._counts_of)
         self.registry.register(GpuMemory())
         ProcessCollector(registry=self.registry)  # process_resident_memory_bytes and its kin
+
+    def watch_log(self, dropped: Callable[[], int]) -> None:
+        """Read the number of lost lines of the log from this at each scrape."""
+        self.log_dropped.set_function(dropped)
 
     def watch(self, *, running: Callable[[], int], waiting: Callable[[], int]) -> None:
         """Read the number of running and waiting completions from these at each scrape."""

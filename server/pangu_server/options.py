@@ -9,7 +9,7 @@ from typing import Literal
 from pangu_convert.artifact import Format
 from pangu_convert.infilling import FimOrder
 from pangu_server.backends.seam import Device, Draft, EngineChoice
-from pangu_server.limits import Limits, seconds
+from pangu_server.limits import Limits, byte_size, seconds
 from pangu_server.logs import LogFormat
 from pangu_training.stage.options import argument, counted, nested, option, whole_number
 
@@ -19,19 +19,6 @@ def origin(text: str) -> str:
     if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+", text):
         raise ArgumentTypeError(f"{text!r} is not an origin, such as https://editor.example:8443")
     return text
-
-
-def byte_size(text: str) -> int:
-    """An argument's type: a size in bytes, or with a unit of 1000s (`2GB`) or 1024s (`512MiB`)."""
-    found = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", text.strip(), re.IGNORECASE)
-    if found is None:
-        raise ArgumentTypeError(f"{text!r} is not a size, such as 2GB or 512MiB")
-    number, unit, binary = found.groups()
-    power = 1 + "kmgt".index(unit.lower()) if unit else 0
-    size = round(float(number) * (1024.0 if binary else 1000.0) ** power)
-    if size < 1:
-        raise ArgumentTypeError(f"{text!r} is not a size: it must hold something")
-    return size
 
 
 def named_folder(text: str) -> tuple[str, Path]:
@@ -58,6 +45,11 @@ class ServeOptions:
     revision: str | None = option("branch, tag or commit of a hub id (default: main)", None)
     host: str = option("address to listen on", "127.0.0.1")
     port: int = option("0 takes a free one", 8000, type=whole_number(0, 65535))
+    uds: Path | None = option("listen on this Unix socket, not on a port", None, metavar="PATH")
+    ssl_certfile: Path | None = option("certificate chain, PEM: answer https", None, metavar="FILE")
+    ssl_keyfile: Path | None = option(
+        "its key, if the certificate's file does not hold it", None, metavar="FILE"
+    )
     device: Device = option("what to compute on", "auto")
     engine: EngineChoice = option("what computes; auto: what measures best here", "auto")
     threads: int | None = counted(

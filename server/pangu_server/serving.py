@@ -1,27 +1,33 @@
 """Runs the application on uvicorn: answer at once, load the model meanwhile, stop in order."""
 
+import asyncio
 import contextlib
 import functools
 import logging
 import math
 import os
+import shlex
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from pangu_convert.artifact import Artifact, verify
-from pangu_server.access import KEYS_VARIABLE, read_access
+from pangu_server.access import KEYS_VARIABLE, Keys, read_access
 from pangu_server.app import create_app
 from pangu_server.backends import load_backend
 from pangu_server.backends.seam import LoadOptions
+from pangu_server.connections import Connection, LoopErrors, allowed_connections
 from pangu_server.encoding import read_tokenizer
 from pangu_server.engine import Engine
-from pangu_server.listening import is_loopback, url
+from pangu_server.listening import forget, is_loopback, url
 from pangu_server.logs import configure
 from pangu_server.metrics import Metrics
 from pangu_server.options import ServeOptions
@@ -38,11 +44,22 @@ logger = logging.getLogger(__name__)
 class Server(uvicorn.Server):
     """uvicorn without its signal handlers: it would raise each signal again when it is done."""
 
-    def __init__(self, app: ASGIApp, drain_seconds: float) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        drain_seconds: float,
+        *,
+        max_connections: int = 1000,
+        certificate: Path | None = None,
+        key: Path | None = None,
+    ) -> None:
         config = uvicorn.Config(
             app,
-            http="h11",  # its limits on headers are stated; httptools has others
+            http=cast(type[asyncio.Protocol], partial(Connection, max_connections=max_connections)),
+            loop="asyncio",  # `Connection` knows its ways
             ws="none",
+            ssl_certfile=certificate,
+            ssl_keyfile=key,
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -50,6 +67,11 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=math.ceil(drain_seconds) + FLUSH_SECONDS,
         )
         super().__init__(config)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See `uvicorn.Server`."""
+        asyncio.get_running_loop().set_exception_handler(LoopErrors())
+        await super().startup(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -61,14 +83,15 @@ def serve(
     artifact: Artifact, listener: socket.socket, options: ServeOptions, environment: Mapping[str, str]
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. `environment` may hold API keys."""
-    configure(options.log_format)
-    access = read_access(options.api_key_file, environment)
-    if access.open and not is_loopback(listener):
+    log = configure(options.log_format)
+    keys = Keys(lambda: read_access(options.api_key_file, environment))
+    if keys.access.open and not is_loopback(listener):
         logger.warning(
             "%s answers everyone who reaches it: set --api-key-file or %s", url(listener), KEYS_VARIABLE
         )
     limits = options.limits
     metrics = Metrics(artifact.manifest.name)
+    metrics.watch_log(lambda: log.dropped)
     engine = Engine(
         artifact,
         read_tokenizer(artifact),
@@ -80,16 +103,23 @@ def serve(
     )
     app = protect(
         create_app(engine),
-        access=access,
+        keys=keys,
         max_body_bytes=limits.max_body_bytes,
         cors_origins=options.cors_origin,
         log_requests=options.log_requests,
     )
-    server = Server(app, options.drain_seconds)
+    server = Server(
+        app,
+        options.drain_seconds,
+        max_connections=allowed_connections(limits.max_connections),
+        certificate=options.ssl_certfile,
+        key=options.ssl_keyfile,
+    )
     close = functools.cache(engine.close)  # once, whoever comes first
     # At its deadline the drain ends what still runs: those clients get their text so far, and [DONE].
     deadline = threading.Timer(options.drain_seconds, close)
     stop_on_signal(server, engine, deadline)
+    signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=keys.reload, name="keys").start())
     failure: list[Exception] = []
 
     def load() -> None:
@@ -108,12 +138,15 @@ def serve(
     loader.start()
     server.run(sockets=[listener])
     if loader.is_alive() and not failure:
+        log.flush()
+        forget(options.uds)
         os._exit(0)  # a library that loads cannot be interrupted, and nobody was promised anything yet
     loader.join()
     deadline.cancel()
     if deadline.is_alive():
         deadline.join()
     close()
+    log.flush()
     if failure:
         raise failure[0]
 
@@ -155,7 +188,8 @@ def announce(engine: Engine, listener: socket.socket, options: ServeOptions) -> 
     """Print what is served, what computes it and why, and a curl line that works."""
     assert engine.backend is not None
     info, manifest = engine.backend.info, engine.artifact.manifest
-    address = url(listener)
+    address = url(listener, "https" if options.ssl_certfile else "http")
+    socket_flag = f"--unix-socket {shlex.quote(str(options.uds))} " if options.uds else ""
     why = f" ({info.why})" if info.why else ""
     backend = f"{info.name}, " if info.name != info.engine else ""
     kernel = f", kernel {info.kernel}" if info.kernel else ""
@@ -163,7 +197,7 @@ def announce(engine: Engine, listener: socket.socket, options: ServeOptions) -> 
         f"{manifest.name} ready on {address}: {info.engine} engine{why}: {backend}{info.compute_type}{kernel} "
         f"on {info.device} with {threads_in_words(info.threads, asked=options.threads is not None)}, "
         f"{info.weight_bytes / 1e9:.3f} GB of weights\n"
-        f"curl -s {address}/v1/completions -H 'Content-Type: application/json' "
+        f"curl -s {socket_flag}{address}/v1/completions -H 'Content-Type: application/json' "
         """-d '{"prompt": "def fibonacci(n):", "max_tokens": 96, "temperature": 0, "stop": ["\\n\\n"]}'""",
         flush=True,
     )

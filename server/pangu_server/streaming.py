@@ -10,11 +10,16 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
+from pangu_server.aside import Aside
 from pangu_server.completion import Delta
+from pangu_server.connections import COMMENT
 from pangu_server.engine import Generation
 from pangu_server.errors import ServerError
 from pangu_server.protocol.base import ErrorResponse, GenerationRequest, Usage
+from pangu_server.responses import json_bytes, json_response
 
+KEEP_ALIVE = b": keep-alive\n\n"  # a comment of server-sent events: clients skip it
+WRITTEN = 64  # characters that take as long as one log-probability
 IGNORED_HEADER, IGNORED_HEADER_LENGTH = "x-pangu-ignored-fields", 1000
 
 
@@ -37,18 +42,23 @@ async def respond(
         ServerError: the generation failed before there was a response.
     """
     # Names come from the client: quoted, they cannot break the header.
-    ignored = quote(",".join(body.ignored_fields()), safe=",")[:IGNORED_HEADER_LENGTH]
+    names = (name[:IGNORED_HEADER_LENGTH] for name in body.ignored_fields()[:IGNORED_HEADER_LENGTH])
+    ignored = quote(",".join(names)[:IGNORED_HEADER_LENGTH], safe=",")[:IGNORED_HEADER_LENGTH]
     headers = {IGNORED_HEADER: ignored} if ignored else {}
     record = request.scope.setdefault("state", {}).setdefault("log", {})
     if body.stream:
-        return EventStream(generation, form, body, record, headers=headers, done=done)
+        return EventStream(generation, form, body, request, record, headers=headers, done=done)
     try:
         deltas = await _collect(generation, request)
     finally:
         _note(record, generation, stream=False)
     record["finish_reason"] = deltas[0].finish_reason
-    answer = form.body(generation.best(deltas), Usage.of(generation))
-    return Response(answer.model_dump_json(), media_type="application/json", headers=headers)
+    aside: Aside = request.app.state.aside
+
+    def write() -> Response:
+        return json_response(form.body(generation.best(deltas), Usage.of(generation)), headers)
+
+    return await aside(sum(map(_size, deltas)), write)
 
 
 class EventStream(StreamingResponse):
@@ -59,6 +69,7 @@ class EventStream(StreamingResponse):
         generation: Generation,
         form: Form,
         body: GenerationRequest,
+        request: Request,
         record: dict[str, Any],
         *,
         headers: dict[str, str],
@@ -67,6 +78,9 @@ class EventStream(StreamingResponse):
         self._generation, self._form, self._record, self._done = generation, form, record, done
         options = body.stream_options
         self._usage_last = options is not None and options.include_usage
+        self._aside: Aside = request.app.state.aside
+        self._silent_seconds = request.app.state.engine.limits.sse_keep_alive
+        request.scope["state"][COMMENT] = KEEP_ALIVE
         self._usage_always = self._usage_last and options is not None and options.continuous_usage_stats
         super().__init__(
             self._events(),
@@ -82,13 +96,16 @@ class EventStream(StreamingResponse):
             self._generation.cancel()
             _note(self._record, self._generation, stream=True)
 
-    async def _events(self) -> AsyncIterator[str]:
+    async def _events(self) -> AsyncIterator[bytes]:
         try:
-            async for deltas in self._generation:
+            async for deltas in _or_silence(self._generation, self._silent_seconds):
+                if deltas is None:
+                    yield KEEP_ALIVE
+                    continue
                 usage = Usage.of(self._generation) if self._usage_always else None
                 # An event a delta, but one write for all that are there: a fast model would otherwise fill
                 # the buffer of a client that is gone before the loop could notice.
-                yield "".join(_event(self._form.chunk([delta], usage)) for delta in deltas)
+                yield await self._aside(sum(map(_size, deltas)), self._written, deltas, usage)
                 self._record["finish_reason"] = deltas[-1].finish_reason
             if self._usage_last and self._done:
                 yield _event(self._form.chunk([], Usage.of(self._generation)))
@@ -96,12 +113,36 @@ class EventStream(StreamingResponse):
             self._record["finish_reason"] = "error"
             yield _event(ErrorResponse.of(error))
         if self._done:
-            yield "data: [DONE]\n\n"
+            yield b"data: [DONE]\n\n"
+
+    def _written(self, deltas: Sequence[Delta], usage: Usage | None) -> bytes:
+        return b"".join(_event(self._form.chunk([delta], usage)) for delta in deltas)
 
 
-def _event(chunk: BaseModel | Sequence[BaseModel]) -> str:
+async def _or_silence(generation: Generation, seconds: float) -> AsyncIterator[list[Delta] | None]:
+    """What a generation gives, and None whenever it has given nothing for `seconds`; 0: never."""
+    pieces = aiter(generation)
+    while True:
+        piece = asyncio.ensure_future(anext(pieces, []))
+        try:
+            while not (await asyncio.wait({piece}, timeout=seconds or None))[0]:
+                yield None
+        finally:
+            piece.cancel()  # no matter when it is done
+        if not (deltas := piece.result()):
+            return
+        yield deltas
+
+
+def _size(delta: Delta) -> int:
+    """Of what is written of it, roughly, in bytes of text that takes as long."""
+    reported = (1 + len(token.logprobs.top) if token.logprobs else 1 for token in delta.tokens)
+    return len(delta.text) + WRITTEN * sum(reported)
+
+
+def _event(chunk: BaseModel | Sequence[BaseModel]) -> bytes:
     chunks = (chunk,) if isinstance(chunk, BaseModel) else chunk
-    return "".join(f"data: {one.model_dump_json()}\n\n" for one in chunks)
+    return b"".join(b"data: " + json_bytes(one) + b"\n\n" for one in chunks)
 
 
 async def _collect(generation: Generation, request: Request) -> list[Delta]:

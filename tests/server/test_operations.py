@@ -23,7 +23,7 @@ from starlette.testclient import TestClient
 from support import TESTS
 from support.scripted import scripted_artifact
 
-from pangu_server.access import Access, AccessError, read_access
+from pangu_server.access import Access, AccessError, Keys, read_access
 from pangu_server.bodies import BodyLimit
 from pangu_server.cli import parser
 from pangu_server.limits import Limits
@@ -69,7 +69,7 @@ def small_app() -> FastAPI:
 
 
 def client(keys: Iterable[str] = (), max_body_bytes: int = 1000, **options: Any) -> TestClient:
-    app = protect(small_app(), access=Access.of(keys), max_body_bytes=max_body_bytes, **options)
+    app = protect(small_app(), keys=Keys(lambda: Access.of(keys)), max_body_bytes=max_body_bytes, **options)
     return TestClient(app, raise_server_exceptions=False)
 
 
@@ -232,7 +232,7 @@ def received(connection: socket.socket) -> bytes:
 def test_a_long_body_is_refused_before_it_is_there(
     running: Callable[[Any], Running], headers: str, body: bytes
 ) -> None:
-    server = running(protect(small_app(), access=Access(), max_body_bytes=1000))
+    server = running(protect(small_app(), keys=Keys(Access), max_body_bytes=1000))
     head = f"POST /v1/completions HTTP/1.1\r\nhost: a\r\n{headers}\r\n\r\n"
     answer = received(server.send(head.encode() + body))
     assert answer.startswith(b"HTTP/1.1 413 ")
@@ -252,7 +252,7 @@ def test_a_client_that_reads_nothing_is_dropped_and_holds_no_one_up(
 ) -> None:
     monkeypatch.setattr("pangu_server.listening.STALLED_MILLISECONDS", 1000)
     caplog.set_level(logging.INFO, "pangu_server.access")
-    app = protect(small_app(), access=Access(), max_body_bytes=1000, log_requests=True)
+    app = protect(small_app(), keys=Keys(Access), max_body_bytes=1000, log_requests=True)
     server = running(app)
     asleep = server.send(b"GET /stream HTTP/1.1\r\nhost: a\r\n\r\n")
     with server.send(b"GET /v1/models HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n") as other:

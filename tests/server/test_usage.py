@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from support.scripted import END, MIDDLE, PREFIX, SUFFIX
 from support.served import Server, usage
 
-from pangu_server.access import Access
+from pangu_server.access import Access, Keys
 from pangu_server.app import create_app
 from pangu_server.logs import JsonFormatter
 from pangu_server.protection import protect
@@ -86,7 +86,7 @@ def test_the_log_line_has_cached_tokens(
     server: Server, caplog: pytest.LogCaptureFixture, stream: bool
 ) -> None:
     caplog.set_level(logging.INFO, "pangu_server.access")
-    app = protect(create_app(server.engine), access=Access(), max_body_bytes=1000, log_requests=True)
+    app = protect(create_app(server.engine), keys=Keys(Access), max_body_bytes=1000, log_requests=True)
     client = TestClient(app)
     for prompt in ("def f", "def g"):
         client.post("/v1/completions", json={"prompt": prompt, "stream": stream})
@@ -165,6 +165,6 @@ def test_a_large_prediction_is_encoded_off_the_event_loop(
         chat(server, prediction=predicted("x" * (length + 1)))
         assert server.backend.options is not None
         assert len(server.backend.options.prediction) == length + 1
-    assert [threads[length].startswith("encode") for length in (10, 11, 40_000, 40_001)] == [False] * 2 + [
+    assert [threads[length].startswith("aside") for length in (10, 11, 40_000, 40_001)] == [False] * 2 + [
         True
     ] * 2

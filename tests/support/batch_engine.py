@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from pangu_server.backends.ctranslate2.batches import Batch, BatchSchedule, Interrupted
+from pangu_server.backends.ctranslate2.batch import Batch, Interrupted
+from pangu_server.backends.ctranslate2.batches import BatchSchedule
 from pangu_server.backends.sampling import Logits
 from pangu_server.backends.schedule import Ticket
 from pangu_server.backends.seam import SamplingOptions, TokenLogprobs
@@ -54,7 +55,7 @@ class BatchEngine(BatchSchedule):
         try:
             while alive:
                 self.seconds += STEP_SECONDS
-                logits = np.stack([self.logits(rows[row]) for row in alive])
+                logits = np.stack([self.logits(rows[row][: shortest + step]) for row in alive])
                 before = list(alive)
                 generating = [row for row in before if forced[row] <= step]
                 self.forced_steps += not generating

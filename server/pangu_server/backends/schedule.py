@@ -24,6 +24,7 @@ class Ticket:
         self.cached_tokens = self.drafted = self.accepted = 0
         self.read = False  # its prompt has been computed, or found in the cache
         self.prompt_due = options.prompt_logprobs is not None  # its log-probabilities are still to be told
+        self.scored: list[TokenLogprobs | None] = []  # those that are known already
         self._sampler: Sampler | None = None
 
     @property

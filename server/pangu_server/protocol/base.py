@@ -15,6 +15,7 @@ from pangu_server.errors import ModelNotFound, RequestError, ServerError
 from pangu_server.fim import SourceFile
 from pangu_server.protocol.fields import Integer as Integer
 from pangu_server.protocol.fields import TokenFields, answer_room
+from pangu_server.protocol.lists import Listed
 
 GREEDY_BELOW = 1e-5  # a temperature this low is an argmax; dividing by it would overflow
 SEEDS = 2**64
@@ -44,7 +45,7 @@ class Prediction(BaseModel):
     """OpenAI's `prediction`: what the answer is likely to hold, such as the file that is to be changed."""
 
     type: Literal["content"]
-    content: str | list[TextPart]
+    content: str | Listed[TextPart]
 
 
 class GenerationRequest(TokenFields):

@@ -9,6 +9,7 @@ from pangu_server.chat import NO_TEMPLATE
 from pangu_server.engine import Engine, GenerationOptions, Prompt
 from pangu_server.errors import RequestError
 from pangu_server.protocol.base import GenerationRequest, Integer, TextPart, text_of
+from pangu_server.protocol.lists import Listed
 from pangu_server.protocol.tools import offered, with_arguments
 
 DEFAULT_FIM_TOKENS = 128
@@ -24,7 +25,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
     role: str
-    content: str | list[TextPart] | None = None
+    content: str | Listed[TextPart] | None = None
 
     def plain(self) -> dict[str, Any]:
         """As templates take it, with every field that came; raises `RequestError` for tool calls of no known form."""
@@ -48,8 +49,8 @@ class ChatRequest(GenerationRequest):
         "chat_template": (None,),
     }
 
-    messages: list[Message] = Field(min_length=1)
-    tools: list[dict[str, Any]] | None = None
+    messages: Listed[Message] = Field(min_length=1)
+    tools: Listed[dict[str, Any]] | None = None
     tool_choice: Any = Field(default=None, description="none or auto")
     parallel_tool_calls: bool | None = Field(
         default=None, description="False: of an answer's calls only the first is given"
@@ -63,7 +64,7 @@ class ChatRequest(GenerationRequest):
     chat_template_kwargs: dict[str, Any] | None = Field(
         default=None, description="Variables for the chat template, such as enable_thinking"
     )
-    documents: list[dict[str, Any]] | None = Field(default=None, description="For templates that take them")
+    documents: Listed[dict[str, Any]] | None = Field(default=None, description="For templates that take them")
     max_tokens: Integer | None = Field(
         default=None, ge=-1, description="Default, and -1: what the context has room for"
     )

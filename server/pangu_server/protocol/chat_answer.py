@@ -1,7 +1,8 @@
 """How chat completions, and Mistral's fill-in-the-middle completions, are answered."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -9,6 +10,7 @@ from pangu_server.completion import Delta, FinishReason, Token
 from pangu_server.encoding import Encoder
 from pangu_server.pieces import written
 from pangu_server.protocol.base import TokenIds, Usage
+from pangu_server.protocol.lists import made_when_written
 from pangu_server.protocol.tools import ToolCallMessage
 from pangu_server.tool_calls import ToolCall, ToolCallReader
 
@@ -30,18 +32,19 @@ class TokenLogprob(TopLogprob):
 class ChatLogprobs(BaseModel):
     """Log-probabilities of a choice's tokens."""
 
-    content: list[TokenLogprob]
+    content: list[Annotated[TokenLogprob, made_when_written(TokenLogprob)]]
 
     @classmethod
     def of(cls, tokens: Sequence[Token], encoder: Encoder) -> "ChatLogprobs":
         """OpenAI's form of `tokens`."""
-        content = []
-        for token in tokens:
-            assert token.logprobs is not None  # only a prompt's first token has none
-            top = [_top(encoder, id, value, first=token.first) for id, value in token.logprobs.top]
-            own = _top(encoder, token.id, token.logprobs.logprob, first=token.first)
-            content.append(TokenLogprob(**own.model_dump(), top_logprobs=top))
-        return cls(content=content)
+        return cls.model_construct(content=[partial(_entry, token, encoder) for token in tokens])
+
+
+def _entry(token: Token, encoder: Encoder) -> TokenLogprob:
+    assert token.logprobs is not None  # only a prompt's first token has none
+    top = [_top(encoder, id, value, first=token.first) for id, value in token.logprobs.top]
+    own = _top(encoder, token.id, token.logprobs.logprob, first=token.first)
+    return TokenLogprob(**own.model_dump(), top_logprobs=top)
 
 
 def _top(encoder: Encoder, token_id: int, logprob: float, *, first: bool) -> TopLogprob:

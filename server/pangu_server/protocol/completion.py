@@ -1,6 +1,7 @@
 """OpenAI's text completions: `POST /v1/completions`."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
@@ -11,6 +12,7 @@ from pangu_server.engine import Engine, GenerationOptions, Prompt
 from pangu_server.errors import RequestError
 from pangu_server.pieces import unique_names
 from pangu_server.protocol.base import GenerationRequest, Integer, TokenIds, Usage
+from pangu_server.protocol.lists import Listed, made_when_written
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
@@ -23,7 +25,7 @@ def _not_false(value: Any) -> Any:
 class CompletionRequest(GenerationRequest):
     """Body of `POST /v1/completions`."""
 
-    prompt: str | list[int] | list[str] | list[list[int]] = Field(
+    prompt: str | Listed[int] | Listed[str] | Listed[Listed[int]] = Field(
         description="Text or token ids, one prompt or a list of them"
     )
     suffix: str | None = Field(
@@ -101,25 +103,26 @@ class Logprobs(BaseModel):
 
     tokens: list[str]
     token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None]
+    top_logprobs: list[Annotated[dict[str, float], made_when_written(dict[str, float])] | None]
     text_offset: list[int] = Field(description="Where each token begins, in characters of `text`")
 
     @classmethod
     def of(cls, tokens: Sequence[Token], encoder: Encoder) -> "Logprobs":
         """OpenAI's form of `tokens`."""
         entries = [token.logprobs for token in tokens]
-        return cls(
+        return cls.model_construct(  # nothing to check
             tokens=[encoder.token_text(token.id, first=token.first) for token in tokens],
             token_logprobs=[entry.logprob if entry else None for entry in entries],
-            top_logprobs=[_likeliest(token, encoder) for token in tokens],
+            top_logprobs=[
+                partial(_likeliest, token, encoder) if token.logprobs else None for token in tokens
+            ],
             text_offset=[token.offset for token in tokens],
         )
 
 
-def _likeliest(token: Token, encoder: Encoder) -> dict[str, float] | None:
+def _likeliest(token: Token, encoder: Encoder) -> dict[str, float]:
     """Log-probabilities by text, the best first. The token itself is always among them, as with OpenAI."""
-    if token.logprobs is None:
-        return None
+    assert token.logprobs is not None
     values = {token.id: token.logprobs.logprob, **dict(token.logprobs.top)}
     texts = [(token_id, encoder.token_text(token_id, first=token.first)) for token_id in values]
     named = zip(unique_names(texts), values.values(), strict=True)

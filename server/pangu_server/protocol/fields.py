@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from pangu_server.engine import Engine
 from pangu_server.errors import RequestError
+from pangu_server.protocol.lists import Listed
 from pangu_server.text import TextOptions
 
 
@@ -23,8 +24,10 @@ class TokenFields(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    stop: str | list[str] | None = Field(default=None, description="Names of special tokens count as text")
-    stop_token_ids: list[Integer] | None = Field(default=None, description="These tokens end the answer too")
+    stop: str | Listed[str] | None = Field(default=None, description="Names of special tokens count as text")
+    stop_token_ids: Listed[Integer] | None = Field(
+        default=None, description="These tokens end the answer too"
+    )
     include_stop_str_in_output: bool | None = Field(
         default=None, description="The text ends with what stopped it, not before"
     )

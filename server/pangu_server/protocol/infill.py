@@ -9,6 +9,7 @@ from pangu_server.completion import Completion, Delta
 from pangu_server.engine import Engine, Generation, GenerationOptions, Prompt
 from pangu_server.fim import SourceFile
 from pangu_server.protocol.base import GenerationRequest, Integer, Usage
+from pangu_server.protocol.lists import Listed
 
 DEFAULT_PREDICT = 128  # llama.cpp's default has no bound; this is what its editors send
 DEFAULT_TEMPERATURE = 0.8  # llama.cpp's
@@ -26,7 +27,7 @@ class InfillRequest(GenerationRequest):
 
     input_prefix: str | None = None
     input_suffix: str | None = None
-    input_extra: list[InfillFile] | None = None
+    input_extra: Listed[InfillFile] | None = None
     prompt: str | None = None
     n_predict: Integer | None = Field(default=None, ge=-1, description="-1: what the context has room for")
     t_max_predict_ms: float | None = Field(

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from pangu_server.engine import Engine
+from pangu_server.protocol.lists import Listed
 
 
 class ModelCard(BaseModel):
@@ -96,7 +97,7 @@ class DetokenizeRequest(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    tokens: list[int]
+    tokens: Listed[int]
 
 
 class DetokenizeResponse(BaseModel):

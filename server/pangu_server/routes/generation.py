@@ -5,11 +5,14 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 
+from pangu_server.aside import Aside
 from pangu_server.engine import Engine, Generation, GenerationOptions, Prompt
+from pangu_server.parsing import BodyRequest, BodyRoute
 from pangu_server.protocol.base import GenerationRequest, TokenIds
 from pangu_server.protocol.chat import ChatRequest, FimRequest
 from pangu_server.protocol.chat_answer import ChatForm, ChatResponse
@@ -18,7 +21,7 @@ from pangu_server.protocol.infill import InfillForm, InfillRequest, InfillRespon
 from pangu_server.rendering import MOST_WORKERS
 from pangu_server.streaming import respond
 
-INLINE_BYTES = 32 << 10  # of a body: tokenizing it takes a few milliseconds
+CHOICE_WORK = 256  # token ids that can be copied while a choice begins
 T = TypeVar("T")
 EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
 STREAM: dict[str, Any] = {
@@ -29,20 +32,21 @@ STREAM: dict[str, Any] = {
 
 def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter:
     """The router; `errors` documents the responses that are not a success."""
-    router = APIRouter(responses={**errors, 200: STREAM})
-    # One for all: tokenizing takes some 250 bytes of memory for each byte of text.
-    encoder_thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
+    router = APIRouter(responses={**errors, 200: STREAM}, route_class=BodyRoute)
     template_threads = ThreadPoolExecutor(MOST_WORKERS, thread_name_prefix="template")
 
-    async def encode(request: Request, function: Callable[..., T], *arguments: Any) -> T:
+    async def encode(request: BodyRequest, function: Callable[..., T], *arguments: Any) -> T:
         """`function(*arguments)`, off the event loop when the body is so large that it takes a while."""
-        length = request.headers.get("content-length")
-        if length is not None and int(length) <= INLINE_BYTES:
-            return function(*arguments)
-        return await asyncio.get_running_loop().run_in_executor(encoder_thread, function, *arguments)
+        aside: Aside = request.app.state.aside
+        return await aside(request.size, function, *arguments)
 
-    def submit(prompts: Sequence[Prompt], options: GenerationOptions) -> Generation:
-        generation = engine.submit(prompts, options)
+    async def submit(
+        prompts: Sequence[Prompt], options: GenerationOptions, request: BodyRequest
+    ) -> Generation:
+        aside: Aside = request.app.state.aside
+        work = options.best_of * sum(CHOICE_WORK + len(prompt.ids) for prompt in prompts)
+        loop = asyncio.get_running_loop()
+        generation = await aside(work, partial(engine.submit, prompts, options, loop=loop))
         engine.metrics.submitted(options.n, options.sampling.max_tokens)
         return generation
 
@@ -56,24 +60,21 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
         }
 
     @router.post("/v1/completions", response_model=CompletionResponse)
-    async def completions(body: CompletionRequest, request: Request) -> Response:
+    async def completions(body: CompletionRequest, request: BodyRequest) -> Response:
         """Complete prompts, or fill the hole before `suffix`. `stream` answers with server-sent events."""
         options = await encode(request, body.generation_options, engine)
         prompts = await encode(request, body.prompts, engine)
         token_ids = TokenIds(prompts, options.n) if body.return_token_ids else None
         form = CompletionForm(**head(body, request), logprobs=body.logprobs is not None, token_ids=token_ids)
-        return await respond(submit(prompts, options), form, body, request)
+        return await respond(await submit(prompts, options, request), form, body, request)
 
     @router.post("/v1/chat/completions", response_model=ChatResponse)
-    async def chat(body: ChatRequest, request: Request) -> Response:
+    async def chat(body: ChatRequest, request: BodyRequest) -> Response:
         """Answer a conversation by the checkpoint's chat template."""
         # Always off the loop: a template computes as long as it likes, up to its bounds.
-        loop = asyncio.get_running_loop()
+        loop, aside = asyncio.get_running_loop(), request.app.state.aside
         text = await loop.run_in_executor(template_threads, body.text, engine)
-        if len(text) <= INLINE_BYTES:
-            prompt = body.prompt(text, engine)
-        else:  # of any body: a template may write more than it gets
-            prompt = await loop.run_in_executor(encoder_thread, body.prompt, text, engine)
+        prompt = await aside(len(text), body.prompt, text, engine)  # of any body: a template may write more
         options = await encode(request, body.generation_options, engine, len(prompt.ids))
         form = ChatForm(
             **head(body, request),
@@ -82,21 +83,21 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
             calls=body.calls,
             most_calls=1 if body.parallel_tool_calls is False else None,
         )
-        return await respond(submit([prompt], options), form, body, request)
+        return await respond(await submit([prompt], options, request), form, body, request)
 
     @router.post("/v1/fim/completions", response_model=ChatResponse)
-    async def fim(body: FimRequest, request: Request) -> Response:
+    async def fim(body: FimRequest, request: BodyRequest) -> Response:
         """Fill in the middle, in Mistral's form."""
         prompt, options = await encode(request, body.generation, engine)
         token_ids = TokenIds([prompt], 1) if body.return_token_ids else None
         form = ChatForm(**head(body, request), logprobs=False, token_ids=token_ids)
-        return await respond(submit([prompt], options), form, body, request)
+        return await respond(await submit([prompt], options, request), form, body, request)
 
     @router.post("/infill", response_model=InfillResponse | InfillResponses)
-    async def infill(body: InfillRequest, request: Request) -> Response:
+    async def infill(body: InfillRequest, request: BodyRequest) -> Response:
         """Fill in the middle, in llama.cpp's form."""
         prompt, options = await encode(request, body.generation, engine)
-        generation = submit([prompt], options)
+        generation = await submit([prompt], options, request)
         form = InfillForm(
             body.model or engine.model_names[0], generation, token_ids=bool(body.return_token_ids)
         )

@@ -5,8 +5,10 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from pangu_server.aside import Aside
 from pangu_server.engine import Engine
 from pangu_server.errors import ModelNotFound, NotReady, RequestError
+from pangu_server.parsing import BodyRequest, BodyRoute
 from pangu_server.protocol.service import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -17,11 +19,12 @@ from pangu_server.protocol.service import (
     TokenizeResponse,
     Version,
 )
+from pangu_server.responses import json_response
 
 
 def service_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter:
     """The router; `errors` documents the responses that are not a success."""
-    router = APIRouter()
+    router = APIRouter(route_class=BodyRoute)
     wrong: dict[int | str, Any] = {status: errors[status] for status in (400, 401, 422)}
 
     @router.get("/v1/models", responses={401: errors[401]})
@@ -37,23 +40,32 @@ def service_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter:
             raise ModelNotFound(f"The model {model!r} does not exist", param="model")
         return ModelCard.of(engine, model)
 
-    @router.post("/tokenize", responses=wrong)
-    async def tokenize(body: TokenizeRequest) -> TokenizeResponse:
+    @router.post("/tokenize", response_model=TokenizeResponse, responses=wrong)
+    async def tokenize(body: TokenizeRequest, request: BodyRequest) -> Response:
         """The tokens of a text."""
+        aside: Aside = request.app.state.aside
+        return await aside(request.size, tokens_of, body)
+
+    def tokens_of(body: TokenizeRequest) -> Response:
         text = body.content if body.prompt is None else body.prompt
         if text is None:
             raise RequestError("prompt: give the text", param="prompt")
         tokens = engine.encoder.text(text, parse_special=body.parse_special is not False)
         if body.add_special_tokens is not False:
             tokens = engine.encoder.start_ids + tokens
-        return TokenizeResponse(count=len(tokens), max_model_len=engine.context_length, tokens=tokens)
+        answer = TokenizeResponse(count=len(tokens), max_model_len=engine.context_length, tokens=tokens)
+        return json_response(answer)
 
-    @router.post("/detokenize", responses=wrong)
-    async def detokenize(body: DetokenizeRequest) -> DetokenizeResponse:
+    @router.post("/detokenize", response_model=DetokenizeResponse, responses=wrong)
+    async def detokenize(body: DetokenizeRequest, request: BodyRequest) -> Response:
         """The text of tokens."""
+        aside: Aside = request.app.state.aside
+        return await aside(request.size, text_of, body)
+
+    def text_of(body: DetokenizeRequest) -> Response:
         engine.encoder.check_ids(body.tokens, "tokens")
         text = engine.encoder.decode(body.tokens)
-        return DetokenizeResponse(prompt=text, content=text)
+        return json_response(DetokenizeResponse(prompt=text, content=text))
 
     @router.get("/version")
     async def version() -> Version:

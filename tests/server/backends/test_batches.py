@@ -8,7 +8,9 @@ import pytest
 from support.batch_engine import BatchEngine, Named, clocked, greedy
 from support.collector import Collector
 
-from pangu_server.backends.ctranslate2.batches import Batch, BatchSchedule
+from pangu_server.backends.ctranslate2.batch import Batch
+from pangu_server.backends.ctranslate2.batches import BatchSchedule
+from pangu_server.backends.sampling import token_logprobs
 from pangu_server.backends.schedule import Ticket
 from pangu_server.backends.seam import SamplingOptions
 
@@ -72,14 +74,17 @@ MIXED: list[tuple[int, SamplingOptions]] = [
     (58, SamplingOptions(max_tokens=9, temperature=0, end_token_ids=tuple(range(0, 50, 7)), min_tokens=3)),
     (5, SamplingOptions(max_tokens=5, temperature=0, prompt_logprobs=1)),
     (5, SamplingOptions(max_tokens=0, prompt_logprobs=0)),
+    (40, SamplingOptions(max_tokens=3, temperature=0, prompt_logprobs=2, logprobs=0)),
     (7, SamplingOptions(max_tokens=0)),
 ]
 
 
+@pytest.mark.parametrize("piece", [1 << 30, 5, 1])
 @pytest.mark.parametrize("others", ["at every step", "as it comes", "never"])
 def test_company_and_interruptions_change_no_token(
-    engine: BatchEngine, others: str, monkeypatch: pytest.MonkeyPatch
+    engine: BatchEngine, others: str, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    engine.piece = piece
     if others != "as it comes":
         due = others == "at every step"
         monkeypatch.setattr(
@@ -94,8 +99,11 @@ def test_company_and_interruptions_change_no_token(
         assert collector.ended.wait(60)
         assert collector.error is None
         assert collector.tokens == (engine.alone(prompt, options) if options.max_tokens else [])
-        if options.prompt_logprobs is not None:
-            assert len(collector.prompt_logprobs) == len(prompt)
+        if (top := options.prompt_logprobs) is not None:
+            scored = (
+                token_logprobs(engine.logits(prompt[:end]), prompt[end], top) for end in range(1, len(prompt))
+            )
+            assert collector.prompt_logprobs == [None, *scored]
     assert not engine.waiting
     assert not engine.running
     assert (engine.beside > 5) == (others == "at every step")

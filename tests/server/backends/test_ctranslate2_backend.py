@@ -105,11 +105,44 @@ def test_an_option_does_what_sampling_defines(
     assert_equal(submit(backend, OPTIONS[name]), expected[name])
 
 
-@pytest.mark.parametrize("others", ["run at every step", "as it comes"])
+@pytest.mark.parametrize("piece", [1, 2, len(PROMPT) - 1, len(PROMPT)])
+@pytest.mark.parametrize("name", ["logprobs", "prompt only"])
+def test_a_prompt_is_scored_in_pieces(
+    name: str,
+    piece: int,
+    backend: Backend,
+    expected: dict[str, Collector],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backend, "piece", piece)
+    assert_equal(submit(backend, OPTIONS[name]), expected[name])
+
+
+def test_scoring_a_long_prompt_is_cancelled_in_its_middle(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "piece", 2)
+    told: list[object] = []
+
+    class Early(Collector):
+        def on_prompt(self, logprobs: object) -> None:
+            told.append(logprobs)
+
+    ticket = backend.submit(PROMPT * 100, OPTIONS["prompt only"], early := Early())
+    while not getattr(ticket, "scored"):  # noqa: B009
+        early.ended.wait(0.01)
+    backend.cancel(ticket)
+    assert early.ended.wait(60)
+    assert not told
+
+
+@pytest.mark.parametrize("others", ["run at every step", "as it comes", "in pieces"])
 def test_float32_results_do_not_depend_on_company(
     others: str, backend: Backend, expected: dict[str, Collector], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if others == "run at every step":
+    if others == "in pieces":
+        monkeypatch.setattr(backend, "piece", 3)
+    if others != "as it comes":
         monkeypatch.setattr(BatchSchedule, "_due", lambda self, *_: bool(self.waiting or self._paused))
     noise = [
         submit(backend, SamplingOptions(max_tokens=30, temperature=temperature), PROMPT * length)

@@ -7,12 +7,8 @@ import pytest
 from support.batch_engine import STEP_SECONDS, BatchEngine, Named, clocked, greedy
 from support.collector import Collector
 
-from pangu_server.backends.ctranslate2.batches import (
-    QUANTUM_COSTS,
-    QUANTUM_SECONDS,
-    BatchSchedule,
-    quantum,
-)
+from pangu_server.backends.ctranslate2.batch import QUANTUM_COSTS, QUANTUM_SECONDS, quantum
+from pangu_server.backends.ctranslate2.batches import BatchSchedule
 from pangu_server.backends.seam import SamplingOptions, TokenLogprobs
 
 SLACK = 1.1  # predictions are learned

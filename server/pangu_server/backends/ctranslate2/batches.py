@@ -19,121 +19,12 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
+from pangu_server.backends.ctranslate2.batch import Batch, quantum
 from pangu_server.backends.ctranslate2.costs import CostModel
-from pangu_server.backends.ctranslate2.drawing import batch_kind, is_own
+from pangu_server.backends.ctranslate2.drawing import batch_kind
+from pangu_server.backends.ctranslate2.reading import Reading
 from pangu_server.backends.sampling import Logits, token_logprobs
 from pangu_server.backends.schedule import Schedule, Ticket
-
-# While others wait, a batch goes on for at least this, and this many times what letting them run costs.
-QUANTUM_SECONDS, QUANTUM_COSTS = 0.25, 2
-
-
-def quantum(cost_seconds: float) -> float:
-    """Seconds that a batch goes on while others wait, if a change costs `cost_seconds`."""
-    return max(QUANTUM_SECONDS, QUANTUM_COSTS * cost_seconds)
-
-
-class Interrupted(Exception):
-    """Raised out of the engine's callback: the batch ends here, also for rows that the callback cannot stop."""
-
-
-class Batch:
-    """One batch while it runs: takes each token the engine draws and says when a row or all of it ends.
-
-    The engine's rows are `tickets`, longest first. After every step it calls `take` for each row that generates,
-    in this order, and leaves rows out after `take` returned True.
-    """
-
-    def __init__(
-        self,
-        tickets: Sequence[Ticket],
-        costs: CostModel,
-        over: Callable[[], bool] = lambda: False,
-        finish: Callable[[Ticket], None] = lambda ticket: None,
-    ) -> None:
-        """`over` is asked after each step: is the batch to end here for others? It may let them run meanwhile.
-
-        `finish` is told of each ticket that has ended.
-        """
-        self.tickets = sorted(tickets, key=lambda ticket: len(ticket.tokens), reverse=True)
-        self.ended: list[Ticket] = []
-        self.yielded = False  # to others, as `over` said
-        self.max_tokens = max(ticket.remaining for ticket in tickets)
-        self.needs_logits = any(
-            is_own(ticket) or ticket.options.logprobs is not None for ticket in self.tickets
-        )
-        lengths = [len(ticket.tokens) for ticket in self.tickets]
-        self._first_steps = [length - lengths[-1] for length in lengths]  # those before are forced
-        self._alive = list(range(len(tickets)))
-        self._rows = self._alive  # of the current step: also those that end in it
-        self._step = -1
-        self._logits: Logits | None = None
-        self._costs, self._over, self._finish = costs, over, finish
-        self.prefill_seconds = costs.prefill(lengths[-1], len(lengths))
-        self._started = self._stepped = time.perf_counter()
-
-    def take(
-        self, row: int, step: int, token_id: int, read_logits: Callable[[], Logits] | None = None
-    ) -> bool:
-        """The engine drew `token_id` for `row`; whether it must end that row.
-
-        `read_logits` gives those of all rows of the step, shape (rows, vocabulary), when `needs_logits`.
-
-        Raises:
-            Interrupted: the whole batch must end.
-        """
-        if step != self._step:
-            self._begin(step, read_logits)
-        ticket = self.tickets[row]
-        logits = None if self._logits is None else self._logits[self._rows.index(row)]
-        chosen = token_id
-        if is_own(ticket):
-            assert logits is not None
-            chosen = ticket.choose(logits)
-        ended = ticket.take(chosen, logits)
-        if ended:
-            self.ended.append(ticket)
-            self._finish(ticket)
-        stop = ended or chosen != token_id  # the engine would go on with its own token
-        if stop:
-            self._alive.remove(row)
-            if is_own(ticket):
-                self._costs.learn_draft(step + 1 - self._first_steps[row])
-        if row == self._rows[-1] and self._alive:
-            self._check()
-        return stop
-
-    def long_to_go(self) -> bool:
-        """Whether going on can take longer than prefilling again."""
-        return self._steps_cost_more(max(self.tickets[row].remaining for row in self._alive))
-
-    def _steps_cost_more(self, steps: int) -> bool:
-        rows = len(self._alive)
-        shortest = min(len(self.tickets[row].tokens) for row in self._alive)
-        return steps * self._costs.step(rows) > self._costs.prefill(shortest, rows)
-
-    def _begin(self, step: int, read_logits: Callable[[], Logits] | None) -> None:
-        now = time.perf_counter()
-        if self._step < 0:
-            shortest = len(self.tickets[-1].tokens)
-            self._costs.learn_prefill(shortest, len(self.tickets), now - self._stepped)
-        else:
-            self._costs.learn_step(len(self._alive), (now - self._stepped) / (step - self._step))
-        self._step, self._stepped, self._rows = step, now, list(self._alive)
-        self._logits = read_logits() if self.needs_logits and read_logits is not None else None
-
-    def _check(self) -> None:
-        """After a step: is it better to end the batch here?"""
-        # Nothing but forced steps, which have no callback: a prefill can be faster.
-        if self._steps_cost_more(self._first_steps[self._alive[-1]] - (self._step + 1)):
-            raise Interrupted
-        asked = time.perf_counter()
-        self.yielded = self._over()
-        paused = time.perf_counter() - asked
-        self._started, self._stepped = self._started + paused, self._stepped + paused
-        stopped = len(self._alive) + len(self.ended) < len(self.tickets)  # rows to be prefilled again
-        if self.yielded or (stopped and self._stepped - self._started > quantum(self.prefill_seconds)):
-            raise Interrupted
 
 
 class BatchSchedule(Schedule):
@@ -143,6 +34,7 @@ class BatchSchedule(Schedule):
         super().__init__()
         self.costs = CostModel()
         self._max_batch, self._on_batch = max_batch, on_batch
+        self.piece = 1 << 30  # positions whose logits are held at once
         self._paused: list[Ticket] = []
         self._yielded = True  # the last batch made room for others
         self._served_since = 0.0  # when those that run now were last preferred to others
@@ -210,19 +102,43 @@ class BatchSchedule(Schedule):
 
     def _read(self, ticket: Ticket) -> None:
         """Tell of the prompt's log-probabilities. The first new token comes from the same pass."""
-        top = ticket.options.prompt_logprobs
-        ended = ticket.remaining <= 0
-        if top is not None:
-            logits = self.forward(ticket.tokens)
-            following = zip(logits[:-1], ticket.tokens[1:], strict=True)
-            scored = (token_logprobs(row, token_id, top) for row, token_id in following)
-            ticket.listener.on_prompt([None, *scored])
-            ticket.prompt_due, ticket.read = False, True
-            ended = ended or ticket.take(ticket.choose(logits[-1]), logits[-1])
-        if ended:
+        ended, last = ticket.remaining <= 0, None
+        if ticket.prompt_due:
+            last = self._read_on(ticket) if ticket.scored else self._read_head(ticket)
+        if last is not None:
+            ticket.listener.on_prompt(ticket.scored)
+            ticket.prompt_due, ticket.scored, ticket.read = False, [], True
+            ended = ended or ticket.take(ticket.choose(last), last)
+        if ended and not ticket.prompt_due:
             self.finish(ticket)
         else:
-            self.requeue([ticket], front=True)
+            self._yielded = self._due()
+            self.requeue([ticket], front=not self._yielded)
+
+    def _read_head(self, ticket: Ticket) -> Logits | None:
+        """Score the first tokens, as many as memory allows. The logits after the prompt, if that is all of it."""
+        top = ticket.options.prompt_logprobs
+        assert top is not None
+        logits = self.forward(ticket.tokens[: self.piece])
+        following = zip(logits, ticket.tokens[1:], strict=False)
+        ticket.scored = [None, *(token_logprobs(row, token_id, top) for row, token_id in following)]
+        return logits[-1].copy() if len(logits) == len(ticket.tokens) else None
+
+    def _read_on(self, ticket: Ticket) -> Logits | None:
+        """Score some more, as `_read_head`."""
+        if self._yielded:
+            self._served_since = time.perf_counter()
+
+        def over() -> bool:
+            if self._due() and not self._paused:
+                self._run_others()
+            return bool(self._paused) and self._due()
+
+        # An entry needs the logits of two rows.
+        reading = Reading(ticket, len(ticket.scored), max(1, self.piece // 2), self.costs, over)
+        self.run(reading)
+        ticket.scored += reading.entries
+        return reading.last
 
     def _run_others(self) -> None:
         """A turn for others, while those that run pause."""

@@ -6,7 +6,8 @@ part runs again, and `CostModel` learns this machine from it.
 
 from collections.abc import Callable, Sequence
 
-from pangu_server.backends.ctranslate2.batches import Batch, BatchSchedule
+from pangu_server.backends.ctranslate2.batch import Batch
+from pangu_server.backends.ctranslate2.batches import BatchSchedule
 from pangu_server.backends.ctranslate2.costs import CostModel
 from pangu_server.backends.schedule import Ticket
 from pangu_server.backends.seam import SamplingOptions, TokenLogprobs

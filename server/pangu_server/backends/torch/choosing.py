@@ -9,6 +9,8 @@ from pangu_server.backends.seam import SamplingOptions, TokenLogprobs
 from pangu_server.backends.torch.device_choosing import DeviceChoosing
 from pangu_server.backends.torch.host_choosing import HostChoosing
 
+SCORED_AT_ONCE = 32  # tokens of a prompt: each takes 16 bytes times the vocabulary meanwhile
+
 
 class Logprobs(Protocol):
     """Log-probabilities of a step's tokens."""
@@ -76,11 +78,15 @@ def prompt_logprobs(
     """
     top = options.prompt_logprobs
     assert top is not None
-    # In single precision it would round by up to 2e-5 a token.
-    logs = logits[: len(token_ids)].double().log_softmax(-1)
-    chosen = logs.gather(1, torch.tensor(token_ids, device=logs.device)[:, None])[:, 0].tolist()
-    values, best = (tensor.tolist() for tensor in logs.topk(min(top, logs.shape[1])))
-    return [
-        TokenLogprobs(logprob, tuple(zip(ids, row, strict=True)))
-        for logprob, ids, row in zip(chosen, best, values, strict=True)
-    ]
+    entries: list[TokenLogprobs] = []
+    for start in range(0, len(token_ids), SCORED_AT_ONCE):
+        ids = token_ids[start : start + SCORED_AT_ONCE]
+        # In single precision it would round by up to 2e-5 a token.
+        logs = logits[start : start + len(ids)].double().log_softmax(-1)
+        chosen = logs.gather(1, torch.tensor(ids, device=logs.device)[:, None])[:, 0].tolist()
+        values, best = (tensor.tolist() for tensor in logs.topk(min(top, logs.shape[1])))
+        entries += [
+            TokenLogprobs(logprob, tuple(zip(names, row, strict=True)))
+            for logprob, names, row in zip(chosen, best, values, strict=True)
+        ]
+    return entries

@@ -217,3 +217,11 @@ def test_what_shutting_down_cuts_short_says_length(tmp_path: Path) -> None:
     choice = closed.complete().json()["choices"][0]
     assert (choice["text"], choice["finish_reason"]) == ("x", "length")
     assert closed.metric("vllm:request_success_total", finished_reason="abort") == 1
+
+
+def test_a_stop_string_has_an_end(tmp_path: Path) -> None:
+    server = serve(tmp_path, [*b"xy", END])
+    assert server.complete(stop="x" * 1000).status_code == 200
+    refused = server.complete(stop=["a", "x" * 1001])
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "stop")
+    server.engine.close()

@@ -16,6 +16,7 @@ def _integral(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+MOST_STOP_CHARACTERS = 1000  # each token's text is compared with the beginnings of all stop strings
 Integer = Annotated[int, BeforeValidator(_integral)]
 
 
@@ -82,6 +83,10 @@ class TokenFields(BaseModel):
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         stops = list(dict.fromkeys(stop for stop in stops if stop))  # an empty one would stop nothing
         _check_count(stops, engine, "stop")
+        if max(map(len, stops), default=0) > MOST_STOP_CHARACTERS:
+            raise RequestError(
+                f"stop: a stop string has up to {MOST_STOP_CHARACTERS} characters: shorten it", param="stop"
+            )
         return tuple(stops)
 
     def _stop_token_ids(self, engine: Engine) -> tuple[int, ...]:

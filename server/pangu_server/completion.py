@@ -11,7 +11,7 @@ from typing import Literal
 
 from pangu_server.backends.seam import SamplingOptions, Submitted, TokenLogprobs
 from pangu_server.encoding import Encoder
-from pangu_server.errors import DeadlineExceeded, GenerationFailed
+from pangu_server.errors import DeadlineExceeded, GenerationFailed, RequestError
 from pangu_server.metrics import Metrics
 from pangu_server.text import Detokenizer, StopStrings
 from pangu_server.timings import Timings
@@ -87,7 +87,9 @@ class Completion:
         self._detokenizer = Detokenizer(encoder.tokenizer, prompt_ids)
         self._stops = StopStrings(stop)
         self._finish_reason: FinishReason | None = None
-        self._late = False
+        self._late = self._refused = False
+        constraint = sampling.constraint
+        self._matcher = None if constraint is None else constraint.matcher(sampling.end_token_ids)
         # Text that is decided but not published, and how much text there is up to its end.
         self._text = self._echo = echo or ""
         self._length = len(self._text)
@@ -125,6 +127,9 @@ class Completion:
 
     def on_token(self, token_id: int, logprobs: TokenLogprobs | None) -> bool:
         """See `Listener`."""
+        if self._matcher is not None and not self._matcher.accept(token_id):
+            self._refused = True
+            return True
         now = time.perf_counter()
         if self._first_token is None:
             self._first_token = now
@@ -142,13 +147,14 @@ class Completion:
             return True
         text = self._detokenizer.push(token_id)
         self._add(self._stops.push(text))
-        if self._stops.found:
+        complete = self._stops.found or (self._matcher is not None and self._matcher.over)
+        if complete:
             self._finish_reason = "stop"
         elif self._stream and self._text:
             self._flush()
         # llama.cpp's `t_max_predict_ms`: whole lines only.
         self._late = now - self._first_token > self._decode_seconds and "\n" in text
-        return self._stops.found or self._late
+        return complete or self._late
 
     def on_end(self, error: Exception | None) -> None:
         """See `Listener`."""
@@ -161,6 +167,11 @@ class Completion:
         else:
             self._tokens += self._held
         stage = None
+        if self._refused and error is None:
+            error = RequestError(
+                f"the grammar allows nothing behind the {self.completion_tokens} tokens that there are, or takes too "
+                "much to follow: no answer can match it"
+            )
         if self._finish_reason is None:
             complete = self._late or self.completion_tokens >= self.sampling.max_tokens
             self._finish_reason = "length" if complete or self.expired else "abort"
@@ -168,9 +179,8 @@ class Completion:
                 stage = "deadline" if self.expired else "running" if started else "queued"
         self._metrics.ended(self.timings, "error" if error else self._finish_reason, cancelled=stage)
         if error is not None:
-            self._publish(
-                GenerationFailed("the model failed on this request; the server's log has the cause")
-            )
+            failed = GenerationFailed("the model failed on this request; the server's log has the cause")
+            self._publish(error if self._refused else failed)
         elif self.expired and not self.completion_tokens:
             self._publish(DeadlineExceeded("the request's time was over before its first token"))
         else:

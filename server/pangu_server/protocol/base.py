@@ -13,6 +13,7 @@ from pangu_server.backends.seam import SamplingOptions
 from pangu_server.engine import Engine, Generation, GenerationOptions
 from pangu_server.errors import ModelNotFound, RequestError, ServerError
 from pangu_server.fim import SourceFile
+from pangu_server.protocol.structured import StructuredFields
 
 GREEDY_BELOW = 1e-5  # a temperature this low is an argmax; dividing by it would overflow
 SEEDS = 2**64
@@ -52,7 +53,7 @@ class Prediction(BaseModel):
     content: str | list[TextPart]
 
 
-class GenerationRequest(BaseModel):
+class GenerationRequest(StructuredFields):
     """Fields of every endpoint that generates. Null is the default."""
 
     model_config = ConfigDict(extra="allow", strict=True)

@@ -34,7 +34,6 @@ class ChatRequest(GenerationRequest):
     refused: ClassVar[dict[str, tuple[Any, ...]]] = {
         "tools": (None, []),
         "functions": (None, []),
-        "response_format": (None, {"type": "text"}),
         "modalities": (None, ["text"]),
         "audio": (None,),
     }

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
@@ -38,6 +39,13 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
             return function(*arguments)
         return await asyncio.get_running_loop().run_in_executor(encoder_thread, function, *arguments)
 
+    async def constrained(body: GenerationRequest, options: GenerationOptions) -> GenerationOptions:
+        """`options` with the grammar that the request asks for, read off the event loop."""
+        wanted = body.wanted()
+        return (
+            options if wanted is None else replace(options, constraint=await engine.grammars.compile(wanted))
+        )
+
     def submit(prompts: Sequence[Prompt], options: GenerationOptions) -> Generation:
         generation = engine.submit(prompts, options)
         engine.metrics.submitted(options.n, options.sampling.max_tokens)
@@ -58,7 +66,7 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
         options = await encode(request, body.generation_options, engine)
         prompts = await encode(request, body.prompts, engine, options.sampling.max_tokens)
         form = CompletionForm(**head(body, request), logprobs=body.logprobs is not None)
-        return await respond(submit(prompts, options), form, body, request)
+        return await respond(submit(prompts, await constrained(body, options)), form, body, request)
 
     @router.post("/v1/chat/completions", response_model=ChatResponse)
     async def chat(body: ChatRequest, request: Request) -> Response:
@@ -66,20 +74,20 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
         prompt = await encode(request, body.prompt, engine)
         options = await encode(request, body.generation_options, engine, len(prompt.ids))
         form = ChatForm(**head(body, request), logprobs=bool(body.logprobs))
-        return await respond(submit([prompt], options), form, body, request)
+        return await respond(submit([prompt], await constrained(body, options)), form, body, request)
 
     @router.post("/v1/fim/completions", response_model=ChatResponse)
     async def fim(body: FimRequest, request: Request) -> Response:
         """Fill in the middle, in Mistral's form."""
         prompt, options = await encode(request, body.generation, engine)
         form = ChatForm(**head(body, request), logprobs=False)
-        return await respond(submit([prompt], options), form, body, request)
+        return await respond(submit([prompt], await constrained(body, options)), form, body, request)
 
     @router.post("/infill", response_model=InfillResponse)
     async def infill(body: InfillRequest, request: Request) -> Response:
         """Fill in the middle, in llama.cpp's form."""
         prompt, options = await encode(request, body.generation, engine)
-        generation = submit([prompt], options)
+        generation = submit([prompt], await constrained(body, options))
         form = InfillForm(body.model or engine.model_names[0], generation)
         return await respond(generation, form, body, request, done=False)
 

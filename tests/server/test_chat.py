@@ -94,7 +94,7 @@ def test_special_tokens_in_messages_stay_text(server: Server) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages"),
         ({"messages": [{"role": "user", "content": "x" * 200}]}, "prompt"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
     ],
 )
 def test_what_it_cannot_do_is_a_400(server: Server, body: dict[str, Any], param: str) -> None:

@@ -72,7 +72,8 @@ class SerialSchedule(Schedule):
 class ScriptedBackend:
     """Answers each prompt with the tokens of `script(prompt_ids)`; waits for `gate` before each token.
 
-    With a grammar it draws from `logits` around each token of the script. Remembers every prompt: what two begin with alike is cached. A prediction's tokens are guesses, each at its place.
+    With a grammar it draws from `logits` around each token of the script. Remembers every prompt: what two begin with
+    alike is cached. A prediction's tokens are guesses, each at its place.
     """
 
     info = BackendInfo(

@@ -12,8 +12,9 @@ class GrammarMatcher:
     """See `Matcher`: follows one completion."""
 
     def __init__(self, matcher: LLMatcher, end_token_ids: Sequence[int]) -> None:
-        self._matcher, self._ends = matcher, tuple(end_token_ids)
+        self._matcher, self._ends = matcher, frozenset(end_token_ids)
         self._spent = 0.0
+        self._ended = False  # by an end token
 
     @property
     def over(self) -> bool:
@@ -23,12 +24,13 @@ class GrammarMatcher:
     def accept(self, token_id: int) -> bool:
         """See `Matcher`."""
         if token_id in self._ends:
+            self._ended = True
             return bool(self._matcher.is_accepting())
         return bool(self._matcher.consume_token(token_id))
 
     def allowed(self, assumed: Sequence[int] = ()) -> bytes | None:
         """See `Matcher`."""
-        if self._spent > MASK_SECONDS:
+        if self._ended or self._spent > MASK_SECONDS or not self._ends.isdisjoint(assumed):
             return None
         started = time.thread_time()
         matcher = self._matcher

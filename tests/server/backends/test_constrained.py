@@ -112,7 +112,15 @@ def branches(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict
 
 schemas = st.recursive(leaves, branches, max_leaves=3)
 regexes = st.sampled_from(
-    ["[a-f]{3,9}", "(ab|c)*d", "x?(é|ü)+", r"\d{2}-\d{2}", "a|bc|", r"(https?://)?[a-z0-9]{1,9}\.com", "[^a]{2}b"]
+    [
+        "[a-f]{3,9}",
+        "(ab|c)*d",
+        "x?(é|ü)+",
+        r"\d{2}-\d{2}",
+        "a|bc|",
+        r"(https?://)?[a-z0-9]{1,9}\.com",
+        "[^a]{2}b",
+    ]
 )
 drawings = st.sampled_from(
     [

@@ -93,6 +93,7 @@ def test_a_step_ahead_sends_nothing_behind_the_end(rig: Rig) -> None:
     assert rig.run(prompt, **seeded).tokens == ahead
 
 
+@pytest.mark.parametrize("folder", ["llama"], indirect=True)
 def test_a_step_ahead_keeps_a_grammar(rig: Rig) -> None:
     tokens = [bytes([97 + token_id % 20]) for token_id in range(400)]
     constraint = grammar(tokens, 9, "([a-e][f-t]){9}")

@@ -47,23 +47,23 @@ class Checker:
         """End the child."""
         child, self._child = self._child, None
         if child is not None:
-            child.kill()
-            child.communicate()
+            _end(child)
 
     def _ask(self, line: str, wanted: Wanted) -> dict[str, str]:
         child = self._child = self._child or _start()
         assert child.stdin is not None
         assert child.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended: see below
+        said = ""
+        with contextlib.suppress(OSError, ValueError):  # it has ended, or the server ends: see below
             child.stdin.write(line + "\n")
             child.stdin.flush()
-        said = ""
-        if select.select([child.stdout], [], [], MAX_SECONDS)[0]:
-            said = child.stdout.readline()
+            if select.select([child.stdout], [], [], MAX_SECONDS)[0]:
+                said = child.stdout.readline()
         if said:
             answer: dict[str, str] = json.loads(said)
             return answer
-        self.close()
+        self._child = None
+        _end(child)
         reason = ENDS.get(signal.Signals(-child.returncode)) if child.returncode < 0 else None
         if reason is None:
             raise GenerationFailed(
@@ -78,6 +78,15 @@ def _start() -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-I", str(child)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+
+
+def _end(child: "subprocess.Popen[str]") -> None:
+    child.kill()
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        with contextlib.suppress(OSError, ValueError):  # what was not written yet
+            if pipe is not None:
+                pipe.close()
 
 
 def line_of(wanted: Wanted) -> str:

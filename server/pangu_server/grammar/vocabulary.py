@@ -1,7 +1,8 @@
 """A tokenizer's tokens as the bytes that they add to a text, for llguidance."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pangu_server.encoding import BYTE_OF
 
@@ -31,30 +32,34 @@ def vocabulary_of(tokenizer: "Tokenizer", size: int, end_token_id: int) -> Vocab
         ValueError: the tokenizer writes its tokens in a way that we do not know.
     """
     bytes_of = _reader(tokenizer)
-    tokens, special = [b""] * size, set(range(size))
     added = {token_id: token.content for token_id, token in tokenizer.get_added_tokens_decoder().items()}
-    for token, token_id in tokenizer.get_vocab(with_added_tokens=True).items():
-        if token_id >= size:
-            continue
+    tokens, special = [], []
+    for token_id in range(size):  # one by one: all at once would hold up other threads
         text = added.get(token_id)
-        if text is not None and text.strip():
-            tokens[token_id] = text.encode()
-            continue
+        raw = bytes_of(tokenizer.id_to_token(token_id) or "") if text is None else text.encode()
         # Whitespace runs are added tokens in some vocabularies, and control nothing.
-        tokens[token_id] = bytes_of(token) if text is None else text.encode()
-        if tokens[token_id]:
-            special.discard(token_id)
-    return Vocabulary(tokens, sorted(special), end_token_id)
+        if not raw or (text is not None and text.strip()):
+            special.append(token_id)
+        tokens.append(raw)
+    return Vocabulary(tokens, special, end_token_id)
 
 
-def _reader(tokenizer: "Tokenizer") -> Any:
+def _reader(tokenizer: "Tokenizer") -> Callable[[str], bytes]:
     """The function from a token's name to its bytes, by the tokenizer's decoder."""
     decoder = tokenizer.decoder
     state = {} if decoder is None else json.loads(decoder.__getstate__())
     steps = state["decoders"] if state.get("type") == "Sequence" else [state]
     kinds = {step.get("type"): step for step in steps}
     if "ByteLevel" in kinds:
-        return lambda token: bytes(BYTE_OF[c] for c in token) if all(c in BYTE_OF for c in token) else b""
+        table = str.maketrans({character: chr(byte) for character, byte in BYTE_OF.items()})
+
+        def mapped(token: str) -> bytes:
+            try:
+                return token.translate(table).encode("latin-1")
+            except UnicodeEncodeError:  # of no alphabet that we know: never text
+                return b""
+
+        return mapped
     space = kinds.get("Metaspace", {}).get("replacement") or ("▁" if "Replace" in kinds else None)
     if space is None:
         raise ValueError(

@@ -42,9 +42,9 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
     async def constrained(body: GenerationRequest, options: GenerationOptions) -> GenerationOptions:
         """`options` with the grammar that the request asks for, read off the event loop."""
         wanted = body.wanted()
-        return (
-            options if wanted is None else replace(options, constraint=await engine.grammars.compile(wanted))
-        )
+        if wanted is None or not engine.ready:  # which `submit` says
+            return options
+        return replace(options, constraint=await engine.grammars.compile(wanted))
 
     def submit(prompts: Sequence[Prompt], options: GenerationOptions) -> Generation:
         generation = engine.submit(prompts, options)

@@ -18,7 +18,7 @@ PERSON = {
     "required": ["age"],
     "additionalProperties": False,
 }
-YES_NO = {"structured_outputs": {"choice": ["yes", "no"]}}
+YES_NO: dict[str, Any] = {"structured_outputs": {"choice": ["yes", "no"]}}
 
 
 def script(prompt_ids: Sequence[int]) -> list[int]:
@@ -113,9 +113,9 @@ def test_a_neutral_value_changes_nothing(server: Server, body: dict[str, Any]) -
 
 
 def test_whitespace_is_as_asked(server: Server) -> None:
-    schema = {"structured_outputs": {"json": PERSON, "disable_any_whitespace": True}}
+    schema: dict[str, Any] = {"structured_outputs": {"json": PERSON, "disable_any_whitespace": True}}
     assert re.fullmatch(r'\{"age":\d+\}', answer_of(server, **schema)[0])
-    wide = {"guided_json": PERSON, "guided_whitespace_pattern": "~~"}
+    wide: dict[str, Any] = {"guided_json": PERSON, "guided_whitespace_pattern": "~~"}
     assert re.fullmatch(r'\{(~~)?"age"(~~)?:(~~)?\d+(~~)?\}', answer_of(server, **wide)[0])
 
 
@@ -211,6 +211,13 @@ def test_logprobs_are_the_models_own(server: Server) -> None:
     # The script says "0" where only "y" and "n" may come: its alternatives do not know of the grammar.
     assert choice["logprobs"]["tokens"] == ["n", "o"]
     assert choice["logprobs"]["token_logprobs"][0] == pytest.approx(-0.6931, abs=1e-3)
+
+
+def test_a_model_that_loads_reads_no_grammar(tmp_path: Path) -> None:
+    server = Server(tmp_path, script)
+    assert server.complete(**YES_NO).status_code == 503
+    assert server.engine.grammars._checker._child is None
+    server.engine.close()
 
 
 # The lexer takes as many digits as there are, so none is left for what must follow them.

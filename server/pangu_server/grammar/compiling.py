@@ -23,8 +23,8 @@ REMEMBERED = 64  # grammars that were found good, as text
 class Grammars:
     """Makes grammars ready for one model.
 
-    Costs nothing until the first one. That takes a second or two and 90 MB for 150,000 tokens, half of the time with all
-    other threads held up: the library builds a tree of them.
+    Costs nothing until the first one. That takes a second or two and 90 MB for 150,000 tokens. For half of the time all
+    other threads are held up: the library builds a tree of the tokens.
     """
 
     def __init__(

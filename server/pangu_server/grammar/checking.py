@@ -73,7 +73,7 @@ class Checker:
 
 
 def _start() -> "subprocess.Popen[str]":
-    # By its path and isolated: it needs nothing of ours, nor of the folder that the server was started in.
+    # By its path and isolated: it needs no module of the server, and none of the folder that this was started in.
     child = Path(__file__).with_name("child.py")
     return subprocess.Popen(
         [sys.executable, "-I", str(child)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pangu_server.backends.seam import SamplingOptions, Submitted, TokenLogprobs
 from pangu_server.encoding import Encoder
-from pangu_server.errors import DeadlineExceeded, GenerationFailed, NotReady
+from pangu_server.errors import DeadlineExceeded, GenerationFailed, NotReady, RequestError
 from pangu_server.metrics import Metrics
 from pangu_server.text import Detokenizer, StopStrings, TextOptions
 from pangu_server.timings import Timings
@@ -95,7 +95,9 @@ class Completion:
         self._include_stop = text.include_stop
         self._stops = StopStrings(text.stop, include=text.include_stop)
         self._finish_reason: FinishReason | None = None
-        self._late = self._scored = False
+        self._late = self._scored = self._refused = False
+        constraint = sampling.constraint
+        self._matcher = None if constraint is None else constraint.matcher(sampling.end_token_ids)
         # Text that is decided but not published, and how much text there is up to its end.
         self._text = self._echo = echo or ""
         self._length = len(self._text)
@@ -135,6 +137,9 @@ class Completion:
 
     def on_token(self, token_id: int, logprobs: TokenLogprobs | None) -> bool:
         """See `Listener`."""
+        if self._matcher is not None and not self._matcher.accept(token_id):
+            self._refused = True
+            return True
         now = time.perf_counter()
         if self._first_token is None:
             self._first_token = now
@@ -157,13 +162,14 @@ class Completion:
             self._add(self._stops.push(name, hidden=True))
         text = self._detokenizer.push(token_id)
         self._add(self._stops.push(text))
-        if self._stops.found:
+        complete = self._stops.found or (self._matcher is not None and self._matcher.over)
+        if complete:
             self._finish_reason = "stop"
         elif self._stream and self._text:
             self._flush()
         # llama.cpp's `t_max_predict_ms`: whole lines only.
         self._late = now - self._first_token > self._decode_seconds and "\n" in text
-        return self._stops.found or self._late
+        return complete or self._late
 
     def on_end(self, error: Exception | None) -> None:
         """See `Listener`."""
@@ -175,6 +181,11 @@ class Completion:
             self._finish_reason = "stop"
         if not self._stops.found or self._include_stop:
             self._tokens += self._held
+        if self._refused and error is None:
+            error = RequestError(
+                f"the grammar allows nothing behind the {self.completion_tokens} tokens that there are, or takes too "
+                "much to follow: no answer can match it"
+            )
         reason, stage = self._finish_reason, None
         if reason is None and not self._cut_short(started):
             reason = "length"
@@ -183,9 +194,8 @@ class Completion:
         ended = "error" if error else reason or ("length" if self.expired else "abort")
         self._metrics.ended(self.timings, ended, cancelled=stage)
         if error is not None:
-            self._publish(
-                GenerationFailed("the model failed on this request; the server's log has the cause")
-            )
+            failed = GenerationFailed("the model failed on this request; the server's log has the cause")
+            self._publish(error if self._refused else failed)
         elif reason is None and not self.completion_tokens:
             self._publish(
                 DeadlineExceeded("the request's time was over before its first token")

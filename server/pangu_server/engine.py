@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from pangu_convert.artifact import Artifact
 from pangu_convert.infilling import FimOrder
-from pangu_server.backends.seam import Backend, SamplingOptions
+from pangu_server.backends.seam import Backend, Constraint, SamplingOptions
 from pangu_server.chat import ChatTemplate
 from pangu_server.completion import Completion, Delta, Load
 from pangu_server.cost import memory_bytes
 from pangu_server.encoding import Encoder
 from pangu_server.errors import ContextLengthExceeded, NotReady, Overloaded, RequestError
 from pangu_server.fim import FillInMiddle
+from pangu_server.grammar.compiling import Grammars
 from pangu_server.limits import Limits
 from pangu_server.metrics import Metrics
 from pangu_server.text import TextOptions
@@ -44,6 +45,7 @@ class GenerationOptions:
     ignore_eos: bool = False
     stream: bool = False
     decode_seconds: float = float("inf")  # after the first token; then the next line end is the last
+    constraint: Constraint | None = None  # for all completions
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ class Engine:
         )
         self.fim = FillInMiddle.find(self.encoder, fim_order, metrics.prompts_cut.inc)
         self.chat = ChatTemplate.load(artifact.path)
+        ends = artifact.manifest.end_token_ids
+        self.grammars = Grammars(tokenizer, ends, lambda: self.vocabulary_size)
         self.backend: Backend | None = None
         self.draining = False
         self.load_count = Load()
@@ -122,6 +126,7 @@ class Engine:
     def close(self) -> None:
         """Cancel what still runs and release the model."""
         self.draining = True
+        self.grammars.close()
         if self.chat is not None:
             self.chat.close()
         if self.backend is not None:
@@ -236,6 +241,7 @@ class Generation:
                         *(() if options.ignore_eos else engine.end_token_ids(prompt.ids)),
                         *options.stop_token_ids,
                     ),
+                    constraint=options.constraint,
                     # Choices of one prompt differ, equal prompts of a request do not.
                     seed=None if seed is None else seed + index % options.best_of,
                 ),

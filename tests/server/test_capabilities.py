@@ -129,6 +129,17 @@ def works_ignore_eos(client: Client) -> None:
     assert len(client.tokens(logit_bias=ends, ignore_eos=True)) == 12
 
 
+def works_grammar(client: Client) -> None:
+    choices = ["import os", "return n - 1"]
+    answer = client.complete(structured_outputs={"choice": choices})["choices"][0]
+    assert answer["text"] in choices
+    assert answer["finish_reason"] == "stop"
+    texts = {
+        client.complete(guided_choice=choices, temperature=2, seed=n)["choices"][0]["text"] for n in range(9)
+    }
+    assert texts == set(choices)
+
+
 def works_logprobs(client: Client) -> None:
     body = {"prompt": PROMPT, "max_tokens": 2, "echo": True, "logprobs": 3, "temperature": 0}
     [choice] = client.client.post("/v1/completions", json=body).json()["choices"]
@@ -182,6 +193,7 @@ ROWS = {
     "`logit_bias`": works_logit_bias,
     "`min_tokens`": works_min_tokens,
     "`ignore_eos`": works_ignore_eos,
+    "a grammar or schema": works_grammar,
     "`logprobs`, `echo` with `logprobs`": works_logprobs,
     "`n`, `best_of`": works_n,
     "`prediction`": works_prediction,

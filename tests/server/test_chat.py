@@ -140,7 +140,7 @@ def test_how_a_prompt_ends_and_what_a_template_is_given(server: Server) -> None:
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
         ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
         ({"continue_final_message": True, "messages": [{"role": "user"}]}, "messages"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
     ],
 )
 def test_what_it_cannot_do_is_a_400(server: Server, body: dict[str, Any], param: str) -> None:

@@ -72,7 +72,8 @@ class SerialSchedule(Schedule):
 class ScriptedBackend:
     """Answers each prompt with the tokens of `script(prompt_ids)`; waits for `gate` before each token.
 
-    Remembers every prompt: what two begin with alike is cached. A prediction's tokens are guesses, each at its place.
+    With a grammar it draws from `logits` around each token of the script. Remembers every prompt: what two begin with
+    alike is cached. A prediction's tokens are guesses, each at its place.
     """
 
     info = BackendInfo(
@@ -127,6 +128,8 @@ class ScriptedBackend:
             if place < len(prediction):
                 ticket.drafted += 1
                 ticket.accepted += prediction[place] == token_id
+            if ticket.options.constraint is not None:
+                token_id = ticket.choose(self.logits(token_id))
             self.emitted.append(token_id)
             if ticket.take(token_id, self.logits(token_id)):
                 return

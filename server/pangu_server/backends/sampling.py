@@ -1,6 +1,6 @@
 """Draws the next token from a model's logits: one implementation for all that a backend does not draw itself.
 
-The order is vLLM's: bias, minimum length, penalties, temperature, top-k, top-p, min-p. A seeded draw takes
+The order is vLLM's: bias, minimum length, penalties, grammar, temperature, top-k, top-p, min-p. A seeded draw takes
 one uniform number a token from a counter-based generator, so it does not depend on what else is running.
 Nothing depends on the order of equally likely tokens: those tied with the last one that top-k or top-p keeps are
 kept, and the number falls on what is kept in the order of ids. So a GPU can do the same without sorting.
@@ -37,7 +37,10 @@ class Sampler:
         self._seen = set(prompt_ids) if options.repetition_penalty != 1 else set()
         self._counts: Counter[int] = Counter()
         self._drawn = 0
-        self._changes, self._greedy = self.changes_logits(options), self.is_greedy(options)
+        self._changes, self._greedy = self._has_changes(options), self.is_greedy(options)
+        self.matcher = (
+            None if options.constraint is None else options.constraint.matcher(options.end_token_ids)
+        )
         self.plain = self.is_argmax(options)
         for token_id in generated_ids:
             self.accept(token_id)
@@ -55,6 +58,10 @@ class Sampler:
     @staticmethod
     def changes_logits(options: SamplingOptions) -> bool:
         """Whether anything but the temperature and a cut-off decides."""
+        return options.constraint is not None or Sampler._has_changes(options)
+
+    @staticmethod
+    def _has_changes(options: SamplingOptions) -> bool:
         return bool(
             options.logit_bias
             or options.min_tokens
@@ -70,9 +77,17 @@ class Sampler:
         return token_id
 
     def choose(self, logits: Logits, draw: int, assumed: Sequence[int] = ()) -> int:
-        """Token number `draw`, from 0 on, if those not accepted yet are `assumed`. Changes nothing."""
+        """Token number `draw`, from 0 on, if those not accepted yet are `assumed`. Changes nothing.
+
+        Where a grammar allows nothing it is an end token: who follows the grammar too sees that.
+        """
+        allowed = None
+        if self.matcher is not None and (allowed := self.matcher.allowed(assumed)) is None:
+            return self._options.end_token_ids[0]
         if self._changes:
             logits = self._changed(logits, draw, assumed)
+        if allowed is not None:
+            logits = np.where(bits(allowed, logits.size), logits, np.float32(-np.inf))
         if self._greedy:
             return int(logits.argmax())
         options = self._options
@@ -85,6 +100,8 @@ class Sampler:
         self._counts[token_id] += 1
         if self._options.repetition_penalty != 1:
             self._seen.add(token_id)
+        if self.matcher is not None:
+            self.matcher.accept(token_id)
 
     def _changed(self, logits: Logits, draw: int, assumed: Sequence[int]) -> Logits:
         options, logits = self._options, logits.copy()
@@ -102,6 +119,14 @@ class Sampler:
             times = np.fromiter(counts.values(), dtype=np.float32, count=len(counts))
             logits[_ids(counts)] -= options.presence_penalty + options.frequency_penalty * times
         return logits
+
+
+def bits(mask: bytes, count: int) -> npt.NDArray[np.bool_]:
+    """The first `count` bits of a `Matcher`'s mask; those that it does not have are 0."""
+    flags: npt.NDArray[np.bool_] = np.unpackbits(
+        np.frombuffer(mask, np.uint8), count=count, bitorder="little"
+    ).view(np.bool_)
+    return flags
 
 
 def check_ids(options: SamplingOptions, vocabulary: int) -> None:

@@ -14,6 +14,30 @@ EngineChoice = Literal["auto", EngineName]
 Draft = Literal["prompt", "off"]
 
 
+class Matcher(Protocol):
+    """Follows one completion through its grammar."""
+
+    @property
+    def over(self) -> bool:
+        """Whether the text is complete, and nothing but an end token may come."""
+
+    def accept(self, token_id: int) -> bool:
+        """This is the next token; False: it may not be, and from now on nothing may."""
+
+    def allowed(self, assumed: Sequence[int] = ()) -> bytes | None:
+        """Which tokens may come next, if `assumed` come before: bit i % 8 of byte i // 8 is for token i.
+
+        End tokens may where the text is complete. None: nothing may, or it takes too much to tell.
+        """
+
+
+class Constraint(Protocol):
+    """A grammar that is ready to be followed. The completions of a request share it."""
+
+    def matcher(self, end_token_ids: Sequence[int]) -> Matcher:
+        """A completion's own, at the beginning. Any thread, one at a time, may use it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingOptions:
     """How one completion is drawn. The defaults change nothing."""
@@ -36,6 +60,7 @@ class SamplingOptions:
         int, ...
     ] = ()  # tokens that the answer is likely to hold: drafts, never part of the answer
     adapter: str | None = None  # one of `LoadOptions.adapters`; None: the model as it is
+    constraint: Constraint | None = None  # the answer is what it allows
 
 
 @dataclass(frozen=True, slots=True)

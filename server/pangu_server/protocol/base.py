@@ -16,6 +16,7 @@ from pangu_server.fim import SourceFile
 from pangu_server.protocol.fields import Integer as Integer
 from pangu_server.protocol.fields import TokenFields, answer_room
 from pangu_server.protocol.lists import Listed
+from pangu_server.protocol.structured import StructuredFields
 
 GREEDY_BELOW = 1e-5  # a temperature this low is an argmax; dividing by it would overflow
 SEEDS = 2**64
@@ -48,7 +49,7 @@ class Prediction(BaseModel):
     content: str | Listed[TextPart]
 
 
-class GenerationRequest(TokenFields):
+class GenerationRequest(TokenFields, StructuredFields):
     """Fields of every endpoint that generates. Null is the default."""
 
     # Field -> its neutral values, which change nothing. Any other value is a 400.

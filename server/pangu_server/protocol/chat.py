@@ -43,7 +43,6 @@ class ChatRequest(GenerationRequest):
     refused: ClassVar[dict[str, tuple[Any, ...]]] = {
         "functions": (None, []),
         "function_call": (None, "none", "auto"),
-        "response_format": (None, {"type": "text"}),
         "modalities": (None, ["text"]),
         "audio": (None,),
         "chat_template": (None,),

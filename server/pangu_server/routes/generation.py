@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -41,9 +42,12 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
         return await aside(request.size, function, *arguments)
 
     async def submit(
-        prompts: Sequence[Prompt], options: GenerationOptions, request: BodyRequest
+        prompts: Sequence[Prompt], options: GenerationOptions, body: GenerationRequest, request: BodyRequest
     ) -> Generation:
         aside: Aside = request.app.state.aside
+        wanted = body.wanted()
+        if wanted is not None and engine.ready:  # if it is not, the engine says so
+            options = replace(options, constraint=await engine.grammars.compile(wanted))
         work = options.best_of * sum(CHOICE_WORK + len(prompt.ids) for prompt in prompts)
         loop = asyncio.get_running_loop()
         generation = await aside(work, partial(engine.submit, prompts, options, loop=loop))
@@ -66,7 +70,7 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
         prompts = await encode(request, body.prompts, engine)
         token_ids = TokenIds(prompts, options.n) if body.return_token_ids else None
         form = CompletionForm(**head(body, request), logprobs=body.logprobs is not None, token_ids=token_ids)
-        return await respond(await submit(prompts, options, request), form, body, request)
+        return await respond(await submit(prompts, options, body, request), form, body, request)
 
     @router.post("/v1/chat/completions", response_model=ChatResponse)
     async def chat(body: ChatRequest, request: BodyRequest) -> Response:
@@ -83,7 +87,7 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
             calls=body.calls,
             most_calls=1 if body.parallel_tool_calls is False else None,
         )
-        return await respond(await submit([prompt], options, request), form, body, request)
+        return await respond(await submit([prompt], options, body, request), form, body, request)
 
     @router.post("/v1/fim/completions", response_model=ChatResponse)
     async def fim(body: FimRequest, request: BodyRequest) -> Response:
@@ -91,13 +95,13 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
         prompt, options = await encode(request, body.generation, engine)
         token_ids = TokenIds([prompt], 1) if body.return_token_ids else None
         form = ChatForm(**head(body, request), logprobs=False, token_ids=token_ids)
-        return await respond(await submit([prompt], options, request), form, body, request)
+        return await respond(await submit([prompt], options, body, request), form, body, request)
 
     @router.post("/infill", response_model=InfillResponse | InfillResponses)
     async def infill(body: InfillRequest, request: BodyRequest) -> Response:
         """Fill in the middle, in llama.cpp's form."""
         prompt, options = await encode(request, body.generation, engine)
-        generation = await submit([prompt], options, request)
+        generation = await submit([prompt], options, body, request)
         form = InfillForm(
             body.model or engine.model_names[0], generation, token_ids=bool(body.return_token_ids)
         )

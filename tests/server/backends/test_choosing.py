@@ -1,5 +1,6 @@
 """Choosing for a batch against the sampler of each completion: in any company, with drafts, after being put back."""
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.grammars import grammar
 
 from pangu_server.backends.sampling import Sampler, token_logprobs
 from pangu_server.backends.seam import SamplingOptions
@@ -20,6 +22,9 @@ from pangu_server.backends.torch.host_choosing import HostChoosing
 VOCABULARY = 700  # more than one block of the sampler's sums
 LIKELY = 20  # ids below it are: they come again and again, so penalties decide
 ROWS = 4
+# Ids are letters, pairs of letters, and more; number 9 ends.
+TOKENS = [bytes([97 + token_id % 20]) * (1 + token_id // 20) for token_id in range(VOCABULARY)]
+GRAMMAR = grammar(TOKENS, 9, "([a-e]*[f-t]){0,9}")
 KINDS = ["host", "cpu", *(["cuda"] if torch.cuda.is_available() else [])]  # the latter two: DeviceChoosing
 
 
@@ -32,7 +37,10 @@ def on(kind: str) -> torch.device:
 
 
 def options(**values: Any) -> SamplingOptions:
-    return SamplingOptions(**{"max_tokens": 99, "seed": 1, **values})
+    wanted = SamplingOptions(**{"max_tokens": 99, "seed": 1, **values})
+    if wanted.constraint is not None:  # the grammar says where an answer ends
+        wanted = dataclasses.replace(wanted, min_tokens=0, end_token_ids=(9,))
+    return wanted
 
 
 def random_logits(rows: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -58,6 +66,7 @@ some_options = st.builds(
     logit_bias=st.sampled_from([(), ((3, 5.0), (VOCABULARY - 1, -100.0))]),
     min_tokens=st.sampled_from([0, 3]),
     end_token_ids=st.sampled_from([(), (3, 9)]),
+    constraint=st.sampled_from([None, None, GRAMMAR]),
 )
 dtypes = st.sampled_from([torch.float32, torch.bfloat16])
 

@@ -1,12 +1,14 @@
 """What runs on a GPU, on a CPU: Triton's interpreter, a stand-in for CUDA graphs, steps ahead of the host."""
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from support.collector import Collector
+from support.grammars import grammar
 from support.rig import CONTEXT_TOKENS, Rig, finished, prompt_of, repeating, tiny_model
 
 from pangu_server.backends.seam import SamplingOptions
@@ -89,6 +91,20 @@ def test_a_step_ahead_sends_nothing_behind_the_end(rig: Rig) -> None:
     ahead = rig.run(prompt, **seeded).tokens
     rig.schedule._drafts = True
     assert rig.run(prompt, **seeded).tokens == ahead
+
+
+@pytest.mark.parametrize("folder", ["llama"], indirect=True)
+def test_a_step_ahead_keeps_a_grammar(rig: Rig) -> None:
+    tokens = [bytes([97 + token_id % 20]) for token_id in range(400)]
+    constraint = grammar(tokens, 9, "([a-e][f-t]){9}")
+    rig.schedule._drafts = False
+    assert rig.schedule._ahead
+    prompt = prompt_of(5)
+    confined = rig.submit(prompt, max_tokens=4, temperature=1.0, end_token_ids=(9,), constraint=constraint)
+    free = rig.submit(prompt, max_tokens=4)
+    text = b"".join(tokens[token_id] for token_id in finished(confined).tokens).decode()
+    assert re.fullmatch("([a-e][f-t]){2}", text)
+    assert finished(free).tokens == rig.expected(prompt, 4)
 
 
 def test_guesses_are_verified(rig: Rig) -> None:

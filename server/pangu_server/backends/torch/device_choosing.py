@@ -1,6 +1,7 @@
 """Chooses the tokens of a batch on its device, without the host waiting for anything.
 
-What depends on generated tokens is on the device; the host knows options and how many tokens there are.
+What depends on generated tokens is on the device; the host knows options and how many tokens there are. Only a
+completion with a grammar, which the host follows, makes it wait for the tokens.
 """
 
 import math
@@ -29,11 +30,26 @@ class Seat:
         self.penalties = options.repetition_penalty, options.presence_penalty, options.frequency_penalty
         self.penalized = self.penalties != (1, 0, 0)
         self._options = options
+        constraint = options.constraint
+        self.matcher = None if constraint is None else constraint.matcher(options.end_token_ids)
 
     def added(self, draw: int) -> list[tuple[int, float]]:
         """What is added to the logits of token number `draw`: ids and values."""
         barred = self._options.end_token_ids if draw < self._options.min_tokens else ()
         return [*self._options.logit_bias, *((token_id, -math.inf) for token_id in barred)]
+
+    def flags(self, assumed: Sequence[int], vocabulary: int) -> npt.NDArray[np.uint8]:
+        """A bit for each token that its grammar allows behind those `assumed`; where it allows none, an end token."""
+        assert self.matcher is not None
+        flags = np.zeros(-(-vocabulary // 8), np.uint8)
+        mask = self.matcher.allowed(assumed)
+        if mask is None:
+            byte, bit = divmod(self._options.end_token_ids[0], 8)
+            flags[byte] = 1 << bit
+        else:
+            count = min(len(mask), len(flags))
+            flags[:count] = np.frombuffer(mask, np.uint8)[:count]
+        return flags
 
 
 class DeviceChoosing:
@@ -57,6 +73,9 @@ class DeviceChoosing:
         check_ids(options, self._vocabulary)
         seat = Seat(options)
         self._seats[slot] = seat
+        if seat.matcher is not None:
+            for token_id in generated_ids:
+                seat.matcher.accept(token_id)
         if seat.penalized:
             self._counts[slot] = 0
             self._prompted[slot] = False
@@ -86,6 +105,8 @@ class DeviceChoosing:
             return logits.argmax(-1)
         seats = [self._seats[slot] for slot in slots]
         logits = self._changed(logits, slots, draws, given)
+        if any(seat.matcher is not None for seat in seats):
+            self._confine(logits, slots, given)
         drawn = [row for row, seat in enumerate(seats) if not seat.greedy]
         if not drawn:
             return logits.argmax(-1)
@@ -104,6 +125,11 @@ class DeviceChoosing:
             self._count(
                 [slots[row] for row in rows], tokens.index_select(0, upload(self._device, np.array(rows)))
             )
+        matchers = [self._seats[slot].matcher for slot in slots]
+        if any(matcher is not None for matcher in matchers):
+            for matcher, token_id in zip(matchers, tokens.tolist(), strict=True):
+                if matcher is not None:
+                    matcher.accept(token_id)
 
     def logprobs(
         self, logits: torch.Tensor, tokens: torch.Tensor, tops: Sequence[int | None]
@@ -137,6 +163,30 @@ class DeviceChoosing:
         if penalized:
             self._penalize(logits, penalized, slots, given)
         return logits
+
+    def _confine(self, logits: torch.Tensor, slots: Sequence[int], given: torch.Tensor | None) -> None:
+        """Leave rows with a grammar the tokens that it allows, in place."""
+        inputs: list[int] | None = None
+        assumed: dict[int, list[int]] = {}
+        rows, masks = [], []
+        for row, slot in enumerate(slots):
+            matcher = self._seats[slot].matcher
+            if matcher is None:
+                continue
+            if slot in assumed:
+                assert given is not None, "rows that assume a draft need its tokens"
+                inputs = given.tolist() if inputs is None else inputs
+                assumed[slot].append(inputs[row])
+            else:  # the token before the first row has been accepted
+                assumed[slot] = []
+            rows.append(row)
+            masks.append(self._seats[slot].flags(assumed[slot], self._vocabulary))
+        packed = upload(self._device, np.stack(masks))
+        shifts = torch.arange(8, dtype=torch.uint8, device=self._device)
+        allowed = (packed[:, :, None] >> shifts & 1).flatten(1)[:, : self._vocabulary]
+        places = upload(self._device, np.array(rows))
+        confined = logits.index_select(0, places).masked_fill_(allowed == 0, -math.inf)
+        logits.index_copy_(0, places, confined)
 
     def _penalize(
         self, logits: torch.Tensor, penalized: list[int], slots: Sequence[int], given: torch.Tensor | None

@@ -104,7 +104,11 @@ class Engine:
     @property
     def vocabulary_size(self) -> int:
         """Token ids that a request may name are below it: both the tokenizer and the model have them."""
-        rows = self.backend.info.vocabulary_size if self.backend is not None else None
+        return self.encoder.vocabulary_size if self.backend is None else self.vocabulary_of(self.backend)
+
+    def vocabulary_of(self, backend: Backend) -> int:
+        """What `vocabulary_size` is with this backend."""
+        rows = backend.info.vocabulary_size
         return self.encoder.vocabulary_size if rows is None else min(self.encoder.vocabulary_size, rows)
 
     def end_token_ids(self, prompt_ids: Sequence[int]) -> tuple[int, ...]:

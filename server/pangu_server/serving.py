@@ -126,7 +126,9 @@ def serve(
         try:
             if not options.skip_verify:
                 verify(artifact)
-            engine.load(load_backend(artifact, load_options(options, metrics)))
+            backend = load_backend(artifact, load_options(options, metrics))
+            engine.grammars.prepare(engine.vocabulary_of(backend))
+            engine.load(backend)
             if engine.chat is not None and (fault := engine.chat.try_out()):
                 logger.warning("chats will be refused: the chat template cannot be used (%s)", fault)
             announce(engine, listener, options)

@@ -23,8 +23,8 @@ REMEMBERED = 64  # grammars that were found good, as text
 class Grammars:
     """Makes grammars ready for one model.
 
-    Costs nothing until the first one. That takes a second or two and 90 MB for 150,000 tokens. For half of the time all
-    other threads are held up: the library builds a tree of the tokens.
+    The vocabulary takes a second or two and 90 MB for 150,000 tokens. For half of the time all other threads are held
+    up, while the library builds a tree of the tokens: `prepare` does it before anybody waits.
     """
 
     def __init__(
@@ -37,6 +37,10 @@ class Grammars:
         self._waiting = 0
         self._checker = Checker()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+
+    def prepare(self, vocabulary_size: int) -> None:
+        """Read the vocabulary now, for logits of this width; else the first grammar does."""
+        self._ready = self._read_vocabulary(vocabulary_size)
 
     async def compile(self, wanted: Wanted) -> "Constraint":
         """The grammar, ready to be followed.
@@ -65,7 +69,7 @@ class Grammars:
         from pangu_server.grammar.child import LIMITS, reason
         from pangu_server.grammar.matching import Grammar
 
-        tokenizer = self._ready = self._ready or self._read_vocabulary()
+        tokenizer = self._ready = self._ready or self._read_vocabulary(self._size())
         line = line_of(wanted)
         text = self._good.pop(line, None) or self._checker.check(line, wanted)
         self._good[line] = text
@@ -80,11 +84,11 @@ class Grammars:
             raise refusal(wanted, reason(first))
         return Grammar(matcher)
 
-    def _read_vocabulary(self) -> "LLTokenizer":
+    def _read_vocabulary(self, size: int) -> "LLTokenizer":
         from llguidance import LLTokenizer
 
         from pangu_server.grammar.vocabulary import vocabulary_of
 
-        vocabulary = vocabulary_of(self._tokenizer, self._size(), self._ends[-1])
-        ends = [token_id for token_id in self._ends if token_id < self._size()]
-        return LLTokenizer(vocabulary, n_vocab=self._size(), eos_token=ends)  # type: ignore[arg-type]
+        vocabulary = vocabulary_of(self._tokenizer, size, self._ends[-1])
+        ends = [token_id for token_id in self._ends if token_id < size]
+        return LLTokenizer(vocabulary, n_vocab=size, eos_token=ends)  # type: ignore[arg-type]

@@ -73,7 +73,7 @@ class StopStrings:
             return "" if self.found or hidden else text
         if hidden:
             naming = [stop for stop in self._stops if text in stop]
-            if not naming:  # part of a name is no stop string: nobody sees it
+            if not naming:  # nobody sees a part of a name
                 return ""
             self._naming.update(naming)
         self._held += text

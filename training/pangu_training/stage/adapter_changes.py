@@ -243,7 +243,7 @@ def replaced_by(tensor: StoredTensor) -> Change:
 
 
 def read_floats(tensor: StoredTensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
-    """Some of a stored tensor's rows, or all of them, in float32; `CheckpointError` if one is no number."""
+    """Some of a stored tensor's rows, or all of them, in float32; `CheckpointError` for NaN or infinity."""
     rows, *rest = tensor.shape
     stop = rows if stop is None else stop
     row_bytes = tensor.num_bytes // rows if rows else 0

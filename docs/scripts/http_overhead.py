@@ -24,7 +24,8 @@ from pangu_bench.latency import Prompts, gaps, timed_request, tokenizer_of
 from pangu_convert.artifact import read_artifact
 from pangu_server.backends import load_backend
 from pangu_server.backends.seam import LoadOptions, SamplingOptions
-from pangu_server.engine import Engine, GenerationOptions, Prompt
+from pangu_server.engine import Engine
+from pangu_server.generation import GenerationOptions, Prompt
 from pangu_server.metrics import Metrics
 from pangu_training.asking.endpoint import Endpoint
 from pangu_training.asking.server_process import ServerProcess

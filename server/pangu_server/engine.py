@@ -1,27 +1,27 @@
-"""What all backends share: admission, limits, the choices of a request, deadlines and cancelling.
+"""What all backends share: what is served, who is admitted, and within which limits.
 
 Knows no HTTP. `Engine.submit` gives a `Generation`; the web layer iterates over it on the event loop.
 """
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pangu_convert.artifact import Artifact
 from pangu_convert.infilling import FimOrder
-from pangu_server.backends.seam import Backend, Constraint, SamplingOptions
+from pangu_server.backends.seam import Backend
 from pangu_server.chat import ChatTemplate
-from pangu_server.completion import Completion, Delta, Load
+from pangu_server.completion import Completion, Load, Publish
 from pangu_server.cost import memory_bytes
 from pangu_server.encoding import Encoder
 from pangu_server.errors import ContextLengthExceeded, NotReady, Overloaded, RequestError
 from pangu_server.fim import FillInMiddle
+from pangu_server.generation import Generation, GenerationOptions, Prompt
 from pangu_server.grammar.compiling import Grammars
 from pangu_server.limits import Limits
 from pangu_server.metrics import Metrics
-from pangu_server.text import TextOptions
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,30 +30,6 @@ if TYPE_CHECKING:
 ANY_NAME = "*"  # among the model's names: it answers to every one
 # The requests in flight may take this many times the memory that one may.
 BUDGETS = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationOptions:
-    """What a request asks for, for each of its prompts. `sampling` has no end tokens yet."""
-
-    sampling: SamplingOptions
-    n: int = 1
-    best_of: int = 1  # this many completions, of which the n most probable are the answer
-    fit: bool = False  # `max_tokens` is lowered to what the context has room for
-    text: TextOptions = field(default_factory=TextOptions)
-    stop_token_ids: tuple[int, ...] = ()  # they end a completion too
-    ignore_eos: bool = False
-    stream: bool = False
-    decode_seconds: float = float("inf")  # after the first token; then the next line end is the last
-    constraint: Constraint | None = None  # for all completions
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A prompt, and its text when the answer is to begin with it."""
-
-    ids: Sequence[int]
-    echo: str | None = None
 
 
 class Engine:
@@ -142,7 +118,7 @@ class Engine:
         options: GenerationOptions,
         *,
         loop: asyncio.AbstractEventLoop | None = None,
-    ) -> "Generation":
+    ) -> Generation:
         """Queue the completions of a request. `loop` reads the result; by default the one that calls.
 
         Raises:
@@ -176,7 +152,47 @@ class Engine:
         if self.load_count.held_bytes + held > BUDGETS * self.limits.max_request_bytes:
             self.metrics.rejected("memory")
             raise Overloaded("other requests take the memory for this one: try again in a moment")
-        return Generation(self, self.backend, prompts, options, held, loop or asyncio.get_running_loop())
+        return Generation(
+            self.backend,
+            options,
+            loop or asyncio.get_running_loop(),
+            partial(self._completions, prompts, options),
+            load=self.load_count,
+            held_bytes=held,
+            seconds=self.limits.max_request_seconds,
+        )
+
+    def _completions(
+        self, prompts: Sequence[Prompt], options: GenerationOptions, publish: Publish
+    ) -> list[Completion]:
+        """`best_of` of each prompt, prompt by prompt."""
+        seed = options.sampling.seed
+        return [
+            Completion(
+                index,
+                prompt.ids,
+                replace(
+                    options.sampling,
+                    max_tokens=min(options.sampling.max_tokens, self.context_length - len(prompt.ids)),
+                    end_token_ids=(
+                        *(() if options.ignore_eos else self.end_token_ids(prompt.ids)),
+                        *options.stop_token_ids,
+                    ),
+                    constraint=options.constraint,
+                    # Choices of one prompt differ, equal prompts of a request do not.
+                    seed=None if seed is None else seed + index % options.best_of,
+                ),
+                text=options.text,
+                decode_seconds=options.decode_seconds,
+                echo=prompt.echo,
+                stream=options.stream,
+                encoder=self.encoder,
+                metrics=self.metrics,
+                load=self.load_count,
+                publish=publish,
+            )
+            for index, prompt in enumerate(prompt for prompt in prompts for _ in range(options.best_of))
+        ]
 
     def _memory(self, prompts: Sequence[Prompt], options: GenerationOptions) -> int:
         """Bytes that the request may take; `RequestError` when that is too much for one."""
@@ -209,151 +225,3 @@ class Engine:
                 f"{max_tokens} for the completion): shorten the prompt or lower max_tokens.",
                 param="prompt",
             )
-
-
-class Generation:
-    """All completions of a request: `best_of` for each prompt, numbered prompt by prompt.
-
-    Iterate over it once; `cancel` it in any case when done, or when nobody reads on.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        backend: Backend,
-        prompts: Sequence[Prompt],
-        options: GenerationOptions,
-        held_bytes: int,
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
-        self.options = options
-        self.prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
-        self._backend, self._over = backend, False
-        self._loop = loop
-        self._load, self._held_bytes = engine.load_count, held_bytes
-        self._load.hold(held_bytes)
-        self._events: asyncio.Queue[Delta | Exception] = asyncio.Queue()
-        seed = options.sampling.seed
-        self.completions = [
-            Completion(
-                index,
-                prompt.ids,
-                replace(
-                    options.sampling,
-                    max_tokens=min(options.sampling.max_tokens, engine.context_length - len(prompt.ids)),
-                    end_token_ids=(
-                        *(() if options.ignore_eos else engine.end_token_ids(prompt.ids)),
-                        *options.stop_token_ids,
-                    ),
-                    constraint=options.constraint,
-                    # Choices of one prompt differ, equal prompts of a request do not.
-                    seed=None if seed is None else seed + index % options.best_of,
-                ),
-                text=options.text,
-                decode_seconds=options.decode_seconds,
-                echo=prompt.echo,
-                stream=options.stream,
-                encoder=engine.encoder,
-                metrics=engine.metrics,
-                load=engine.load_count,
-                publish=self._publish,
-            )
-            for index, prompt in enumerate(prompt for prompt in prompts for _ in range(options.best_of))
-        ]
-        engine.load_count.add(waiting=len(self.completions), running=0)
-        for completion in self.completions:
-            completion.ticket = backend.submit(completion.prompt_ids, completion.sampling, completion)
-        self._timer: asyncio.TimerHandle | None = None
-        self._loop.call_soon_threadsafe(self._start_timer, engine.limits.max_request_seconds)
-
-    @property
-    def completion_tokens(self) -> int:
-        """Tokens generated up to now, end tokens included."""
-        return sum(completion.completion_tokens for completion in self.completions)
-
-    @property
-    def cached_tokens(self) -> int:
-        """Prompt tokens that were in the cache when the request came. Further choices of a prompt find its own."""
-        return sum(one.ticket.cached_tokens for one in self.completions[:: self.options.best_of])
-
-    @property
-    def drafted_tokens(self) -> int:
-        """Tokens that were guessed for it up to now."""
-        return sum(completion.ticket.drafted for completion in self.completions)
-
-    @property
-    def accepted_tokens(self) -> int:
-        """Of the guessed tokens those that became part of an answer."""
-        return sum(completion.ticket.accepted for completion in self.completions)
-
-    @property
-    def ttft_seconds(self) -> float | None:
-        """Arrival to the first token of any choice."""
-        return _least(completion.timings.ttft_seconds for completion in self.completions)
-
-    @property
-    def queue_seconds(self) -> float | None:
-        """Arrival to the start of the first choice."""
-        return _least(completion.timings.queue_seconds for completion in self.completions)
-
-    async def __aiter__(self) -> AsyncIterator[list[Delta]]:
-        """Pieces of the choices, all that have come since the last ones, until each choice has ended.
-
-        Raises:
-            GenerationFailed: the backend did.
-            DeadlineExceeded: the time was over before a choice had any text.
-        """
-        unfinished = len(self.completions)
-        while unfinished:
-            events = [await self._events.get()]
-            while not self._events.empty():
-                events.append(self._events.get_nowait())
-            deltas = [event for event in events if isinstance(event, Delta)]
-            if deltas:
-                yield deltas
-            for event in events:
-                if isinstance(event, Exception):
-                    raise event
-            unfinished -= sum(delta.finish_reason is not None for delta in deltas)
-
-    def best(self, deltas: Sequence[Delta]) -> list[Delta]:
-        """Of whole completions in order the `n` of each prompt with the highest mean log-probability."""
-        n, best_of = self.options.n, self.options.best_of
-        if n == best_of:
-            return list(deltas)
-
-        def mean_logprob(delta: Delta) -> float:
-            completion = self.completions[delta.index]
-            return completion.logprob_sum / max(1, completion.completion_tokens)
-
-        chosen = []
-        for first in range(0, len(deltas), best_of):
-            chosen += sorted(deltas[first : first + best_of], key=mean_logprob, reverse=True)[:n]
-        return [replace(delta, index=index) for index, delta in enumerate(chosen)]
-
-    def cancel(self) -> None:
-        """Stop what has not ended. Frees the timer too."""
-        self._load.hold(-self._held_bytes)
-        self._held_bytes, self._over = 0, True
-        if self._timer is not None:
-            self._timer.cancel()
-        for completion in self.completions:
-            if not completion.ended:
-                self._backend.cancel(completion.ticket)
-
-    def _start_timer(self, seconds: float) -> None:
-        if not self._over:
-            self._timer = self._loop.call_later(seconds, self._expire)
-
-    def _expire(self) -> None:
-        for completion in self.completions:
-            completion.expired = not completion.ended
-        self.cancel()
-
-    def _publish(self, event: Delta | Exception) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the reader
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-
-
-def _least(seconds: Iterable[float | None]) -> float | None:
-    return min((one for one in seconds if one is not None), default=None)

@@ -20,8 +20,9 @@ from pangu_convert.artifact import read_artifact
 from pangu_server.backends import load_backend
 from pangu_server.backends.seam import LoadOptions
 from pangu_server.encoding import read_tokenizer
-from pangu_server.engine import Engine, GenerationOptions, Prompt
+from pangu_server.engine import Engine
 from pangu_server.errors import NotReady, RequestError
+from pangu_server.generation import GenerationOptions, Prompt
 from pangu_server.limits import Limits
 from pangu_server.metrics import Metrics
 from pangu_server.protocol.completion import CompletionRequest

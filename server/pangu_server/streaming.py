@@ -13,8 +13,8 @@ from starlette.types import Receive, Scope, Send
 from pangu_server.aside import Aside
 from pangu_server.completion import Delta
 from pangu_server.connections import COMMENT
-from pangu_server.engine import Generation
 from pangu_server.errors import ServerError
+from pangu_server.generation import Generation
 from pangu_server.protocol.base import ErrorResponse, GenerationRequest, Usage
 from pangu_server.responses import json_bytes, json_response
 

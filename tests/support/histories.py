@@ -9,8 +9,9 @@ from typing import NamedTuple
 from pangu_server.backends.sampling import Sampler
 from pangu_server.backends.seam import SamplingOptions, TokenLogprobs
 from pangu_server.completion import Completion
-from pangu_server.engine import Engine, Generation, GenerationOptions, Prompt
+from pangu_server.engine import Engine
 from pangu_server.errors import Overloaded, ServerError
+from pangu_server.generation import Generation, GenerationOptions, Prompt
 from pangu_server.limits import Limits
 from pangu_server.text import TextOptions
 from support.scripted import CONTEXT_LENGTH, END, logits

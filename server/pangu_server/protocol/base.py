@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, Field
 
 from pangu_server.backends.seam import SamplingOptions
-from pangu_server.engine import Engine, Generation, GenerationOptions, Prompt
+from pangu_server.engine import Engine
 from pangu_server.errors import ModelNotFound, RequestError, ServerError
 from pangu_server.fim import SourceFile
+from pangu_server.generation import Generation, GenerationOptions, Prompt
 from pangu_server.protocol.fields import Integer as Integer
 from pangu_server.protocol.fields import TokenFields, answer_room
 from pangu_server.protocol.lists import Listed

@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from pangu_server.chat import NO_TEMPLATE
-from pangu_server.engine import Engine, GenerationOptions, Prompt
+from pangu_server.engine import Engine
 from pangu_server.errors import RequestError
+from pangu_server.generation import GenerationOptions, Prompt
 from pangu_server.protocol.base import GenerationRequest, Integer, TextPart, text_of
 from pangu_server.protocol.lists import Listed
 from pangu_server.protocol.tools import offered, with_arguments

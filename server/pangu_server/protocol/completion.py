@@ -8,8 +8,9 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from pangu_server.completion import Delta, FinishReason, Token
 from pangu_server.encoding import Encoder
-from pangu_server.engine import Engine, GenerationOptions, Prompt
+from pangu_server.engine import Engine
 from pangu_server.errors import RequestError
+from pangu_server.generation import GenerationOptions, Prompt
 from pangu_server.pieces import unique_names
 from pangu_server.protocol.base import GenerationRequest, Integer, TokenIds, Usage
 from pangu_server.protocol.lists import Listed, made_when_written

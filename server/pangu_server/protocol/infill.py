@@ -6,8 +6,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, RootModel
 
 from pangu_server.completion import Completion, Delta
-from pangu_server.engine import Engine, Generation, GenerationOptions, Prompt
+from pangu_server.engine import Engine
 from pangu_server.fim import SourceFile
+from pangu_server.generation import Generation, GenerationOptions, Prompt
 from pangu_server.protocol.base import GenerationRequest, Integer, Usage
 from pangu_server.protocol.lists import Listed
 

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request, Response
 
 from pangu_server.aside import Aside
-from pangu_server.engine import Engine, Generation, GenerationOptions, Prompt
+from pangu_server.engine import Engine
+from pangu_server.generation import Generation, GenerationOptions, Prompt
 from pangu_server.parsing import BodyRequest, BodyRoute
 from pangu_server.protocol.base import GenerationRequest, TokenIds
 from pangu_server.protocol.chat import ChatRequest, FimRequest

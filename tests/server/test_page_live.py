@@ -32,7 +32,7 @@ LOW_CONTRAST = """() => {
   const low = [];
   for (const node of document.body.querySelectorAll("*")) {
     const text = node.value ?? [...node.childNodes].filter((n) => n.nodeType === 3).map((n) => n.data).join("");
-    if (!text.trim() || !node.checkVisibility({ visibilityProperty: true }) || node.matches(".has-ghost > textarea")) continue;
+    if (!text.trim() || !node.checkVisibility({ visibilityProperty: true }) || node.matches(".mirrored > textarea")) continue;
     const [a, b] = [luminance(getComputedStyle(node).color), luminance(ground(node))].sort((x, y) => y - x);
     if ((a + 0.05) / (b + 0.05) < 4.5) low.push(`${node.tagName} "${text.trim().slice(0, 40)}" ${((a + 0.05) / (b + 0.05)).toFixed(2)}`);
   }

@@ -66,8 +66,7 @@ stream = client.${client}.create(
 ${fields.join("")})
 for chunk in stream:
     for choice in chunk.choices:
-        print(${shown})
-`;
+        print(${shown})`;
 }
 
 /** `value` as Python writes it. What JSON escapes in a string, Python reads alike. */

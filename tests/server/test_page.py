@@ -147,7 +147,8 @@ def test_the_middle_is_filled_at_the_caret(open_tab: Callable[..., Tab]) -> None
     tab.page.keyboard.press("ArrowRight")
     tab.page.keyboard.press("Control+Enter")
     expect(tab.find(".ghost")).to_have_text("a + b")
-    expect(tab.page.locator("#m-tokens")).to_have_text("42")
+    for measure, told in (("tokens", "42"), ("cached", "6"), ("drafts", "30 of 33"), ("engine", "torch")):
+        expect(tab.page.locator(f"#m-{measure}")).to_have_text(told)
     tab.page.keyboard.press("Tab")
     assert tab.text() == "return (a + b\n)"
     tab.page.keyboard.type("!")
@@ -234,7 +235,7 @@ def test_everything_can_be_done_with_the_keyboard(open_tab: Callable[..., Tab]) 
         raise AssertionError(f"Tab never comes to {name}")
 
     visited = []
-    for _ in range(17):
+    for _ in range(18):
         press("Tab")
         visited.append(tab.page.evaluate(FOCUSED))
         assert tab.page.evaluate(OUTLINED), f"{visited[-1]} shows no focus"
@@ -249,6 +250,7 @@ def test_everything_can_be_done_with_the_keyboard(open_tab: Callable[..., Tab]) 
             "n",
             "stop, one a line, \\n is a line break",
         ),
+        "View as code",
         *("/v1/models", "/metrics", "/openapi.json", "", "API key…"),
     ]
     reach("Prompt")

@@ -1,6 +1,7 @@
 """What the page shows besides the playground, and how it looks, in a real browser."""
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from starlette.testclient import TestClient
 from support.browser import CODE, Scripted, Tab, serving
 from support.served import wait_for
 from support.standin import StandIn
+
+import pangu_bench.cli
 
 # The contrast of each text with the ground behind it (WCAG 2.2, 1.4.3), where it is below 4.5.
 LOW_CONTRAST = """() => {
@@ -32,7 +35,7 @@ LOW_CONTRAST = """() => {
   const low = [];
   for (const node of document.body.querySelectorAll("*")) {
     const text = node.value ?? [...node.childNodes].filter((n) => n.nodeType === 3).map((n) => n.data).join("");
-    if (!text.trim() || !node.checkVisibility({ visibilityProperty: true }) || node.matches(".has-ghost > textarea")) continue;
+    if (!text.trim() || !node.checkVisibility({ visibilityProperty: true }) || node.matches(".mirrored > textarea")) continue;
     const [a, b] = [luminance(getComputedStyle(node).color), luminance(ground(node))].sort((x, y) => y - x);
     if ((a + 0.05) / (b + 0.05) < 4.5) low.push(`${node.tagName} "${text.trim().slice(0, 40)}" ${((a + 0.05) / (b + 0.05)).toFixed(2)}`);
   }
@@ -52,8 +55,13 @@ def test_it_tells_what_is_served(open_tab: Callable[..., Tab], tab: Tab) -> None
         "no HumanEval score recorded",
     ):
         expect(facts).to_contain_text(text)
+    verb, *words = shlex.split(str(tab.find(".unscored code").text_content()).replace("\\\n", " "))
+    assert verb == "pangu-bench"
+    pangu_bench.cli.parser().parse_args(words)  # ends the test, when there is none such
     standin = StandIn([])
     other = open_tab(standin.app)
+    expect(other.page.locator("#served")).to_contain_text("HumanEval")
+    expect(other.page.locator(".unscored")).to_be_hidden()
     facts = other.page.locator("#served dl")
     for text in ("135 MB", "HumanEval pass@10.3354", "templateyes", "middleyes", "9.9"):
         expect(facts).to_contain_text(text)
@@ -90,11 +98,15 @@ def test_charts_show_what_the_metrics_say(scripted: Scripted, tab: Tab) -> None:
     tab.write("p")
     tab.find(".run").click()
     requests = tab.page.get_by_role("img", name="Requests")
+    latency = tab.page.get_by_role("img", name="Time to first token")
+    empty = "Time to first token: No answer yet since this page was opened."
+    expect(latency).to_have_attribute("aria-label", empty)
     expect(requests).to_have_attribute("aria-label", "Requests: running 1, waiting 0")
     scripted.go.set()
     for title in ("Time to first token", "Inter-token latency"):
         p95 = tab.page.locator("figure", has_text=title).get_by_role("row", name="p95")
         expect(p95).to_contain_text(re.compile(r"\d m?s"))
+    expect(latency).to_have_attribute("aria-label", re.compile("token: p50 [0-9]"))
     tokens = tab.page.locator("figure", has_text="Tokens per second")
     expect(tokens.locator(".line").first).to_have_attribute("d", re.compile("L"))
     memory = tab.page.locator("figure", has_text="Memory")

@@ -133,6 +133,12 @@ def test_a_prediction_goes_with_every_choice_and_with_streams(server: Server) ->
     assert events[-1]["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] == 16
 
 
+def test_what_was_guessed_without_a_prediction_is_told_too(server: Server) -> None:
+    server.backend.guesses = b"return m"
+    told = server.complete(prompt="p").json()["usage"]["completion_tokens_details"]
+    assert told == {"accepted_prediction_tokens": 7, "rejected_prediction_tokens": 1}
+
+
 def test_a_prediction_is_text(server: Server) -> None:
     chat(server, prediction=predicted("<|endoftext|>"))
     assert server.backend.options is not None

@@ -84,6 +84,7 @@ class ScriptedBackend:
         self.script = script
         self.gate = threading.Event()
         self.gate.set()
+        self.guesses: Sequence[int] = ()  # without a prediction
         self.reads = True  # a prompt that nothing is asked of, too
         self.emitted: list[int] = []
         self.prompts: list[Sequence[int]] = []
@@ -122,7 +123,7 @@ class ScriptedBackend:
             ticket.listener.on_prompt([None, *[TokenLogprobs(-1.0)] * (ticket.prompt_tokens - 1)])
         if not ticket.options.max_tokens:
             return
-        prediction = ticket.options.prediction
+        prediction = ticket.options.prediction or self.guesses
         for place, token_id in enumerate(self.script(ticket.tokens[: ticket.prompt_tokens])):
             self.gate.wait(timeout=30)
             if place < len(prediction):

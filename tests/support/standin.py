@@ -13,6 +13,7 @@ from pangu_server.page import add_page
 CARD = {
     "id": "standin",
     "max_model_len": 2048,
+    "engine": "torch",
     "backend": "none",
     "device": "cpu",
     "quantization": "int8",
@@ -26,6 +27,13 @@ CARD = {
     "fim": True,
 }
 
+USAGE = {
+    "prompt_tokens": 7,
+    "completion_tokens": 42,
+    "prompt_tokens_details": {"cached_tokens": 6},
+    "completion_tokens_details": {"accepted_prediction_tokens": 30, "rejected_prediction_tokens": 3},
+}
+
 
 class StandIn:
     """`answers[i]` is choice i, in pieces. `error`: (status, message, headers) for the next generations."""
@@ -34,6 +42,7 @@ class StandIn:
         self.answers, self.key = answers, key
         self.card: dict[str, Any] = dict(CARD)
         self.error: tuple[int, str, dict[str, str]] | None = None
+        self.param: str | None = None  # of that error
         self.bodies: list[dict[str, Any]] = []
         self.app = app = FastAPI()
         app.middleware("http")(self._check_key)
@@ -61,7 +70,7 @@ class StandIn:
     def _stream(self, body: dict[str, Any], choice: Any) -> Response:
         self.bodies.append(body)
         if self.error is not None:
-            return _error(*self.error)
+            return _error(*self.error, param=self.param)
 
         async def events() -> AsyncIterator[str]:
             for index, pieces in enumerate(self.answers[: body.get("n", 1)]):
@@ -69,7 +78,7 @@ class StandIn:
                     yield _event(choices=[{"index": index, "finish_reason": None, **choice(piece)}])
                     await asyncio.sleep(0.01)
                 yield _event(choices=[{"index": index, "finish_reason": "stop", **choice("")}])
-            yield _event(choices=[], usage={"prompt_tokens": 7, "completion_tokens": 42})
+            yield _event(choices=[], usage=USAGE)
             yield ": keep-alive\n\ndata: [DONE]\n\n"
 
         return StreamingResponse(events(), media_type="text/event-stream")
@@ -79,5 +88,5 @@ def _event(**fields: Any) -> str:
     return f"data: {json.dumps(fields)}\n\n"
 
 
-def _error(status: int, message: str, headers: dict[str, str]) -> JSONResponse:
-    return JSONResponse({"error": {"message": message}}, status, headers=headers)
+def _error(status: int, message: str, headers: dict[str, str], *, param: str | None = None) -> JSONResponse:
+    return JSONResponse({"error": {"message": message, "param": param}}, status, headers=headers)

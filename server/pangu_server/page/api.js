@@ -7,11 +7,25 @@ const KEY = "pangu-api-key"; // in sessionStorage: gone with the tab
 
 /** An answer that is not a success, or none at all (status 0). */
 export class ApiError extends Error {
-  constructor(message, { status = 0, retryAfter = null } = {}) {
+  constructor(message, { status = 0, param = null, retryAfter = null } = {}) {
     super(message);
     this.status = status;
+    this.param = param; // the field that is wrong, as the server calls it
     this.retryAfter = retryAfter; // seconds, or a date, as the server sent it
   }
+}
+
+/** A field of the page that is out of bounds. */
+export class FieldError extends Error {
+  constructor(message, param) {
+    super(message);
+    this.param = param;
+  }
+}
+
+/** Whether a key is sent. */
+export function hasKey() {
+  return sessionStorage.getItem(KEY) !== null;
 }
 
 /** The response of `path`, a success. Throws ApiError, or AbortError when `signal` says so. */
@@ -28,8 +42,8 @@ export async function request(path, { body, signal } = {}) {
     throw new ApiError("The server cannot be reached.");
   }
   if (response.ok) return response;
-  const details = { status: response.status, retryAfter: response.headers.get("retry-after") };
-  throw new ApiError(errorMessage(await response.text(), response), details);
+  const { message, param } = reason(await response.text(), response);
+  throw new ApiError(message, { status: response.status, param, retryAfter: response.headers.get("retry-after") });
 }
 
 /** The same, but a missing or refused key is asked for, once. */
@@ -81,7 +95,7 @@ export async function* events(response) {
       if (data === "[DONE]") return;
       if (!data) continue; // a comment that keeps the connection alive
       const event = JSON.parse(data);
-      if (event.error) throw new ApiError(event.error.message ?? String(event.error));
+      if (event.error) throw new ApiError(event.error.message ?? String(event.error), { param: event.error.param });
       yield event;
     }
   }
@@ -95,11 +109,12 @@ export function inWords(error) {
   return `${status}${error.message}${wait ? ` Retry after ${wait}.` : ""}`;
 }
 
-function errorMessage(text, response) {
+function reason(text, response) {
   try {
     const { error, detail } = JSON.parse(text);
-    return error?.message ?? (typeof error === "string" ? error : JSON.stringify(detail ?? text));
+    const message = error?.message ?? (typeof error === "string" ? error : JSON.stringify(detail ?? text));
+    return { message, param: error?.param ?? null };
   } catch {
-    return text.slice(0, 300) || response.statusText || "The server gave no reason.";
+    return { message: text.slice(0, 300) || response.statusText || "The server gave no reason.", param: null };
   }
 }

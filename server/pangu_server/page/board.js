@@ -10,17 +10,20 @@ const KEPT_SECONDS = 300;
 const QUANTILE_SECONDS = 30; // latencies of one interval would be too few to rank
 const RESTARTED = "process_start_time_seconds";
 
+const UNTOLD = "The server does not tell.";
+const UNMEASURED = "No answer yet since this page was opened.";
+
 const latency = (name) => ({ recent, now }) => [0.5, 0.95].map((q) => quantile(q, name, recent, now));
 const gauges = (...names) => ({ now }) => names.map((name) => now.value(name));
 
-// [title, lines, format, values of a scrape given the one before and the one 30 s ago]
+// [title, lines, format, what it says when empty, values of a scrape given the one before and the one 30 s ago]
 const CHARTS = [
-  ["Requests", ["running", "waiting"], number, gauges("vllm:num_requests_running", "vllm:num_requests_waiting")],
-  ["Tokens per second", ["generated", "prompt"], number, ({ before, now, elapsed }) =>
+  ["Requests", ["running", "waiting"], number, UNTOLD, gauges("vllm:num_requests_running", "vllm:num_requests_waiting")],
+  ["Tokens per second", ["generated", "prompt"], number, "Waiting for a second look at the server…", ({ before, now, elapsed }) =>
     ["vllm:generation_tokens_total", "vllm:prompt_tokens_total"].map((name) => rate(name, before, now, elapsed))],
-  ["Time to first token", ["p50", "p95"], seconds, latency("vllm:time_to_first_token_seconds")],
-  ["Inter-token latency", ["p50", "p95"], seconds, latency("vllm:inter_token_latency_seconds")],
-  ["Memory", ["resident", "weights", "KV cache?", "GPU?"], bytes,
+  ["Time to first token", ["p50", "p95"], seconds, UNMEASURED, latency("vllm:time_to_first_token_seconds")],
+  ["Inter-token latency", ["p50", "p95"], seconds, UNMEASURED, latency("vllm:inter_token_latency_seconds")],
+  ["Memory", ["resident", "weights", "KV cache?", "GPU?"], bytes, UNTOLD,
     gauges("process_resident_memory_bytes", "pangu_model_weight_bytes", "pangu_kv_cache_bytes",
       "pangu_gpu_memory_used_bytes")],
 ];
@@ -30,7 +33,7 @@ export class Board {
   constructor(section, onTick) {
     this.note = section.querySelector(".note");
     this.onTick = onTick;
-    this.charts = CHARTS.map(([title, lines, format]) => new Chart(title, lines, format));
+    this.charts = CHARTS.map(([title, lines, format, nothing]) => new Chart(title, lines, format, nothing));
     section.querySelector(".charts").append(...this.charts.map((chart) => chart.element));
     this._forget();
     this.timer = null;
@@ -65,7 +68,7 @@ export class Board {
     const [, recent] = this.scrapes.find(([at]) => time - at <= QUANTILE_SECONDS) ?? [time, scrape];
     this.scrapes = [...this.scrapes.filter(([at]) => time - at <= QUANTILE_SECONDS), [time, scrape]];
     const view = { now: scrape, before, recent, elapsed: time - beforeTime };
-    CHARTS.forEach(([, , , values], index) => {
+    CHARTS.forEach(([, , , , values], index) => {
       const kept = this.points[index].filter(([at]) => time - at <= KEPT_SECONDS);
       this.points[index] = [...kept, [time, values(view)]];
       this.charts[index].draw(this.points[index], time);

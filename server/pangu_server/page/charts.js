@@ -6,9 +6,13 @@ const GAP_SECONDS = 8; // points further apart are not joined
 const MIN_SECONDS = 60; // fewer are not stretched over the whole width
 
 export class Chart {
-  /** `series`: names of the lines; one with "?" has a row only while it has values. `format`: a value as text. */
-  constructor(title, series, format) {
+  /**
+   * `series`: names of the lines; one with "?" has a row only while it has values. `format`: a value as text.
+   * `nothing`: what an empty chart says.
+   */
+  constructor(title, series, format, nothing) {
     this.title = title;
+    this.nothing = nothing;
     this.names = series.map((name) => name.replace("?", ""));
     this.optional = series.flatMap((name, index) => (name.endsWith("?") ? [index] : []));
     this.format = format;
@@ -27,7 +31,8 @@ export class Chart {
     this.cursor = svg("path", { class: "cursor" });
     this.lines = series.map((_, index) => svg("path", { class: `line series-${index}` }));
     this.svg.append(...this.lines, this.cursor);
-    plot.append(this.top, this.svg);
+    this.empty = element("span", "empty-note", "Waiting for the server…");
+    plot.append(this.top, this.svg, this.empty);
     const table = element("table");
     this.rows = this.names.map((name, index) => {
       const row = table.insertRow();
@@ -51,6 +56,7 @@ export class Chart {
     const values = points.flatMap(([, row]) => row).filter((value) => value !== null);
     const top = ceiling(Math.max(0, ...values));
     this.top.textContent = values.length ? this.format(top) : "";
+    this.empty.textContent = values.length ? "" : this.nothing;
     this.lines.forEach((line, index) => line.setAttribute("d", this._path(index, top)));
     for (const index of this.optional) this.rows[index].hidden = points.every(([, row]) => row[index] === null);
     if (!this.hovered) this._read(null);
@@ -96,7 +102,7 @@ export class Chart {
     if (point) return;
     const values = this.names.map((name, index) => `${name} ${texts[index]}`);
     const shown = values.filter((_, index) => !this.rows[index].hidden);
-    this.svg.setAttribute("aria-label", `${this.title}: ${shown.join(", ")}`);
+    this.svg.setAttribute("aria-label", `${this.title}: ${this.empty.textContent || shown.join(", ")}`);
   }
 }
 

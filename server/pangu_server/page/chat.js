@@ -19,18 +19,25 @@ export class Chat {
     });
   }
 
+  /** What would be asked now. */
+  asked() {
+    const system = this.system.value.trim();
+    const question = { role: "user", content: this.input.value };
+    const messages = [...(system ? [{ role: "system", content: system }] : []), ...this.messages, question];
+    return { path: "v1/chat/completions", fields: { messages } };
+  }
+
   async run() {
     const content = this.input.value;
     if (!content.trim() || this.generation.running) return;
-    const system = this.system.value.trim();
+    const asked = this.asked();
     const conversation = [...this.messages, { role: "user", content }];
     const question = this._append("user", content);
     const answer = this._append("assistant", "");
     const piece = document.createTextNode("");
     answer.querySelector("pre").append(piece);
-    this.input.value = "";
-    const messages = system ? [{ role: "system", content: system }, ...conversation] : conversation;
-    const outcome = await this.generation.start("v1/chat/completions", { messages }, (_, text) => {
+    this._write("");
+    const outcome = await this.generation.start(asked, (_, text) => {
       piece.appendData(text);
       this.list.scrollTop = this.list.scrollHeight;
     });
@@ -39,11 +46,18 @@ export class Chat {
       // Nothing came: the question goes back to where it can be changed and sent again.
       question.remove();
       answer.remove();
-      this.input.value ||= content;
+      this._write(this.input.value || content);
       return;
     }
     this.messages = [...conversation, { role: "assistant", content: piece.data }];
+    this._write(this.input.value);
     if (outcome === "done") say("Answered.");
+  }
+
+  /** Put `text` where questions are typed, and let who shows what would be sent know. */
+  _write(text) {
+    this.input.value = text;
+    this.input.dispatchEvent(new Event("change", { bubbles: true }));
   }
 
   _append(role, text) {
@@ -63,6 +77,7 @@ export class Chat {
     this.generation.drop();
     this.messages = [];
     this.list.replaceChildren();
+    this._write(this.input.value);
     this.input.focus();
     say("New conversation.");
   }

@@ -31,11 +31,15 @@ export class Completer {
     next.addEventListener("click", () => this._choose(+1));
   }
 
+  /** What would be asked now. */
+  asked() {
+    const [prompt, suffix] = this.editor.split();
+    return { path: "v1/completions", fields: this.middle ? { prompt, suffix } : { prompt } };
+  }
+
   async run() {
     this.dismiss();
-    const [prompt, suffix] = this.editor.split();
-    const body = this.middle ? { prompt, suffix } : { prompt };
-    const outcome = await this.generation.start("v1/completions", body, (index, text) => {
+    const outcome = await this.generation.start(this.asked(), (index, text) => {
       this.choices[index] = (this.choices[index] ?? "") + text;
       this._paint();
     });

@@ -2,7 +2,7 @@
 
 import { events, inWords, requestWithKey } from "./api.js";
 import { number } from "./format.js";
-import { parameters } from "./parameters.js";
+import { asSent, chosenEngine, mark } from "./parameters.js";
 
 /** One request at a time: a new one cancels the one before. Paints buttons, status line and measures. */
 export class Generation {
@@ -18,10 +18,10 @@ export class Generation {
   }
 
   /**
-   * Send the parameters and `body`, and hand each piece to `onText(index, text)`. Returns "done",
+   * Send the parameters and `fields` to `path`, and hand each piece to `onText(index, text)`. Returns "done",
    * "stopped", "failed" (told on the page), or "superseded" by a later call.
    */
-  async start(path, body, onText) {
+  async start({ path, fields }, onText) {
     this.stop();
     const controller = (this.controller = new AbortController());
     const measures = (this.measures = new Measures());
@@ -29,7 +29,7 @@ export class Generation {
     this._busy(true);
     let outcome = "done";
     try {
-      const whole = { ...parameters(), ...body, stream: true, stream_options: { include_usage: true } };
+      const whole = asSent(fields);
       say("Waiting for the first token…");
       await stream(path, whole, controller.signal, measures, (index, text) => {
         if (this.controller !== controller) return;
@@ -38,7 +38,7 @@ export class Generation {
       });
     } catch (error) {
       outcome = error.name === "AbortError" ? "stopped" : "failed";
-      if (outcome === "failed" && this.controller === controller) complain(inWords(error));
+      if (outcome === "failed" && this.controller === controller) complain(error);
     }
     if (this.controller !== controller) return "superseded";
     this.controller = null;
@@ -75,12 +75,14 @@ export class Generation {
 export function say(text) {
   document.querySelector("#status").textContent = text;
   document.querySelector("#error").textContent = "";
+  mark(null);
 }
 
-/** An error, in words. */
-export function complain(text) {
+/** An error, in words, and the field that it is about. */
+function complain(error) {
   document.querySelector("#status").textContent = "";
-  document.querySelector("#error").textContent = text;
+  document.querySelector("#error").textContent = inWords(error);
+  mark(error.param);
 }
 
 async function stream(path, body, signal, measures, onText) {
@@ -104,6 +106,7 @@ class Measures {
     this.started = performance.now();
     this.first = this.last = null; // ms, of the first and the last piece of text
     this.pieces = 0;
+    this.engine = chosenEngine();
     this.usage = null;
     this.reasons = [];
   }
@@ -120,14 +123,19 @@ class Measures {
     const tokens = this.usage?.completion_tokens;
     const seconds = (this.last - this.first) / 1000;
     const rate = seconds > 0 ? ((tokens ?? this.pieces) - 1) / seconds : null;
+    const guessed = this.usage?.completion_tokens_details;
+    const accepted = guessed?.accepted_prediction_tokens;
     const approximately = tokens === undefined ? "≈ " : "";
     const values = {
       finish: finish ?? ([...new Set(this.reasons.filter(Boolean))].join(", ") || "–"),
       prompt: this.usage?.prompt_tokens ?? "–",
+      cached: this.usage?.prompt_tokens_details?.cached_tokens ?? "–",
       tokens: tokens ?? (this.pieces ? `${approximately}${this.pieces}` : "–"),
+      drafts: guessed ? `${accepted} of ${accepted + guessed.rejected_prediction_tokens}` : "–",
       ttft: this.first === null ? "–" : `${(this.first - this.started).toFixed(0)} ms`,
       rate: rate === null ? "–" : `${approximately}${number(rate)}`,
       total: this.last === null ? "–" : `${((this.last - this.started) / 1000).toFixed(2)} s`,
+      engine: (this.pieces || this.usage ? this.engine : null) ?? "–",
     };
     for (const [name, value] of Object.entries(values)) document.querySelector(`#m-${name}`).textContent = value;
   }

@@ -3,8 +3,9 @@
 import { KEY_CHANGED, askKey } from "./api.js";
 import { Board } from "./board.js";
 import { Chat } from "./chat.js";
+import { CodeView } from "./code.js";
 import { Completer } from "./completer.js";
-import { Served } from "./served.js";
+import { MODELS_CHANGED, Served } from "./served.js";
 
 const panel = (name) => document.querySelector(`#panel-${name}`);
 const modes = {
@@ -22,22 +23,26 @@ const served = new Served(document.querySelector("#served"));
 new Board(document.querySelector("#live"), () => served.watch());
 document.querySelector("#key").addEventListener("click", () => askKey());
 document.addEventListener(KEY_CHANGED, () => served.refresh());
+const chosen = () => modes[document.querySelector("[role=tab][aria-selected=true]").dataset.mode];
+const code = new CodeView(document.querySelector("#code"), () => chosen().asked());
+for (const event of [KEY_CHANGED, MODELS_CHANGED]) document.addEventListener(event, () => code.paint());
 
 document.querySelector("#parameters").addEventListener("submit", (event) => {
   event.preventDefault();
-  modes[document.querySelector("[role=tab][aria-selected=true]").dataset.mode].run();
+  chosen().run();
 });
 
 // Tabs as the ARIA practices describe them: one stop in the tab order, arrows move.
 const tabs = [...document.querySelectorAll("[role=tab]")];
 
-function select(chosen) {
+function select(target) {
   for (const tab of tabs) {
-    tab.ariaSelected = String(tab === chosen);
-    tab.tabIndex = tab === chosen ? 0 : -1;
-    panel(tab.dataset.mode).hidden = tab !== chosen;
+    tab.ariaSelected = String(tab === target);
+    tab.tabIndex = tab === target ? 0 : -1;
+    panel(tab.dataset.mode).hidden = tab !== target;
   }
-  document.querySelector("#n").disabled = chosen.dataset.mode === "chat"; // a conversation has one answer
+  document.querySelector("#n").disabled = target.dataset.mode === "chat"; // a conversation has one answer
+  code.paint();
 }
 
 for (const [index, tab] of tabs.entries()) {

@@ -1,7 +1,11 @@
 // What is served: the model's card, the server's version, and whether it takes requests.
 
 import { inWords, request, requestWithKey } from "./api.js";
+import { copies } from "./clipboard.js";
 import { bytes, number } from "./format.js";
+
+/** Event at the document: other models can be chosen. */
+export const MODELS_CHANGED = "pangu-models-changed";
 
 const UNKNOWN = "unknown";
 const STATES = {
@@ -15,6 +19,8 @@ const STATES = {
 export class Served {
   constructor(section) {
     this.list = section.querySelector("dl");
+    this.unscored = section.querySelector(".unscored"); // how to record a score
+    copies(this.unscored.querySelector("button"), this.unscored.querySelector("code"));
     this.state = document.querySelector("#state");
     this.version = UNKNOWN;
   }
@@ -33,17 +39,19 @@ export class Served {
     try {
       const [card, ...aliases] = (await json("v1/models")).data;
       this.version = await json("version").then((body) => body.version, () => UNKNOWN);
-      this._offer([card, ...aliases].map(({ id }) => id));
+      this._offer([card, ...aliases]);
       this._show(card, aliases.map(({ id }) => id));
     } catch (error) {
       document.querySelector("#model-name").textContent = inWords(error);
     }
   }
 
-  _offer(ids) {
+  _offer(cards) {
     const select = document.querySelector("#parameters select");
-    if (ids.join("\n") === [...select.options].map((option) => option.value).join("\n")) return;
-    select.replaceChildren(...ids.map((id) => new Option(id, id)));
+    const { value } = select;
+    select.replaceChildren(...cards.map(option));
+    if (cards.some(({ id }) => id === value)) select.value = value;
+    document.dispatchEvent(new Event(MODELS_CHANGED));
   }
 
   _show(card, aliases) {
@@ -70,6 +78,7 @@ export class Served {
     };
     const shown = Object.entries(rows).filter(([, value]) => value !== "");
     this.list.replaceChildren(...shown.flatMap(([name, value]) => [cell("dt", name), cell("dd", value ?? UNKNOWN)]));
+    this.unscored.hidden = measured(card.scores ?? {});
   }
 }
 
@@ -100,8 +109,17 @@ function scores(recorded) {
     }
   };
   for (const [name, value] of Object.entries(recorded)) add(name, value);
-  const measured = Object.keys(recorded).some((name) => /human_?eval/i.test(name));
-  return measured ? rows : { HumanEval: "no HumanEval score recorded: run the benchmark", ...rows };
+  return measured(recorded) ? rows : { ...rows, HumanEval: "no HumanEval score recorded" };
+}
+
+function measured(recorded) {
+  return Object.keys(recorded).some((name) => /human_?eval/i.test(name));
+}
+
+function option({ id, engine }) {
+  const made = new Option(id, id);
+  if (engine) made.dataset.engine = engine;
+  return made;
 }
 
 function yesOrNo(value) {

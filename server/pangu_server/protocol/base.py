@@ -243,7 +243,7 @@ class PromptTokensDetails(BaseModel):
 
 
 class CompletionTokensDetails(BaseModel):
-    """What came of a `prediction`. Guesses from the prompt count too; `completion_tokens` has no rejected ones."""
+    """What came of guessed tokens, from a `prediction` or the prompt; `completion_tokens` has no rejected ones."""
 
     accepted_prediction_tokens: int
     rejected_prediction_tokens: int
@@ -265,7 +265,7 @@ class Usage(BaseModel):
         """What a generation has used up to now."""
         prompt, completion = generation.prompt_tokens, generation.completion_tokens
         predicted = None
-        if generation.options.sampling.prediction:
+        if generation.options.sampling.prediction or generation.drafted_tokens:
             accepted = generation.accepted_tokens
             predicted = CompletionTokensDetails(
                 accepted_prediction_tokens=accepted,

@@ -44,6 +44,7 @@ BIAS = st.dictionaries(st.sampled_from(["0", "97", "260", "256"]), st.floats(-10
 # What a client means, by field; any other field gets values of its schema's type.
 SENSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "model": st.sampled_from(["scripted", "", "scripted-checkpoint", "alias"]),
+    "n_probs": st.integers(0, 20),
     "prompt": TEXTS | st.lists(IDS, min_size=1, max_size=5) | st.lists(TEXTS, min_size=1, max_size=3),
     "messages": st.lists(
         st.fixed_dictionaries({"role": st.just("user"), "content": TEXTS}), min_size=1, max_size=2
@@ -133,7 +134,8 @@ def strategies(server: Server) -> dict[str, st.SearchStrategy[dict[str, Any]]]:
     return {path: bodies(schema) for path, schema in generating(server).items()}
 
 
-PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/fim/completions", "/infill")
+LLAMAS = ("/infill", "/completion")
+PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/fim/completions", *LLAMAS)
 
 
 def test_every_endpoint_that_generates_is_tried(server: Server) -> None:
@@ -182,7 +184,7 @@ def check_answer(answer: Any, path: str) -> None:
         assert error["message"]
     elif answer.headers["content-type"].startswith("text/event-stream"):
         events = [event.removeprefix("data: ") for event in answer.text.split("\n\n") if event]
-        if path != "/infill":
+        if path not in LLAMAS:
             assert events.pop() == "[DONE]"
         check([json.loads(event) for event in events], path)
     else:
@@ -195,12 +197,12 @@ def check(events: list[dict[str, Any]], path: str) -> None:
     ends: dict[int, bool] = {}
     for event in events:
         assert "error" not in event, event
-        for choice in event["choices"] if path != "/infill" else [event]:
+        for choice in event["choices"] if path not in LLAMAS else [event]:
             index = choice["index"]
             assert not ends.get(index), "nothing comes behind its end"
-            if path == "/infill":
+            if path in LLAMAS:
                 ends[index] = choice["stop"]
-                assert choice["stop_type"] in ({"eos", "limit"} if choice["stop"] else {"none"})
+                assert choice["stop_type"] in ({"eos", "limit", "word"} if choice["stop"] else {"none"})
             else:
                 ends[index] = choice["finish_reason"] is not None
                 assert choice["finish_reason"] in (None, "stop", "length")

@@ -171,6 +171,7 @@ PATHS = [
     "/v1/chat/completions",
     "/v1/fim/completions",
     "/infill",
+    "/completion",
     "/tokenize",
     "/detokenize",
 ]
@@ -193,6 +194,7 @@ TEXTS = {
         '{"input_prefix":"a","input_suffix":%s}',
         '{"input_prefix":"a","input_suffix":"b","input_extra":[{"text":%s,"filename":"c"}]}',
     ],
+    "/completion": ['{"prompt":%s}', '{"prompt":[1,%s,2]}'],
     "/tokenize": ['{"prompt":%s}', '{"content":%s,"parse_special":false}'],
     "/detokenize": ['{"tokens":%s}'],
 }
@@ -207,6 +209,7 @@ LISTS = {
     "/v1/chat/completions": ['{"messages":%s}', '{"messages":[{"role":"user","content":%s}]}'],
     "/v1/fim/completions": ['{"prompt":"a","stop":%s}'],
     "/infill": ['{"input_prefix":"a","input_suffix":"b","input_extra":%s}'],
+    "/completion": ['{"prompt":%s}', '{"prompt":[%s]}', '{"prompt":"a","logit_bias":%s}'],
     "/tokenize": ['{"prompt":%s}'],
     "/detokenize": ['{"tokens":%s}', '{"tokens":[%s]}'],
 }

@@ -1,4 +1,4 @@
-"""Endpoints that generate: completions, chat, and the two ways to fill in the middle."""
+"""Endpoints that generate: completions, chat, responses, and two ways to fill in the middle."""
 
 import asyncio
 import time
@@ -18,7 +18,8 @@ from pangu_server.protocol.base import GenerationRequest, TokenIds
 from pangu_server.protocol.chat import ChatRequest, FimRequest
 from pangu_server.protocol.chat_answer import ChatForm, ChatResponse
 from pangu_server.protocol.completion import CompletionForm, CompletionRequest, CompletionResponse
-from pangu_server.protocol.infill import InfillForm, InfillRequest, InfillResponse, InfillResponses
+from pangu_server.protocol.llama import InfillRequest, LlamaCompletionRequest, LlamaRequest
+from pangu_server.protocol.llama_answer import LlamaForm, LlamaResponse, LlamaResponses
 from pangu_server.rendering import MOST_WORKERS
 from pangu_server.streaming import respond
 
@@ -97,13 +98,29 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
         form = ChatForm(**head(body, request), logprobs=False, token_ids=token_ids)
         return await respond(await submit([prompt], options, body, request), form, body, request)
 
-    @router.post("/infill", response_model=InfillResponse | InfillResponses)
+    @router.post("/completion", response_model=LlamaResponse | LlamaResponses)
+    @router.post("/completions", response_model=LlamaResponse | LlamaResponses, include_in_schema=False)
+    async def llama_completion(body: LlamaCompletionRequest, request: BodyRequest) -> Response:
+        """Complete prompts, in llama.cpp's form."""
+        prompts, options = await encode(request, body.generation, engine)
+        return await in_llamas_form(prompts, options, body, request)
+
+    @router.post("/infill", response_model=LlamaResponse | LlamaResponses)
     async def infill(body: InfillRequest, request: BodyRequest) -> Response:
         """Fill in the middle, in llama.cpp's form."""
         prompt, options = await encode(request, body.generation, engine)
-        generation = await submit([prompt], options, body, request)
-        form = InfillForm(
-            body.model or engine.model_names[0], generation, token_ids=bool(body.return_token_ids)
+        return await in_llamas_form([prompt], options, body, request)
+
+    async def in_llamas_form(
+        prompts: Sequence[Prompt], options: GenerationOptions, body: LlamaRequest, request: BodyRequest
+    ) -> Response:
+        generation = await submit(prompts, options, body, request)
+        form = LlamaForm(
+            body.model or engine.model_names[0],
+            engine,
+            generation,
+            token_ids=bool(body.return_tokens or body.return_token_ids),
+            logprobs=options.sampling.logprobs is not None,
         )
         return await respond(generation, form, body, request, done=False)
 

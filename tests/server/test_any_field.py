@@ -56,6 +56,9 @@ SENSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "n": st.integers(1, 3),
     "best_of": st.integers(0, 4),
     "max_tokens": st.integers(-1, 60),
+    "max_output_tokens": st.integers(-1, 60),
+    "input": TEXTS,
+    "metadata": st.dictionaries(NAMES, TEXTS, max_size=2),
     "max_completion_tokens": st.integers(-1, 60),
     "n_predict": st.integers(-1, 60),
     "logprobs": st.integers(0, 20) | st.booleans(),
@@ -135,7 +138,8 @@ def strategies(server: Server) -> dict[str, st.SearchStrategy[dict[str, Any]]]:
 
 
 LLAMAS = ("/infill", "/completion")
-PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/fim/completions", *LLAMAS)
+RESPONSES = "/v1/responses"
+PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/fim/completions", RESPONSES, *LLAMAS)
 
 
 def test_every_endpoint_that_generates_is_tried(server: Server) -> None:
@@ -146,7 +150,13 @@ def test_every_endpoint_that_generates_is_tried(server: Server) -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_every_field_takes_its_neutral_value_and_survives_others(server: Server, path: str) -> None:
     schema = generating(server)[path]
-    usual = {"prompt": "x", "messages": [{"role": "user", "content": "x"}], "max_tokens": 4, "n_predict": 4}
+    usual = {
+        "prompt": "x",
+        "input": "x",
+        "messages": [{"role": "user", "content": "x"}],
+        "max_tokens": 4,
+        "n_predict": 4,
+    }
     body = {name: value for name, value in usual.items() if name in schema["properties"]}
     for name in schema["properties"]:
         for value in (None, 2, 10**30, ""):
@@ -184,12 +194,36 @@ def check_answer(answer: Any, path: str) -> None:
         assert error["message"]
     elif answer.headers["content-type"].startswith("text/event-stream"):
         events = [event.removeprefix("data: ") for event in answer.text.split("\n\n") if event]
+        if path == RESPONSES:
+            check_events([event.partition("\ndata: ") for event in events])
+            return
         if path not in LLAMAS:
             assert events.pop() == "[DONE]"
         check([json.loads(event) for event in events], path)
     else:
         whole = answer.json()
+        if path == RESPONSES:
+            check_response(whole)
+            return
         check(whole if isinstance(whole, list) else [whole], path)
+
+
+def check_events(events: list[tuple[str, str, str]]) -> None:
+    """They are numbered and named, and their pieces are the text of the response that comes last."""
+    told = [json.loads(data) for _, _, data in events]
+    assert [name for name, _, _ in events] == [f"event: {event['type']}" for event in told]
+    assert [event["sequence_number"] for event in told] == list(range(len(told)))
+    check_response(told[-1]["response"])
+    assert told[-1]["type"] == f"response.{told[-1]['response']['status']}"
+    pieces = [event["delta"] for event in told if event["type"] == "response.output_text.delta"]
+    assert "".join(pieces) == told[-1]["response"]["output"][0]["content"][0]["text"]
+
+
+def check_response(response: dict[str, Any]) -> None:
+    """It has one message, and says why it ends."""
+    [message] = response["output"]
+    assert message["status"] == response["status"]
+    assert (response["status"] == "incomplete") == (response["incomplete_details"] is not None)
 
 
 def check(events: list[dict[str, Any]], path: str) -> None:

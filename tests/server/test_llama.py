@@ -27,6 +27,15 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server.engine.close()
 
 
+@pytest.fixture(scope="module")
+def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One for all requests that never reach the backend."""
+    server = Server(tmp_path_factory.mktemp("refusing"), lambda _: [END])
+    server.engine.load(server.backend)
+    yield server
+    server.engine.close()
+
+
 def complete(server: Server, **body: Any) -> Any:
     return server.post("/completion", **{"prompt": "p", "n_predict": 20, **body})
 
@@ -131,9 +140,9 @@ def test_biases_come_as_pairs_too(server: Server) -> None:
         ({"n_predict": CONTEXT_LENGTH}, "prompt"),
     ],
 )
-def test_what_it_cannot_do_is_a_400(server: Server, body: dict[str, Any], param: str) -> None:
+def test_what_it_cannot_do_is_a_400(refusing: Server, body: dict[str, Any], param: str) -> None:
     whole = json.dumps({"prompt": "p", "n_predict": 9, **body})
-    answer = server.client.post("/completion", content=whole, headers={"content-type": "application/json"})
+    answer = refusing.client.post("/completion", content=whole, headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
 
 

@@ -172,6 +172,7 @@ PATHS = [
     "/v1/fim/completions",
     "/infill",
     "/completion",
+    "/v1/responses",
     "/tokenize",
     "/detokenize",
 ]
@@ -195,6 +196,7 @@ TEXTS = {
         '{"input_prefix":"a","input_suffix":"b","input_extra":[{"text":%s,"filename":"c"}]}',
     ],
     "/completion": ['{"prompt":%s}', '{"prompt":[1,%s,2]}'],
+    "/v1/responses": ['{"input":%s}', '{"input":"a","instructions":%s}', '{"input":"a","metadata":{"b":%s}}'],
     "/tokenize": ['{"prompt":%s}', '{"content":%s,"parse_special":false}'],
     "/detokenize": ['{"tokens":%s}'],
 }
@@ -210,6 +212,7 @@ LISTS = {
     "/v1/fim/completions": ['{"prompt":"a","stop":%s}'],
     "/infill": ['{"input_prefix":"a","input_suffix":"b","input_extra":%s}'],
     "/completion": ['{"prompt":%s}', '{"prompt":[%s]}', '{"prompt":"a","logit_bias":%s}'],
+    "/v1/responses": ['{"input":%s}', '{"input":[{"role":"user","content":%s}]}'],
     "/tokenize": ['{"prompt":%s}'],
     "/detokenize": ['{"tokens":%s}', '{"tokens":[%s]}'],
 }

@@ -20,6 +20,8 @@ from pangu_server.protocol.chat_answer import ChatForm, ChatResponse
 from pangu_server.protocol.completion import CompletionForm, CompletionRequest, CompletionResponse
 from pangu_server.protocol.llama import InfillRequest, LlamaCompletionRequest, LlamaRequest
 from pangu_server.protocol.llama_answer import LlamaForm, LlamaResponse, LlamaResponses
+from pangu_server.protocol.responses import ResponsesRequest
+from pangu_server.protocol.responses_answer import ResponsesForm, ResponsesResponse
 from pangu_server.rendering import MOST_WORKERS
 from pangu_server.streaming import respond
 
@@ -55,6 +57,13 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
         engine.metrics.submitted(options.n, options.sampling.max_tokens)
         return generation
 
+    async def conversation(body: ChatRequest, request: BodyRequest) -> tuple[Prompt, GenerationOptions]:
+        # Always off the loop: a template computes as long as it likes, up to its bounds.
+        loop, aside = asyncio.get_running_loop(), request.app.state.aside
+        text = await loop.run_in_executor(template_threads, body.text, engine)
+        prompt = await aside(len(text), body.prompt, text, engine)  # of any body: a template may write more
+        return prompt, await encode(request, body.generation_options, engine, len(prompt.ids))
+
     def head(body: GenerationRequest, request: Request) -> dict[str, Any]:
         state = request.scope.get("state", {})
         return {
@@ -76,11 +85,7 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
     @router.post("/v1/chat/completions", response_model=ChatResponse)
     async def chat(body: ChatRequest, request: BodyRequest) -> Response:
         """Answer a conversation by the checkpoint's chat template."""
-        # Always off the loop: a template computes as long as it likes, up to its bounds.
-        loop, aside = asyncio.get_running_loop(), request.app.state.aside
-        text = await loop.run_in_executor(template_threads, body.text, engine)
-        prompt = await aside(len(text), body.prompt, text, engine)  # of any body: a template may write more
-        options = await encode(request, body.generation_options, engine, len(prompt.ids))
+        prompt, options = await conversation(body, request)
         form = ChatForm(
             **head(body, request),
             logprobs=bool(body.logprobs),
@@ -89,6 +94,16 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
             most_calls=1 if body.parallel_tool_calls is False else None,
         )
         return await respond(await submit([prompt], options, body, request), form, body, request)
+
+    @router.post("/v1/responses", response_model=ResponsesResponse)
+    async def responses(body: ResponsesRequest, request: BodyRequest) -> Response:
+        """Answer a conversation, in the form of OpenAI's responses. None is kept."""
+        chat = await encode(request, body.chat, engine)
+        prompt, options = await conversation(chat, request)
+        generation = await submit([prompt], options, chat, request)
+        told = head(body, request)
+        form = ResponsesForm(told["id"], told["created"], told["model"], body, generation)
+        return await respond(generation, form, body, request, done=False)
 
     @router.post("/v1/fim/completions", response_model=ChatResponse)
     async def fim(body: FimRequest, request: BodyRequest) -> Response:

@@ -19,6 +19,7 @@ class ChatTemplate:
 
     def __init__(self, templates: ChatTemplates | None, fault: str | None = None) -> None:
         self.fault = fault
+        self.source = "" if templates is None else next(iter(templates.sources.values()), "")
         self._sources = " ".join(templates.sources.values()) if templates is not None else ""
         self._renderers = Renderers(templates) if templates is not None else None
 

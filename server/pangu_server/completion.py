@@ -117,6 +117,11 @@ class Completion:
             completion_tokens=self.completion_tokens,
         )
 
+    @property
+    def stopping_word(self) -> str:
+        """The stop string that ended it; empty: none did."""
+        return self._stops.word
+
     def on_start(self) -> None:
         """See `Listener`."""
         self._started = time.perf_counter()

@@ -17,6 +17,7 @@ KEY_VALUES, OBJECT_VALUES = 8, 16
 # pydantic reports each member of a union by itself; this says it in one sentence
 UNION_FIELDS = {
     "prompt": "Input should be a string, a list of strings, or lists of token ids",
+    "input": 'Input should be a string, or a list of {"role": …, "content": a string or a list of text parts}',
     "stop": "Input should be a string or a list of strings",
     "prediction": 'Input should be {"type": "content", "content": a string or a list of text parts}',
 }

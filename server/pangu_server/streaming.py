@@ -16,6 +16,7 @@ from pangu_server.connections import COMMENT
 from pangu_server.errors import ServerError
 from pangu_server.generation import Generation
 from pangu_server.protocol.base import ErrorResponse, GenerationRequest, Usage
+from pangu_server.protocol.events import NamedEvent
 from pangu_server.responses import json_bytes, json_response
 
 KEEP_ALIVE = b": keep-alive\n\n"  # a comment of server-sent events: clients skip it
@@ -142,7 +143,11 @@ def _size(delta: Delta) -> int:
 
 def _event(chunk: BaseModel | Sequence[BaseModel]) -> bytes:
     chunks = (chunk,) if isinstance(chunk, BaseModel) else chunk
-    return b"".join(b"data: " + json_bytes(one) + b"\n\n" for one in chunks)
+    return b"".join(_name(one) + b"data: " + json_bytes(one) + b"\n\n" for one in chunks)
+
+
+def _name(chunk: BaseModel) -> bytes:
+    return b"event: " + chunk.type.encode() + b"\n" if isinstance(chunk, NamedEvent) else b""
 
 
 async def _collect(generation: Generation, request: Request) -> list[Delta]:

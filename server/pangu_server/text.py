@@ -63,6 +63,7 @@ class StopStrings:
         self._sent: list[bool] = []  # of each held character, whether it is to be sent
         self._naming: set[str] = set()  # stop strings that hold a name that came
         self.found = False
+        self.word = ""  # the one that was found
 
     def push(self, text: str, *, hidden: bool = False) -> str:
         """The text that can be sent now that `text` follows. Empty for ever once a stop is found.
@@ -95,8 +96,8 @@ class StopStrings:
                     cut = min(cut, places[len(view) - kept])
         if found:
             self.found = True
-            start, _, stop = min(found)
-            return self._take(start) + (stop if self._include else "")
+            start, _, self.word = min(found)
+            return self._take(start) + (self.word if self._include else "")
         return self._take(cut)
 
     def flush(self) -> str:

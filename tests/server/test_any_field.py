@@ -44,6 +44,7 @@ BIAS = st.dictionaries(st.sampled_from(["0", "97", "260", "256"]), st.floats(-10
 # What a client means, by field; any other field gets values of its schema's type.
 SENSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "model": st.sampled_from(["scripted", "", "scripted-checkpoint", "alias"]),
+    "n_probs": st.integers(0, 20),
     "prompt": TEXTS | st.lists(IDS, min_size=1, max_size=5) | st.lists(TEXTS, min_size=1, max_size=3),
     "messages": st.lists(
         st.fixed_dictionaries({"role": st.just("user"), "content": TEXTS}), min_size=1, max_size=2
@@ -55,6 +56,9 @@ SENSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "n": st.integers(1, 3),
     "best_of": st.integers(0, 4),
     "max_tokens": st.integers(-1, 60),
+    "max_output_tokens": st.integers(-1, 60),
+    "input": TEXTS,
+    "metadata": st.dictionaries(NAMES, TEXTS, max_size=2),
     "max_completion_tokens": st.integers(-1, 60),
     "n_predict": st.integers(-1, 60),
     "logprobs": st.integers(0, 20) | st.booleans(),
@@ -133,7 +137,9 @@ def strategies(server: Server) -> dict[str, st.SearchStrategy[dict[str, Any]]]:
     return {path: bodies(schema) for path, schema in generating(server).items()}
 
 
-PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/fim/completions", "/infill")
+LLAMAS = ("/infill", "/completion")
+RESPONSES = "/v1/responses"
+PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/fim/completions", RESPONSES, *LLAMAS)
 
 
 def test_every_endpoint_that_generates_is_tried(server: Server) -> None:
@@ -144,7 +150,13 @@ def test_every_endpoint_that_generates_is_tried(server: Server) -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_every_field_takes_its_neutral_value_and_survives_others(server: Server, path: str) -> None:
     schema = generating(server)[path]
-    usual = {"prompt": "x", "messages": [{"role": "user", "content": "x"}], "max_tokens": 4, "n_predict": 4}
+    usual = {
+        "prompt": "x",
+        "input": "x",
+        "messages": [{"role": "user", "content": "x"}],
+        "max_tokens": 4,
+        "n_predict": 4,
+    }
     body = {name: value for name, value in usual.items() if name in schema["properties"]}
     for name in schema["properties"]:
         for value in (None, 2, 10**30, ""):
@@ -182,12 +194,36 @@ def check_answer(answer: Any, path: str) -> None:
         assert error["message"]
     elif answer.headers["content-type"].startswith("text/event-stream"):
         events = [event.removeprefix("data: ") for event in answer.text.split("\n\n") if event]
-        if path != "/infill":
+        if path == RESPONSES:
+            check_events([event.partition("\ndata: ") for event in events])
+            return
+        if path not in LLAMAS:
             assert events.pop() == "[DONE]"
         check([json.loads(event) for event in events], path)
     else:
         whole = answer.json()
+        if path == RESPONSES:
+            check_response(whole)
+            return
         check(whole if isinstance(whole, list) else [whole], path)
+
+
+def check_events(events: list[tuple[str, str, str]]) -> None:
+    """They are numbered and named, and their pieces are the text of the response that comes last."""
+    told = [json.loads(data) for _, _, data in events]
+    assert [name for name, _, _ in events] == [f"event: {event['type']}" for event in told]
+    assert [event["sequence_number"] for event in told] == list(range(len(told)))
+    check_response(told[-1]["response"])
+    assert told[-1]["type"] == f"response.{told[-1]['response']['status']}"
+    pieces = [event["delta"] for event in told if event["type"] == "response.output_text.delta"]
+    assert "".join(pieces) == told[-1]["response"]["output"][0]["content"][0]["text"]
+
+
+def check_response(response: dict[str, Any]) -> None:
+    """It has one message, and says why it ends."""
+    [message] = response["output"]
+    assert message["status"] == response["status"]
+    assert (response["status"] == "incomplete") == (response["incomplete_details"] is not None)
 
 
 def check(events: list[dict[str, Any]], path: str) -> None:
@@ -195,12 +231,12 @@ def check(events: list[dict[str, Any]], path: str) -> None:
     ends: dict[int, bool] = {}
     for event in events:
         assert "error" not in event, event
-        for choice in event["choices"] if path != "/infill" else [event]:
+        for choice in event["choices"] if path not in LLAMAS else [event]:
             index = choice["index"]
             assert not ends.get(index), "nothing comes behind its end"
-            if path == "/infill":
+            if path in LLAMAS:
                 ends[index] = choice["stop"]
-                assert choice["stop_type"] in ({"eos", "limit"} if choice["stop"] else {"none"})
+                assert choice["stop_type"] in ({"eos", "limit", "word"} if choice["stop"] else {"none"})
             else:
                 ends[index] = choice["finish_reason"] is not None
                 assert choice["finish_reason"] in (None, "stop", "length")

@@ -3,6 +3,7 @@
 Shapes after the clients' sources; the code around the cursor is made up.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,57 @@ CLIENTS: dict[str, tuple[str, dict[str, Any], Read]] = {
             "stream": True,
         },
         delta_content,
+    ),
+    "Continue, llama.cpp": (
+        "/completion",
+        {
+            "prompt": TEMPLATED,
+            "stream": True,
+            "n_predict": 80,
+            "min_p": None,
+            "mirostat": None,
+            "stop": [*TEMPLATE_STOPS, "```"],
+            "top_k": 40,
+            "top_p": 0.95,
+            "temperature": 0.01,
+        },
+        content,
+    ),
+    "Tabby, llama.cpp": (
+        "/completion",
+        {
+            "seed": 1763913247,
+            "prompt": TEMPLATED,
+            "n_predict": 64,
+            "stream": True,
+            "temperature": 0.1,
+            "presence_penalty": 0.5,
+        },
+        content,
+    ),
+    "Zed, an edit prediction": (
+        "/v1/completions",
+        {
+            "model": "starcoder",
+            "prompt": TEMPLATED,
+            "max_tokens": 80,
+            "stop": ["<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<|endoftext|>"],
+        },
+        choice_text,
+    ),
+    "litellm, a text completion": (
+        "/v1/completions",
+        {
+            "model": "starcoder",
+            "prompt": BEFORE,
+            "suffix": AFTER,
+            "max_tokens": 64,
+            "n": 1,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "user": "default_user_id",
+        },
+        choice_text,
     ),
     "llm-ls": (
         "/v1/completions",
@@ -158,11 +210,15 @@ CLIENTS: dict[str, tuple[str, dict[str, Any], Read]] = {
 @pytest.mark.parametrize("client", CLIENTS)
 def test_an_editors_request_is_answered(server: Server, client: str) -> None:
     path, body, read = CLIENTS[client]
-    if body["stream"]:
+    if body.get("stream") and path == "/completion":
+        events, end = server.stream(path, **body)
+        events.append(json.loads(end))
+        assert [event["stop"] for event in events] == [False] * (len(events) - 1) + [True]
+    elif body.get("stream"):
         events, end = server.stream(path, **body)
         assert end == "[DONE]"
-        assert [event for event in events if event["choices"][0]["finish_reason"]], "Tabby panics without"
         events = [event for event in events if event["choices"]]
+        assert [event for event in events if event["choices"][0]["finish_reason"]], "Tabby panics without"
     else:
         answer = server.post(path, **body)
         assert answer.status_code == 200, answer.text

@@ -18,7 +18,7 @@ from pangu_server.encoding import Encoder
 from pangu_server.errors import ContextLengthExceeded, RequestError
 from pangu_server.limits import Limits
 from pangu_server.parsing import MOST_VALUES, parse
-from pangu_server.protocol import base, chat, completion, infill, service
+from pangu_server.protocol import base, chat, completion, llama, responses, service
 from pangu_server.protocol.completion import CompletionRequest
 
 
@@ -71,7 +71,7 @@ def requests() -> list[type[BaseModel]]:
     found: list[type[BaseModel]] = []
     left = [
         model
-        for module in (base, chat, completion, infill, service)
+        for module in (base, chat, completion, llama, responses, service)
         for model in vars(module).values()
         if isinstance(model, type) and issubclass(model, BaseModel) and model.__name__.endswith("Request")
     ]

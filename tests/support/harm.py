@@ -171,6 +171,8 @@ PATHS = [
     "/v1/chat/completions",
     "/v1/fim/completions",
     "/infill",
+    "/completion",
+    "/v1/responses",
     "/tokenize",
     "/detokenize",
 ]
@@ -193,6 +195,8 @@ TEXTS = {
         '{"input_prefix":"a","input_suffix":%s}',
         '{"input_prefix":"a","input_suffix":"b","input_extra":[{"text":%s,"filename":"c"}]}',
     ],
+    "/completion": ['{"prompt":%s}', '{"prompt":[1,%s,2]}'],
+    "/v1/responses": ['{"input":%s}', '{"input":"a","instructions":%s}', '{"input":"a","metadata":{"b":%s}}'],
     "/tokenize": ['{"prompt":%s}', '{"content":%s,"parse_special":false}'],
     "/detokenize": ['{"tokens":%s}'],
 }
@@ -207,6 +211,8 @@ LISTS = {
     "/v1/chat/completions": ['{"messages":%s}', '{"messages":[{"role":"user","content":%s}]}'],
     "/v1/fim/completions": ['{"prompt":"a","stop":%s}'],
     "/infill": ['{"input_prefix":"a","input_suffix":"b","input_extra":%s}'],
+    "/completion": ['{"prompt":%s}', '{"prompt":[%s]}', '{"prompt":"a","logit_bias":%s}'],
+    "/v1/responses": ['{"input":%s}', '{"input":[{"role":"user","content":%s}]}'],
     "/tokenize": ['{"prompt":%s}'],
     "/detokenize": ['{"tokens":%s}', '{"tokens":[%s]}'],
 }

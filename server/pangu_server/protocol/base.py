@@ -55,6 +55,7 @@ class GenerationRequest(TokenFields, StructuredFields):
 
     # Field -> its neutral values, which change nothing. Any other value is a 400.
     refused: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    instead: ClassVar[dict[str, str]] = {}  # what to do without such a field
     silent: ClassVar[tuple[str, ...]] = ("user",)  # says who asks, not what
 
     model: str | None = Field(default=None, description="Empty: the model that is served")
@@ -195,10 +196,10 @@ class GenerationRequest(TokenFields, StructuredFields):
         usage = self.stream_options is not None and self.stream_options.include_usage
         if usage and not self.stream:
             raise RequestError("stream_options needs stream=true", param="stream_options")
-        extra = self.model_extra or {}
         for name, neutral in self.refused.items():
-            if name in extra and extra[name] not in neutral:
-                raise RequestError(f"{name} is not supported by this server", param=name)
+            if (self.model_extra or {}).get(name, neutral[0]) not in neutral:
+                instead = self.instead.get(name, "leave it out")
+                raise RequestError(f"{name} is not supported by this server: {instead}", param=name)
 
     def _prediction(self, engine: Engine) -> tuple[int, ...]:
         if self.prediction is None:

@@ -1,4 +1,4 @@
-"""Endpoints that generate: completions, chat, and the two ways to fill in the middle."""
+"""Endpoints that generate: completions, chat, responses, and two ways to fill in the middle."""
 
 import asyncio
 import time
@@ -19,7 +19,10 @@ from pangu_server.protocol.base import GenerationRequest, TokenIds
 from pangu_server.protocol.chat import ChatRequest, FimRequest
 from pangu_server.protocol.chat_answer import ChatForm, ChatResponse
 from pangu_server.protocol.completion import CompletionForm, CompletionRequest, CompletionResponse
-from pangu_server.protocol.infill import InfillForm, InfillRequest, InfillResponse, InfillResponses
+from pangu_server.protocol.llama import InfillRequest, LlamaCompletionRequest, LlamaRequest
+from pangu_server.protocol.llama_answer import LlamaForm, LlamaResponse, LlamaResponses
+from pangu_server.protocol.responses import ResponsesRequest
+from pangu_server.protocol.responses_answer import ResponsesForm, ResponsesResponse
 from pangu_server.rendering import MOST_WORKERS
 from pangu_server.streaming import respond
 
@@ -55,6 +58,13 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
         engine.metrics.submitted(options.n, options.sampling.max_tokens)
         return generation
 
+    async def conversation(body: ChatRequest, request: BodyRequest) -> tuple[Prompt, GenerationOptions]:
+        # Always off the loop: a template computes as long as it likes, up to its bounds.
+        loop, aside = asyncio.get_running_loop(), request.app.state.aside
+        text = await loop.run_in_executor(template_threads, body.text, engine)
+        prompt = await aside(len(text), body.prompt, text, engine)  # of any body: a template may write more
+        return prompt, await encode(request, body.generation_options, engine, len(prompt.ids))
+
     def head(body: GenerationRequest, request: Request) -> dict[str, Any]:
         state = request.scope.get("state", {})
         return {
@@ -76,11 +86,7 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
     @router.post("/v1/chat/completions", response_model=ChatResponse)
     async def chat(body: ChatRequest, request: BodyRequest) -> Response:
         """Answer a conversation by the checkpoint's chat template."""
-        # Always off the loop: a template computes as long as it likes, up to its bounds.
-        loop, aside = asyncio.get_running_loop(), request.app.state.aside
-        text = await loop.run_in_executor(template_threads, body.text, engine)
-        prompt = await aside(len(text), body.prompt, text, engine)  # of any body: a template may write more
-        options = await encode(request, body.generation_options, engine, len(prompt.ids))
+        prompt, options = await conversation(body, request)
         form = ChatForm(
             **head(body, request),
             logprobs=bool(body.logprobs),
@@ -90,6 +96,16 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
         )
         return await respond(await submit([prompt], options, body, request), form, body, request)
 
+    @router.post("/v1/responses", response_model=ResponsesResponse)
+    async def responses(body: ResponsesRequest, request: BodyRequest) -> Response:
+        """Answer a conversation, in the form of OpenAI's responses. None is kept."""
+        chat = await encode(request, body.chat, engine)
+        prompt, options = await conversation(chat, request)
+        generation = await submit([prompt], options, chat, request)
+        told = head(body, request)
+        form = ResponsesForm(told["id"], told["created"], told["model"], body, generation)
+        return await respond(generation, form, body, request, done=False)
+
     @router.post("/v1/fim/completions", response_model=ChatResponse)
     async def fim(body: FimRequest, request: BodyRequest) -> Response:
         """Fill in the middle, in Mistral's form."""
@@ -98,13 +114,29 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
         form = ChatForm(**head(body, request), logprobs=False, token_ids=token_ids)
         return await respond(await submit([prompt], options, body, request), form, body, request)
 
-    @router.post("/infill", response_model=InfillResponse | InfillResponses)
+    @router.post("/completion", response_model=LlamaResponse | LlamaResponses)
+    @router.post("/completions", response_model=LlamaResponse | LlamaResponses, include_in_schema=False)
+    async def llama_completion(body: LlamaCompletionRequest, request: BodyRequest) -> Response:
+        """Complete prompts, in llama.cpp's form."""
+        prompts, options = await encode(request, body.generation, engine)
+        return await in_llamas_form(prompts, options, body, request)
+
+    @router.post("/infill", response_model=LlamaResponse | LlamaResponses)
     async def infill(body: InfillRequest, request: BodyRequest) -> Response:
         """Fill in the middle, in llama.cpp's form."""
         prompt, options = await encode(request, body.generation, engine)
-        generation = await submit([prompt], options, body, request)
-        form = InfillForm(
-            body.model or engine.model_names[0], generation, token_ids=bool(body.return_token_ids)
+        return await in_llamas_form([prompt], options, body, request)
+
+    async def in_llamas_form(
+        prompts: Sequence[Prompt], options: GenerationOptions, body: LlamaRequest, request: BodyRequest
+    ) -> Response:
+        generation = await submit(prompts, options, body, request)
+        form = LlamaForm(
+            body.model or engine.model_names[0],
+            engine,
+            generation,
+            token_ids=bool(body.return_tokens or body.return_token_ids),
+            logprobs=options.sampling.logprobs is not None,
         )
         return await respond(generation, form, body, request, done=False)
 

@@ -9,6 +9,7 @@ from pangu_server.aside import Aside
 from pangu_server.engine import Engine
 from pangu_server.errors import ModelNotFound, NotReady, RequestError
 from pangu_server.parsing import BodyRequest, BodyRoute
+from pangu_server.protocol.llama_answer import Props, Slot
 from pangu_server.protocol.service import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -67,6 +68,21 @@ def service_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter:
         text = engine.encoder.decode(body.tokens)
         return json_response(DetokenizeResponse(prompt=text, content=text))
 
+    @router.get("/props", responses={status: errors[status] for status in (401, 503)})
+    async def props() -> Props:
+        """What llama.cpp's clients ask before they begin: the context, how many at once, the chat template."""
+        check_ready()
+        return Props.of(engine, metadata.version("pangu-coder2"))
+
+    @router.get("/slots", responses={status: errors[status] for status in (401, 503)})
+    async def slots(fail_on_no_slot: str = "") -> list[Slot]:
+        """How many completions run, in llama.cpp's form. With `fail_on_no_slot=1` 503 when no slot is free."""
+        check_ready()
+        found = Slot.all(engine)
+        if fail_on_no_slot not in ("", "0") and all(slot.is_processing for slot in found):
+            raise NotReady("no slot is free: try again in a moment")
+        return found
+
     @router.get("/version")
     async def version() -> Version:
         """Of this software."""
@@ -80,9 +96,12 @@ def service_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter:
     @router.get("/ready", responses={503: errors[503]})
     async def ready() -> Status:
         """Readiness: a completion would be taken."""
+        check_ready()
+        return Status(status="ready")
+
+    def check_ready() -> None:
         if not engine.ready:
             raise NotReady("shutting down" if engine.draining else "the model is still loading")
-        return Status(status="ready")
 
     @router.get("/metrics", response_class=Response)
     async def prometheus() -> Response:

@@ -199,28 +199,6 @@ def test_a_chat_is_sent_whole_and_shown_as_text(open_tab: Callable[..., Tab]) ->
     assert "n" not in standin.bodies[0]
 
 
-def test_a_key_is_asked_for_and_kept_in_the_tab_only(open_tab: Callable[..., Tab]) -> None:
-    standin = StandIn([["x"]], key="sesame")
-    tab = open_tab(standin.app)
-    tab.refused = {401}
-    dialog = tab.page.get_by_role("dialog")
-    expect(dialog).to_contain_text("Incorrect API key provided.")
-    tab.page.keyboard.press("Escape")
-    expect(tab.page.locator("#model-name")).to_contain_text("401")
-    tab.page.keyboard.press("Control+Enter")
-    tab.find(".run").click()
-    expect(dialog).to_be_visible()
-    tab.page.keyboard.type("sesame")
-    tab.page.keyboard.press("Enter")
-    expect(tab.find(".ghost")).to_have_text("x")
-    expect(tab.page.locator("#model-name")).to_have_text("standin")
-    assert tab.page.evaluate("sessionStorage.getItem('pangu-api-key')") == "sesame"
-    assert tab.page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
-    tab.open()
-    expect(tab.page.locator("#model-name")).to_have_text("standin")
-    expect(dialog).to_be_hidden()
-
-
 def test_everything_can_be_done_with_the_keyboard(open_tab: Callable[..., Tab]) -> None:
     standin = StandIn([["one", " two"]])
     tab = open_tab(standin.app)

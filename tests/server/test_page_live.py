@@ -72,6 +72,28 @@ def test_it_tells_what_is_served(open_tab: Callable[..., Tab], tab: Tab) -> None
     expect(other.page.get_by_text("no chat template")).to_be_visible()
 
 
+def test_a_key_is_asked_for_and_kept_in_the_tab_only(open_tab: Callable[..., Tab]) -> None:
+    standin = StandIn([["x"]], key="sesame")
+    tab = open_tab(standin.app)
+    tab.refused = {401}
+    dialog = tab.page.get_by_role("dialog")
+    expect(dialog).to_contain_text("Incorrect API key provided.")
+    tab.page.keyboard.press("Escape")
+    expect(tab.page.locator("#model-name")).to_contain_text("401")
+    tab.page.keyboard.press("Control+Enter")
+    tab.find(".run").click()
+    expect(dialog).to_be_visible()
+    tab.page.keyboard.type("sesame")
+    tab.page.keyboard.press("Enter")
+    expect(tab.find(".ghost")).to_have_text("x")
+    expect(tab.page.locator("#model-name")).to_have_text("standin")
+    assert tab.page.evaluate("sessionStorage.getItem('pangu-api-key')") == "sesame"
+    assert tab.page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+    tab.open()
+    expect(tab.page.locator("#model-name")).to_have_text("standin")
+    expect(dialog).to_be_hidden()
+
+
 def test_the_servers_state_is_followed(tmp_path: Path, open_tab: Callable[..., Tab]) -> None:
     scripted = Scripted(tmp_path)
     with serving(scripted.app) as address:

@@ -6,23 +6,27 @@ const LONGEST = 20_000; // characters
 
 const NUMBER = String.raw`\b0[xXbBoO][\da-fA-F_]+\b|\b\d[\d_]*(?:\.\d+)?(?:[eE][+-]?\d+)?\w*`;
 const QUOTED = String.raw`"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?`;
-const SLASHES = String.raw`\/\/.*|\/\*[\s\S]*?(?:\*\/|$(?![\s\S]))`;
+const END = String.raw`$(?![\s\S])`; // of the text: what is not closed goes on to there
+const TRIPLE = String.raw`"""[\s\S]*?(?:"""|${END})|'''[\s\S]*?(?:'''|${END})`;
+const BLOCK = String.raw`\/\*[\s\S]*?(?:\*\/|${END})`;
+const SLASHES = String.raw`\/\/.*|${BLOCK}`;
 const C_WORDS = `break case char const continue default do double else enum extern float for goto if int long return short
   signed sizeof static struct switch typedef union unsigned void volatile while bool true false`;
 
-// Signs tell a language, each one that is found counts. Later: comments, strings, keywords.
+// Signs tell a language, and each one that is found counts; then comments, strings and keywords. No pattern may look
+// far ahead from many places: a text of blank lines or of one word, too, is read in a time that grows with its length.
 const LANGUAGES = [
   language(
-    [/^\s*(async )?def \w+\(/m, /^\s*(class \w+.*|else|try|(if|elif|for|while|with|except)\b.*):\s*(#.*)?$/m,
+    [/^[ \t]*(async )?def \w+\(/m, /^[ \t]*(class \w+.*|else|try|(if|elif|for|while|with|except)\b.*):\s*(#.*)?$/m,
       /^(import [\w., ]+|from [\w.]+ import .+)$/m, /\b(self|None|elif|lambda \w+:)/, /"""/],
     String.raw`#.*`,
-    String.raw`\b[rRbBfFuU]{0,2}(?:"""[\s\S]*?(?:"""|$(?![\s\S]))|'''[\s\S]*?(?:'''|$(?![\s\S])))|"""[\s\S]*?(?:"""|$(?![\s\S]))|'''[\s\S]*?(?:'''|$(?![\s\S]))|${QUOTED}`,
+    String.raw`(?:\b[rRbBfFuU]{1,2})?(?:${TRIPLE}|${QUOTED})`,
     `False None True and as assert async await break class continue def del elif else except finally for from global if
      import in is lambda match nonlocal not or pass raise return try while with yield`,
   ),
   language(
-    [/^\s*(export |async )*function\*? ?\w*\(/m, /\b(const|let) [\w{[][^=\n]*=/, /=> ?[{(\w]/, /===|!==/,
-      /^\s*(import|export) .*['"];?$/m, /\bconsole\.log\(/, /^\s*(export )?interface \w+ \{/m],
+    [/^[ \t]*(export |async )*function\*? ?\w*\(/m, /\b(const|let) [\w{[][^=\n]{0,80}=/, /=> ?[{(\w]/, /===|!==/,
+      /^[ \t]*(import|export) .*['"];?$/m, /\bconsole\.log\(/, /^[ \t]*(export )?interface \w+ \{/m],
     SLASHES,
     "`(?:\\\\[\\s\\S]|[^`\\\\])*`?|" + QUOTED,
     `async await break case catch class const continue debugger default delete do else export extends false finally for
@@ -30,15 +34,15 @@ const LANGUAGES = [
      true try type typeof undefined var void while yield`,
   ),
   language(
-    [/^\s*#\s*(include|define|ifn?def|pragma)\b/m, /^\s*(static |inline |unsigned )*(int|void|char|double|float) \*?\w+\(/m,
-      /\bstd::\w/, /^\s*template\s*</m, /\w->\w+[;,) (]/],
+    [/^[ \t]*#\s*(include|define|ifn?def|pragma)\b/m, /^[ \t]*(static |inline |unsigned )*(int|void|char|double|float) \*?\w+\(/m,
+      /\bstd::\w/, /^[ \t]*template\s*</m, /\w->\w+[;,) (]/],
     SLASHES,
     QUOTED,
     `${C_WORDS} auto catch class constexpr delete explicit friend inline namespace new noexcept nullptr operator override
      private protected public template this throw try typename using virtual`,
   ),
   language(
-    [/^\s*(public|private|protected|internal) .*[({;]$/m, /^(package|import|using) [\w.*]+;$/m, /\bString(\[\])? \w+/,
+    [/^[ \t]*(public|private|protected|internal) .*[({;]$/m, /^(package|import|using) [\w.*]+;$/m, /\bString(\[\])? \w+/,
       /@Override|\bSystem\.out\b|\bConsole\.Write/],
     SLASHES,
     QUOTED,
@@ -54,7 +58,7 @@ const LANGUAGES = [
      package range return select struct switch true type var`,
   ),
   language(
-    [/^\s*(pub )?(async )?fn \w+/m, /\blet mut \w/, /^\s*(pub )?(impl|mod|trait|enum)\b.*\{$/m, /^use [\w:{}, ]+;$/m,
+    [/^[ \t]*(pub )?(async )?fn \w+/m, /\blet mut \w/, /^[ \t]*(pub )?(impl|mod|trait|enum)\b.*\{$/m, /^use [\w:{}, ]+;$/m,
       /\b(println|vec|format)!/],
     SLASHES,
     String.raw`"(?:\\[\s\S]|[^"\\])*"?|'(?:\\.|[^'\\\n])'`, // a single quote alone is a lifetime
@@ -62,15 +66,15 @@ const LANGUAGES = [
      pub ref return self Self static struct super trait true type unsafe use where while`,
   ),
   language(
-    [/^#!.*sh\b/, /^\s*(fi|done|esac)\s*$/m, /^\s*if \[\[? .*\]; then$/m, /^\s*(export )?\w+=\$\(/m],
+    [/^#!.*sh\b/, /^[ \t]*(fi|done|esac)\s*$/m, /^[ \t]*if \[\[? .*\]; then$/m, /^[ \t]*(export )?\w+=\$\(/m],
     String.raw`(?<![^\s;])#.*`,
     String.raw`"(?:\\[\s\S]|[^"\\])*"?|'[^']*'?`,
     "case do done elif else esac export fi for function if in local return set then unset until while",
   ),
   language(
-    [/^\s*SELECT\b[\s\S]*\bFROM\b/im, /^\s*(CREATE|ALTER|DROP) (TABLE|INDEX|VIEW)\b/im, /^\s*INSERT INTO\b/im,
-      /^\s*UPDATE \w+ SET\b/im],
-    String.raw`--.*|\/\*[\s\S]*?(?:\*\/|$(?![\s\S]))`,
+    [/^[ \t]*SELECT\b[^;]{1,500}?\bFROM\b/im, /^[ \t]*(CREATE|ALTER|DROP) (TABLE|INDEX|VIEW)\b/im, /^[ \t]*INSERT INTO\b/im,
+      /^[ \t]*UPDATE \w+ SET\b/im],
+    String.raw`--.*|${BLOCK}`,
     String.raw`'(?:''|[^'])*'?`,
     `add all alter and as asc between by case create default delete desc distinct drop else end exists foreign from group
      having in index inner insert into is join key left limit not null on or order outer primary references right

@@ -187,7 +187,7 @@ def test_what_changes_nothing_passes(server: Server) -> None:
         "store": True,
         "user": "me",
     }
-    answer = server.post("/v1/responses", input="hi", store=True, user="me", reasoning={}, **neutral)
+    answer = server.post("/v1/responses", input="hi", reasoning={}, **neutral)
     assert answer.status_code == 200
     assert answer.headers["x-pangu-ignored-fields"] == "reasoning"
 

@@ -160,6 +160,7 @@ def test_an_answer_has_the_form_that_is_asked_for(tmp_path: Path) -> None:
         ({"tools": [{"type": "function", "name": "f"}]}, "tools", "/v1/chat/completions"),
         ({"background": True}, "background", "leave it out"),
         ({"n": 2}, "n", "one answer"),
+        ({"return_token_ids": True}, "return_token_ids", "/v1/chat/completions"),
         ({"input": []}, "input", "at least one"),
         ({"input": [{"type": "function_call_output", "output": ""}]}, "input", "string"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input", "text parts"),

@@ -188,6 +188,7 @@ class GenerationRequest(TokenFields, StructuredFields):
         return sorted(name for name in self.model_extra or {} if name not in {*self.refused, *self.silent})
 
     def _check(self, engine: Engine) -> None:
+        engine.encoder.check_unicode(self.model or "", "model")  # the answer says it back
         if self.model and not engine.answers_to(self.model):
             names = ", ".join((*engine.model_names, *engine.adapters))
             raise ModelNotFound(

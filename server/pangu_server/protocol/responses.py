@@ -86,6 +86,11 @@ class ResponsesRequest(GenerationRequest):
         engine.encoder.check_unicode(json.dumps(self.echoed(), ensure_ascii=False), "metadata or text")
         if (self.n or 1) > 1:
             raise RequestError("n: a response has one answer: ask again for another one", param="n")
+        if self.return_token_ids:
+            raise RequestError(
+                "return_token_ids: a response has no place for them: use /v1/chat/completions",
+                param="return_token_ids",
+            )
         asked = self.text.format if self.text is not None else None
         if asked is not None and self.response_format is not None:
             raise RequestError(

@@ -146,7 +146,8 @@ def test_a_model_that_answers_to_every_name(tmp_path: Path) -> None:
     server = serve(tmp_path, [END], model_names=["*", "alias"])
     assert server.complete(model="PLACEHOLDER").json()["model"] == "PLACEHOLDER"
     assert server.client.get("/v1/models/gpt-7").json()["id"] == "gpt-7"
-    broken = server.complete(model="half \ud800")
+    body = rb'{"prompt": "p", "model": "half \ud800"}'
+    broken = server.client.post("/v1/completions", content=body)
     assert (broken.status_code, broken.json()["error"]["param"]) == (400, "model")
     assert [row["id"] for row in server.client.get("/v1/models").json()["data"]] == ["scripted", "alias"]
     server.engine.close()

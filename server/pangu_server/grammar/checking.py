@@ -57,7 +57,9 @@ class Checker:
         with contextlib.suppress(OSError, ValueError):  # it has ended, or the server ends: see below
             child.stdin.write(line + "\n")
             child.stdin.flush()
-            if select.select([child.stdout], [], [], MAX_SECONDS)[0]:
+            poll = select.poll()  # not `select`, which knows the first 1,024 descriptors only
+            poll.register(child.stdout, select.POLLIN)
+            if poll.poll(MAX_SECONDS * 1000):
                 said = child.stdout.readline()
         if said:
             answer: dict[str, str] = json.loads(said)

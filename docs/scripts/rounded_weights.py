@@ -59,7 +59,9 @@ def main() -> None:
     arguments = parser.parse_args()
     tokenizer = read_tokenizer(arguments.checkpoint / TOKENIZER)
     windows = evaluation_windows(tokenizer, num_windows=arguments.windows, window_tokens=512).windows
-    model = AutoModelForCausalLM.from_pretrained(arguments.checkpoint, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        arguments.checkpoint, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    )
     scorer = TorchScorer(model)
     expected = [scorer.log_probabilities(window).half() for window in windows]
     linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]

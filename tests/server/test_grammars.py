@@ -74,6 +74,14 @@ def test_tokens_of_a_sentencepiece_vocabulary_are_their_bytes() -> None:
     compiler.close()
 
 
+def test_a_model_without_an_end_token_serves_all_the_rest() -> None:
+    compiler = Compiler(byte_tokenizer(), [VOCABULARY_SIZE], VOCABULARY_SIZE)
+    compiler.grammars.prepare(VOCABULARY_SIZE)
+    with pytest.raises(RequestError, match="needs an end token"):
+        compiler("regex", "a")
+    compiler.close()
+
+
 JSON_GBNF = r"""root   ::= object
 value  ::= object | array | string | ("true" | "false" | "null") ws
 object ::=

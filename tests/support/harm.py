@@ -33,7 +33,7 @@ class Victim:
     """A server process that is never done with an answer by itself."""
 
     def __init__(self, folder: Path, *flags: str, stderr: int | None = None) -> None:
-        artifact = scripted_artifact(folder, CONTEXT_LENGTH).path
+        artifact = scripted_artifact(folder, context_length=CONTEXT_LENGTH).path
         self.log = (folder / "stderr").open("w+")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "support.serve_scripted", "0", "0", artifact, "--port", "0", *flags],

@@ -1,12 +1,13 @@
 """From what a request asks for to a `Constraint`, off the event loop."""
 
 import asyncio
+import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from pangu_server.errors import Overloaded
+from pangu_server.errors import Overloaded, RequestError
 from pangu_server.grammar.checking import Checker, line_of, refusal
 from pangu_server.grammar.wanted import Wanted
 
@@ -40,7 +41,8 @@ class Grammars:
 
     def prepare(self, vocabulary_size: int) -> None:
         """Read the vocabulary now, for logits of this width; else the first grammar does."""
-        self._ready = self._read_vocabulary(vocabulary_size)
+        with contextlib.suppress(RequestError):  # then each request with a grammar is told
+            self._ready = self._read_vocabulary(vocabulary_size)
 
     async def compile(self, wanted: Wanted) -> "Constraint":
         """The grammar, ready to be followed.
@@ -89,6 +91,8 @@ class Grammars:
 
         from pangu_server.grammar.vocabulary import vocabulary_of
 
-        vocabulary = vocabulary_of(self._tokenizer, size, self._ends[-1])
         ends = [token_id for token_id in self._ends if token_id < size]
+        if not ends:
+            raise RequestError("an answer of a given form needs an end token, and the model has none")
+        vocabulary = vocabulary_of(self._tokenizer, size, ends[-1])
         return LLTokenizer(vocabulary, n_vocab=size, eos_token=ends)  # type: ignore[arg-type]

@@ -178,7 +178,6 @@ class Engine:
                         *(() if options.ignore_eos else self.end_token_ids(prompt.ids)),
                         *options.stop_token_ids,
                     ),
-                    constraint=options.constraint,
                     # Choices of one prompt differ, equal prompts of a request do not.
                     seed=None if seed is None else seed + index % options.best_of,
                 ),

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from pangu_server.backends.seam import Backend, Constraint, SamplingOptions
+from pangu_server.backends.seam import Backend, SamplingOptions
 from pangu_server.completion import Completion, Delta, Load, Publish
 from pangu_server.text import TextOptions
 
@@ -23,7 +23,6 @@ class GenerationOptions:
     ignore_eos: bool = False
     stream: bool = False
     decode_seconds: float = float("inf")  # after the first token; then the next line end is the last
-    constraint: Constraint | None = None  # for all completions
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,8 @@ def generation_routes(engine: Engine, errors: dict[int | str, Any]) -> APIRouter
         aside: Aside = request.app.state.aside
         wanted = body.wanted()
         if wanted is not None and engine.ready:  # if it is not, the engine says so
-            options = replace(options, constraint=await engine.grammars.compile(wanted))
+            constraint = await engine.grammars.compile(wanted)
+            options = replace(options, sampling=replace(options.sampling, constraint=constraint))
         work = options.best_of * sum(CHOICE_WORK + len(prompt.ids) for prompt in prompts)
         loop = asyncio.get_running_loop()
         generation = await aside(work, partial(engine.submit, prompts, options, loop=loop))
